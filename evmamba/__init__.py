@@ -1,0 +1,1 @@
+"""Light state-space vision backbone EfficientVMamba."""

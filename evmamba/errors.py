@@ -1,0 +1,31 @@
+"""Problems that the user can mend, told apart from our own bugs."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something in the user's data, options or machine is wrong.
+
+    The message is one line that says what is wrong, where, and what to do about it; the command line prints it without a
+    traceback and exits with status 2.
+    """
+
+
+def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UserError:
+    """Build the error for an unknown name, offering the nearest valid ones.
+
+    Args:
+        kind: what the name stands for, e.g. ``"model"``.
+        name: what the user wrote.
+        valid: every name that would have been right.
+    """
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        hint = "did you mean " + " or ".join(near) + "?"
+    elif len(names) <= 12:
+        hint = "valid: " + ", ".join(names)
+    else:
+        hint = f"{len(names)} names are valid, none of them is similar"
+    return UserError(f"unknown {kind} '{name}'; {hint}")

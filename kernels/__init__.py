@@ -1,0 +1,1 @@
+"""Selective-scan kernels: definition, PyTorch and Triton backends."""

@@ -1,0 +1,1 @@
+"""Command line, benchmark plan, result store and report."""

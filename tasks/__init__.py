@@ -1,0 +1,1 @@
+"""Training and evaluation: one LightningModule and one LightningDataModule per task."""
