@@ -1,1 +1,1 @@
-"""Training and evaluation: one LightningModule and one LightningDataModule per task."""
+"""Second floor: classification, detection and segmentation with any backbone that yields a feature pyramid."""

@@ -1,0 +1,123 @@
+"""Backbones by name for every task: EfficientVMamba's variants, or any timm model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+import evmamba
+from evmamba.errors import UserError, unknown_name
+
+STRIDES = (4, 8, 16, 32)
+
+# Some timm families fix the input size unless told otherwise; the first set of options that a model accepts is used.
+FLEXIBLE_SIZE_OPTIONS: tuple[dict[str, Any], ...] = (
+    {"strict_img_size": False},
+    {"dynamic_img_size": True},
+    {},
+)
+
+
+class TimmPyramid(nn.Module):
+    """A timm ``features_only`` network whose maps are always NCHW.
+
+    ``forward``: images [B, in_chans, H, W] -> list of [B, C_i, h_i, w_i], finest first. ``feature_info`` is timm's.
+    """
+
+    def __init__(self, body: nn.Module, channels_last: bool) -> None:
+        super().__init__()
+        self.body = body
+        self.feature_info: Any = body.feature_info
+        self.channels_last = channels_last
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        maps = self.body(x)
+        return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self.channels_last else maps
+
+
+def build_backbone(
+    name: str,
+    *,
+    features_only: bool,
+    out_indices: Sequence[int] = (0, 1, 2, 3),
+    num_classes: int = 0,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.0,
+    checkpoint: str | None = None,
+) -> nn.Module:
+    """Build one of our models or any timm model by name.
+
+    Args:
+        name: a name of ``evmamba.list_models()`` or ``timm.list_models()``.
+        features_only: True for a feature pyramid: forward returns a list of NCHW maps and the module has
+            ``feature_info.channels()`` and ``feature_info.reduction()``; False for a classifier.
+        out_indices: levels of the pyramid, 0..3 for strides 4, 8, 16, 32, whatever the model's own numbering is.
+        num_classes: outputs of the classifier.
+        in_chans: input channels.
+        drop_path_rate: stochastic depth.
+        checkpoint: file with backbone weights, or None for random initialisation.
+
+    Raises:
+        UserError: unknown name (the nearest ones are offered), missing or unfitting checkpoint, a model without maps at
+            the four strides, or one that has no stochastic depth although some is asked for.
+    """
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise UserError(f"checkpoint not found: {checkpoint}")
+    ours = getattr(evmamba, "list_models", list)()
+    if name in ours:
+        return evmamba.create_model(
+            name,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            drop_path_rate=drop_path_rate,
+            features_only=features_only,
+            out_indices=tuple(out_indices),
+            checkpoint_path=checkpoint,
+        )
+    if not timm.is_model(name.split(".")[0]):
+        raise unknown_name("backbone", name, [*ours, *timm.list_models()])
+
+    options: dict[str, Any] = {"in_chans": in_chans}
+    if drop_path_rate:
+        options["drop_path_rate"] = drop_path_rate
+    if checkpoint is not None:
+        # Through timm's own loader: it knows how to adapt the first convolution and to leave out another classifier.
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": checkpoint}}
+    if not features_only:
+        return _create_timm(name, options | {"num_classes": num_classes})
+
+    # Counted from the last level: many networks have a stride-2 level first.
+    body = _create_timm(name, options | {"features_only": True, "out_indices": tuple(i - 4 for i in out_indices)})
+    reductions = list(body.feature_info.reduction())
+    wanted = [STRIDES[i] for i in out_indices]
+    if reductions != wanted:
+        raise UserError(
+            f"backbone '{name}' has feature maps at strides {reductions}, not {wanted}; "
+            "detection and segmentation need a network with four stages (not a plain ViT)"
+        )
+    return TimmPyramid(body, channels_last=_is_channels_last(body))
+
+
+def _create_timm(name: str, options: dict[str, Any]) -> nn.Module:
+    """``timm.create_model`` with flexible input size where the family has it, and its complaints as UserError."""
+    complaint: Exception | None = None
+    for flexible in FLEXIBLE_SIZE_OPTIONS:
+        try:
+            return timm.create_model(name, **options, **flexible)
+        except (TypeError, AssertionError, IndexError, ValueError, RuntimeError, AttributeError) as error:
+            complaint = error  # the last one, without extra options, is the one that counts
+    reason = str(complaint).strip().split("\n")[0]
+    raise UserError(f"timm cannot build backbone '{name}' with {_shown(options)}: {reason}") from complaint
+
+
+def _shown(options: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in options.items())
+
+
+def _is_channels_last(body: nn.Module) -> bool:
+    """Whether the maps come as NHWC (timm says so in ``output_fmt``)."""
+    layout = getattr(body, "output_fmt", None)
+    return str(getattr(layout, "value", layout)).upper() == "NHWC"

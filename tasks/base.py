@@ -1,0 +1,294 @@
+"""What the three tasks share: the LightningModule's steps, optimizers and results, and the data module's loaders."""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from evmamba.errors import UserError
+from evmamba.tasks.images import BadImagePolicy, find_unreadable, handle_unreadable
+from evmamba.tasks.optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, scaled_lr
+from evmamba.tasks.samplers import EvaluationSampler, TrainingSampler
+
+EMBEDDED = "embedded"
+
+
+class TaskModule(L.LightningModule):
+    """A network, its loss and its metrics.
+
+    A task implements :meth:`training_loss`, :meth:`evaluation_step` and :meth:`evaluation_end`; this class logs,
+    ignores the batches that only keep ranks in step, and stops with the files' names when the loss is not finite.
+
+    Attributes:
+        output_dir: where the test stage writes its files (gallery, detections); nothing is written while it is None.
+        gallery_size: at most so many pictures of predictions in ``output_dir/gallery``.
+        details: JSON-able extras of the last evaluation (per class, confusion matrix, counts).
+    """
+
+    task: ClassVar[str]
+
+    def __init__(self, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> None:
+        super().__init__()
+        self.optimizer_config = optimizer
+        self.schedule_config = schedule
+        self.output_dir: Path | None = None
+        self.gallery_size = 8
+        self.details: dict[str, Any] = {}
+        self._pictures = 0
+
+    def training_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the scalar loss of a batch and its parts by name (logged as ``train/<name>``)."""
+        raise NotImplementedError
+
+    def evaluation_step(self, batch: dict[str, Any], stage: str) -> None:
+        """Predict a batch and update the metric objects; `stage` is "val" or "test". Nothing collective here."""
+        raise NotImplementedError
+
+    def evaluation_end(self, stage: str) -> dict[str, Tensor | float]:
+        """Reduce the metric objects over all ranks, reset them, fill ``details``; return metrics in [0, 1] by name."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        # evaluation_end returns values that are reduced already; Lightning's advice to average them would change them.
+        warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting.*")
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        loss, parts = self.training_loss(batch)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} at optimizer step {self.global_step} (epoch {self.current_epoch}, batch "
+                f"{batch_idx}; images {_named(batch['path'])}); the last checkpoint is still good: lower "
+                "optimizer.lr, lengthen the warm-up, set trainer.gradient_clip_val or use trainer.precision=32-true"
+            )
+        size = len(batch["path"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{name}": value.detach() for name, value in parts.items()}, batch_size=size)
+        return loss
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        if not batch.get("ignore", False):
+            self.evaluation_step(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        if not batch.get("ignore", False):
+            self.evaluation_step(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._pictures = 0
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def _log_metrics(self, stage: str) -> None:
+        metrics = self.evaluation_end(stage)
+        self.log_dict({f"{stage}/{name}": float(value) for name, value in metrics.items()}, prog_bar=stage == "val")
+
+    @property
+    def wants_picture(self) -> bool:
+        """Whether this process should still draw a prediction for the gallery."""
+        return self.output_dir is not None and self.trainer.is_global_zero and self._pictures < self.gallery_size
+
+    def add_picture(self, picture: Image.Image) -> None:
+        """Write a picture to ``output_dir/gallery/NNN.jpg``; call it only where :attr:`wants_picture`."""
+        assert self.output_dir is not None
+        folder = self.output_dir / "gallery"
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.convert("RGB").save(folder / f"{self._pictures:03d}.jpg", quality=88)
+        self._pictures += 1
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # A finite loss can still give infinite gradients; such weights must not replace the last good checkpoint.
+        broken = [name for name, value in checkpoint["state_dict"].items() if not torch.isfinite(value).all()]
+        if broken:
+            raise UserError(
+                f"weights are no longer finite at optimizer step {self.global_step} ({_named(broken)}); they are not "
+                "saved and the last checkpoint is still good: lower optimizer.lr or set trainer.gradient_clip_val"
+            )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        total_steps = float(self.trainer.estimated_stepping_batches)
+        accumulation = self.trainer.accumulate_grad_batches
+        steps_per_epoch = max(1, math.ceil(self.trainer.num_training_batches / accumulation))
+        batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        global_batch = None if batch_size is None else batch_size * accumulation * self.trainer.world_size
+        optimizer = build_optimizer(self, self.optimizer_config, global_batch)
+        lr_scale = scaled_lr(self.optimizer_config, global_batch or 1) / self.optimizer_config.lr
+        scheduler = build_scheduler(optimizer, self.schedule_config, steps_per_epoch, total_steps, lr_scale)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _named(names: Sequence[str], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+class TaskDataModule(L.LightningDataModule):
+    """Folders of images in one of the documented layouts, and loaders that are exact for any number of processes.
+
+    A task's constructor does the cheap checks and sets ``num_classes`` and ``class_names`` (the command line links them
+    to the model); its ``setup`` sets ``train_set`` and ``val_set``, map-style data sets of samples for :meth:`collate`.
+    The test stage and predict use the validation split: there is no other.
+
+    Args:
+        data_dir: the data set's root, or "embedded" for the drawn one that is made on first use.
+        batch_size: training images per process and step.
+        eval_batch_size: evaluation images per process and step; None takes batch_size.
+        num_workers: loading processes per loader.
+        on_bad_image: "stop" with an error before training, or "skip" unreadable images with a counted warning.
+        seed: of the training order.
+
+    Raises:
+        UserError: missing data folder, or options out of range.
+    """
+
+    task: ClassVar[str]
+    num_classes: int
+    class_names: list[str]
+    train_set: Dataset
+    val_set: Dataset
+
+    def __init__(
+        self,
+        data_dir: str,
+        batch_size: int,
+        eval_batch_size: int | None,
+        num_workers: int,
+        on_bad_image: BadImagePolicy,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise UserError(f"data.{name} must be at least {least}, not {value}")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.on_bad_image: BadImagePolicy = on_bad_image
+        self.seed = seed
+        self.embedded = data_dir == EMBEDDED
+        self.root = self._embedded_root() if self.embedded else Path(data_dir).expanduser()
+        if not self.root.is_dir():
+            raise UserError(f"data folder not found: {self.root} (data.data_dir)")
+
+    def _embedded_root(self) -> Path:
+        from evmamba.tasks.embedded import ensure_embedded  # draws pictures: not needed for real data
+
+        return ensure_embedded(self.task)  # type: ignore[arg-type]
+
+    def collate(self, samples: list[Any]) -> dict[str, Any]:
+        """Turn a list of samples into a batch with at least ``path``, the files' names."""
+        raise NotImplementedError
+
+    def image_paths(self) -> tuple[list[Path], list[Path]]:
+        """Return the training and the validation image files (known from the constructor on)."""
+        raise NotImplementedError
+
+    def description(self) -> dict[str, Any]:
+        """Say which data this is: name, root, number of images and classes, and a fingerprint of names and sizes."""
+        train, val = self.image_paths()
+        return {
+            "name": EMBEDDED if self.embedded else self.root.resolve().name,
+            "root": str(self.root),
+            "train_images": len(train),
+            "val_images": len(val),
+            "num_classes": self.num_classes,
+            "fingerprint": fingerprint(self.root, [*train, *val], self.class_names),
+        }
+
+    def readable(self, paths: Sequence[Path], where: str) -> list[Path]:
+        """Return the readable ones of these images, by the policy `on_bad_image`; rank 0 looks, all ranks agree.
+
+        Raises:
+            UserError: see :func:`evmamba.tasks.images.handle_unreadable`.
+        """
+        bad: dict[Path, str] | None = None
+        if self._rank == 0:
+            bad = find_unreadable(paths, self.on_bad_image)
+        if self.trainer is not None and self.trainer.world_size > 1:
+            bad = self.trainer.strategy.broadcast(bad)
+        assert bad is not None
+        handle_unreadable(bad, len(paths), self.on_bad_image, where)
+        return [path for path in paths if path not in bad]
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer is not None else 0
+
+    @property
+    def _world(self) -> int:
+        return self.trainer.world_size if self.trainer is not None else 1
+
+    def train_dataloader(self) -> DataLoader:
+        sampler = TrainingSampler(len(self.train_set), self._rank, self._world, self.seed)  # type: ignore[arg-type]
+        # A last small batch makes BatchNorm's statistics noisy; it is kept only where it is all there is.
+        drop_last = len(sampler) >= self.batch_size
+        return self._loader(
+            self.train_set, self.batch_size, sampler, self.collate, drop_last=drop_last, persistent_workers=True
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return self._evaluation_loader()
+
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation_loader()
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._evaluation_loader()
+
+    def _evaluation_loader(self) -> DataLoader:
+        sampler = EvaluationSampler(len(self.val_set), self._rank, self._world)  # type: ignore[arg-type]
+        collate = _Ignored(self.collate) if sampler.ignored else self.collate
+        return self._loader(self.val_set, self.eval_batch_size, sampler, collate)
+
+    def _loader(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        sampler: TrainingSampler | EvaluationSampler,
+        collate: Callable,
+        drop_last: bool = False,
+        persistent_workers: bool = False,
+    ) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            drop_last=drop_last,
+            persistent_workers=persistent_workers and self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+class _Ignored:
+    """A collate function whose batches say that they do not count (see EvaluationSampler)."""
+
+    def __init__(self, collate: Callable[[list[Any]], dict[str, Any]]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> dict[str, Any]:
+        return self.collate(samples) | {"ignore": True}
+
+
+def fingerprint(root: Path, paths: Iterable[Path], class_names: Sequence[str]) -> str:
+    """Return 16 hex digits over the class names and every file's name (relative to root) and size."""
+    digest = hashlib.sha256("\0".join(class_names).encode())
+    for path in paths:
+        digest.update(f"\n{path.relative_to(root).as_posix()}\0{path.stat().st_size}".encode())
+    return digest.hexdigest()[:16]

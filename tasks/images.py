@@ -1,0 +1,144 @@
+"""Reading image files right, and finding the unreadable ones before training starts."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from evmamba.errors import UserError
+
+BadImagePolicy = Literal["stop", "skip"]
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+# What a page shows behind a transparent picture.
+BACKGROUND = (255, 255, 255)
+
+# A file with the right end is complete; without it the decoder decides (some cameras append bytes of their own).
+_COMPLETE_TAIL = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether the name is that of an image: a known suffix in any case, not hidden."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def read_image(path: str | os.PathLike) -> Image.Image:
+    """Read an image file as 8-bit RGB, the way a person would see it.
+
+    The format is told by the content, not by the name. EXIF orientation is applied; palettes are expanded; transparency
+    is composited over white; 16-bit grayscale is scaled to 8 bits (not clipped); CMYK follows Adobe's inverted
+    convention as Pillow does; of several frames the first is taken.
+
+    Returns:
+        PIL image of mode RGB, fully decoded.
+
+    Raises:
+        UserError: missing, truncated, not an image, or of a kind without a defined 8-bit range; names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _to_rgb(_upright(image))
+    except FileNotFoundError:
+        raise UserError(f"image not found: {path}") from None
+    except (
+        Exception
+    ) as error:  # decoders raise nearly anything on damaged files: OSError, SyntaxError, struct.error, ...
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(f"cannot read image {path}: {reason.replace(str(path), 'the file')}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply EXIF orientation; a damaged EXIF block does not make the picture unreadable."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy()  # the caller closes the file
+    if image.mode.startswith("I"):  # I;16, I;16B, I: sixteen-bit grayscale
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise UserError(
+                f"{image.mode} pixels from {values.min()} to {values.max()} have no 8-bit meaning; convert it"
+            )
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise UserError("floating-point pixels have no 8-bit meaning; convert it to 8 or 16 bits")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        layer = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def why_unreadable(path: Path, decode: bool) -> str | None:
+    """Return why the image cannot be read, or None if it can.
+
+    Args:
+        path: the file.
+        decode: True decodes every pixel. False reads the header and the file's end (fast enough for ImageNet) and
+            decodes only where these leave a doubt.
+    """
+    if not decode and _looks_complete(path):
+        return None
+    try:
+        read_image(path)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _looks_complete(path: Path) -> bool:
+    try:
+        with path.open("rb") as file, Image.open(file) as image:  # parses the header only
+            tail = _COMPLETE_TAIL.get(image.format or "")
+            if tail is None:
+                return False
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 64))
+            return tail in file.read()
+    except Exception:
+        return False
+
+
+def find_unreadable(paths: Sequence[Path], policy: BadImagePolicy) -> dict[Path, str]:
+    """Check the files in parallel; with "skip" by decoding them all, with "stop" by header and end.
+
+    Returns:
+        For every unreadable file why, in the order given.
+    """
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        reasons = pool.map(lambda path: why_unreadable(path, decode=policy == "skip"), paths)
+        return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason is not None}
+
+
+def handle_unreadable(bad: dict[Path, str], total: int, policy: BadImagePolicy, where: str) -> None:
+    """Stop, or warn that the files are left out, as the policy says. Nothing happens without bad files.
+
+    Args:
+        bad: from :func:`find_unreadable`.
+        total: how many files were checked.
+        policy: "stop" or "skip".
+        where: which part of the data, e.g. "train"; for the message.
+
+    Raises:
+        UserError: policy "stop", or no readable image is left.
+    """
+    if not bad:
+        return
+    named = "; ".join(list(bad.values())[:3]) + (f"; and {len(bad) - 3} more" if len(bad) > 3 else "")
+    count = f"{len(bad)} of {total} {where} images cannot be read"
+    if policy == "stop":
+        raise UserError(f"{count}: {named}; mend or remove them, or leave them out with data.on_bad_image=skip")
+    if len(bad) == total:
+        raise UserError(f"{count}, so nothing is left: {named}")
+    warnings.warn(f"{count} and are left out: {named}", stacklevel=2)
