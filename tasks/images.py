@@ -28,12 +28,16 @@ def is_image_file(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def read_image(path: str | os.PathLike) -> Image.Image:
+def read_image(path: str | os.PathLike, *, upright: bool = True) -> Image.Image:
     """Read an image file as 8-bit RGB, the way a person would see it.
 
     The format is told by the content, not by the name. EXIF orientation is applied; palettes are expanded; transparency
     is composited over white; 16-bit grayscale is scaled to 8 bits (not clipped); CMYK follows Adobe's inverted
     convention as Pillow does; of several frames the first is taken.
+
+    Args:
+        path: the file.
+        upright: False leaves the pixels as they are stored, for labels that were drawn on those.
 
     Returns:
         PIL image of mode RGB, fully decoded.
@@ -44,7 +48,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return _to_rgb(_upright(image))
+            return _to_rgb(_upright(image) if upright else image)
     except FileNotFoundError:
         raise UserError(f"image not found: {path}") from None
     except (
