@@ -7,8 +7,8 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Something in the user's data, options or machine is wrong.
 
-    The message is one line that says what is wrong, where, and what to do about it; the command line prints it without a
-    traceback and exits with status 2.
+    The message is one line that says what is wrong, where, and what to do about it; the command line prints it without
+    a traceback and exits with status 2.
     """
 
 

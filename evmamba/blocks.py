@@ -1,0 +1,233 @@
+"""Layers of EfficientVMamba: ES2D, the EVSS block with its shared squeeze-excitation, InRes block, patch merging.
+
+Source: EfficientVMamba, arXiv 2403.09977, section 4 (ES2D: eq. 6 and 7, EVSS block: eq. 8 and 9) and the published
+code, which decides where the text is silent (biases, epsilons, the order of the scans).
+
+Tokens are channels-last `[B, H, W, C]`. Convolutions see them through a permuted view, which PyTorch knows as the
+`channels_last` memory format of `[B, C, H, W]`: nothing is copied between a linear layer and a convolution.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from evmamba.errors import unknown_name
+from evmamba.kernels import es2d_scan, ss2d_scan
+
+Scan = Literal["es2d", "ss2d"]
+
+SCANS = ("es2d", "ss2d")
+STEP_SIZE_RANGE = (1e-3, 1e-1)
+STEP_SIZE_FLOOR = 1e-4
+
+
+def to_channels_first(x: Tensor) -> Tensor:
+    """View tokens `[B, H, W, C]` as `[B, C, H, W]` in the channels_last memory format."""
+    return x.permute(0, 3, 1, 2)
+
+
+def to_channels_last(x: Tensor) -> Tensor:
+    """View a map `[B, C, H, W]` as tokens `[B, H, W, C]`."""
+    return x.permute(0, 2, 3, 1)
+
+
+class ES2D(nn.Module):
+    """Gated selective scan over an image with atrous sampling (EfficientVMamba, section 4.1).
+
+    A linear layer splits each token in a signal and a gate of `D = expand * dim` channels; the signal passes a
+    depthwise convolution and the scan, is normalised, multiplied by the gate and projected back.
+
+    Shapes: `[B, H, W, dim] -> [B, H, W, dim]`, any height and width; output in the type of the projections.
+
+    Args:
+        dim: channels of the tokens.
+        state_dim: size N of the state of each inner channel.
+        expand: inner channels per channel.
+        scan: `"es2d"`, the four atrous groups, or `"ss2d"`, VMamba's four directions over the full map (table 5).
+        step: atrous step p; only 2 is defined by the published networks. SS2D has no step.
+    """
+
+    def __init__(self, dim: int, *, state_dim: int = 16, expand: int = 2, scan: Scan = "es2d", step: int = 2) -> None:
+        super().__init__()
+        if scan not in SCANS:
+            raise unknown_name("scan", scan, SCANS)
+        inner, rank, groups = expand * dim, math.ceil(dim / 16), 4
+        self.scan = scan
+        self.step = step
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.x_proj_weight = nn.Parameter(torch.empty(groups, rank + 2 * state_dim, inner))
+        self.dt_projs_weight = nn.Parameter(torch.empty(groups, inner, rank))
+        self.dt_projs_bias = nn.Parameter(torch.empty(groups, inner))
+        self.A_logs = nn.Parameter(torch.empty(groups * inner, state_dim))
+        self.Ds = nn.Parameter(torch.empty(groups * inner))
+        self.out_norm = nn.LayerNorm(inner)
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialise the parameters of the scan as Mamba does (arXiv 2312.00752, section 3.6)."""
+        _, inner, rank = self.dt_projs_weight.shape
+        nn.init.uniform_(self.x_proj_weight, -(inner**-0.5), inner**-0.5)
+        nn.init.uniform_(self.dt_projs_weight, -(rank**-0.5), rank**-0.5)
+        low, high = (math.log(bound) for bound in STEP_SIZE_RANGE)
+        step_size = torch.empty_like(self.dt_projs_bias).uniform_(low, high).exp_().clamp_(min=STEP_SIZE_FLOOR)
+        self.dt_projs_bias.copy_(step_size + torch.log(-torch.expm1(-step_size)))  # inverse of softplus
+        self.A_logs.copy_(torch.arange(1, self.A_logs.shape[1] + 1).log().expand_as(self.A_logs))
+        self.Ds.fill_(1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        signal, gate = self.in_proj(x).chunk(2, dim=-1)
+        signal = F.silu(to_channels_last(self.conv2d(to_channels_first(signal))))
+        y = self._normalise(self._scan(signal)).to(signal.dtype)
+        return self.out_proj(y * F.silu(gate))
+
+    def _scan(self, x: Tensor) -> Tensor:
+        parameters = (self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds)
+        if self.scan == "ss2d":
+            return ss2d_scan(x, *parameters)
+        return es2d_scan(x, *parameters, step=self.step)
+
+    def _normalise(self, y: Tensor) -> Tensor:
+        # The scan answers in float32 at least, also when the model itself was cast to a smaller type.
+        norm = self.out_norm
+        return F.layer_norm(y, norm.normalized_shape, norm.weight.to(y.dtype), norm.bias.to(y.dtype), norm.eps)
+
+    def extra_repr(self) -> str:
+        return f"scan={self.scan}, step={self.step}"
+
+
+class TokenSqueezeExcite(nn.Module):
+    """Channel attention on tokens `[B, H, W, C]`: `u * sigmoid(W2 gelu(W1 mean(LayerNorm(u))))`.
+
+    The normalised map feeds the gate only; what is scaled is the map as it came (EfficientVMamba, eq. 9).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.reduce = nn.Linear(dim, dim // 8)
+        self.expand = nn.Linear(dim // 8, dim)
+
+    def forward(self, u: Tensor) -> Tensor:
+        squeezed = self.norm(u).mean(dim=(1, 2), keepdim=True)
+        return u * self.expand(F.gelu(self.reduce(squeezed))).sigmoid()
+
+
+class ConvBranch(nn.Sequential):
+    """Local branch of the EVSS block on `[B, C, H, W]`: depthwise 3x3, BatchNorm, GELU, 1x1."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.norm = nn.BatchNorm2d(dim)
+        self.act = nn.GELU()
+        self.pointwise = nn.Conv2d(dim, dim, 1)
+
+
+class EVSSBlock(nn.Module):
+    """Efficient visual state space block (EfficientVMamba, eq. 8 and 9) on tokens `[B, H, W, C]`.
+
+    `x + DropPath(SE(ES2D(n)) + SE(Conv(n)))` with `n = LayerNorm(x)`; one SE module serves both branches.
+
+    Args:
+        dim: channels.
+        drop_path: probability that a sample skips the block in training.
+        state_dim: size N of the scan's state.
+        scan: see :class:`ES2D`.
+        step: see :class:`ES2D`.
+        fusion: without it the block is `x + DropPath(ES2D(n))` (table 6).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        drop_path: float = 0.0,
+        state_dim: int = 16,
+        scan: Scan = "es2d",
+        step: int = 2,
+        fusion: bool = True,
+    ) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.norm = nn.LayerNorm(dim)
+        self.global_branch = ES2D(dim, state_dim=state_dim, scan=scan, step=step)
+        if fusion:
+            self.local_branch = ConvBranch(dim)
+            self.se = TokenSqueezeExcite(dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norm(x)
+        if not self.fusion:
+            return x + self.drop_path(self.global_branch(n))
+        local = to_channels_last(self.local_branch(to_channels_first(n)))
+        return x + self.drop_path(self.se(self.global_branch(n)) + self.se(local))
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention on `[B, C, H, W]`: `u * sigmoid(W2 relu(W1 mean(u)))`, squeezed to `reduced` channels."""
+
+    def __init__(self, dim: int, reduced: int) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.reduce = nn.Conv2d(dim, reduced, 1)
+        self.expand = nn.Conv2d(reduced, dim, 1)
+
+    def forward(self, u: Tensor) -> Tensor:
+        return u * self.expand(F.relu(self.reduce(self.pool(u)))).sigmoid()
+
+
+class InvertedResidual(nn.Module):
+    """Inverted residual (InRes) block with squeeze-excitation on `[B, C, H, W]` (section 4.2, MobileNetV3's block).
+
+    Args:
+        dim: channels in and out.
+        drop_path: probability that a sample skips the block in training.
+        expand: width of the depthwise convolution in units of `dim`.
+        se_ratio: squeezed width as a part of the *expanded* width.
+    """
+
+    def __init__(self, dim: int, *, drop_path: float = 0.0, expand: int = 4, se_ratio: float = 0.125) -> None:
+        super().__init__()
+        wide = expand * dim
+        self.expand = nn.Conv2d(dim, wide, 1, bias=False)
+        self.expand_norm = nn.BatchNorm2d(wide)
+        self.depthwise = nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False)
+        self.depthwise_norm = nn.BatchNorm2d(wide)
+        self.se = SqueezeExcite(wide, int(wide * se_ratio))
+        self.project = nn.Conv2d(wide, dim, 1, bias=False)
+        self.project_norm = nn.BatchNorm2d(dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.expand_norm(self.expand(x)), inplace=True)
+        y = F.relu(self.depthwise_norm(self.depthwise(y)), inplace=True)
+        y = self.project_norm(self.project(self.se(y)))
+        return x + self.drop_path(y)
+
+
+class PatchMerging(nn.Module):
+    """Halve height and width: `[B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C']` (Swin Transformer, arXiv 2103.14030).
+
+    An odd height or width is padded with zeros at the bottom or right; the four phases (0,0), (1,0), (0,1), (1,1)
+    (row, column) are concatenated, normalised and projected.
+    """
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, h, w, _ = x.shape
+        if h % 2 or w % 2:
+            x = F.pad(x, (0, 0, 0, w % 2, 0, h % 2))
+        phases = (x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2])
+        return self.reduction(self.norm(torch.cat(phases, dim=-1)))

@@ -1,0 +1,303 @@
+"""Read checkpoints of the original implementation and ours, safely; write safetensors.
+
+The original's parameter names are translated by one table, `ORIGINAL_NAMES`, in both directions. Files of the
+original hold their weights in one of several slots, with or without wrappers' prefixes; see `load_checkpoint`.
+"""
+
+import json
+import logging
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from evmamba.errors import UserError
+from evmamba.model import Trunk
+
+logger = logging.getLogger(__name__)
+
+RAW_SLOTS = ("state_dict", "model")
+EMA_SLOTS = ("ema_model", "model_ema", "state_dict_ema")
+
+# Theirs -> ours. {i} stage, {j} block counted from 0, {n} block counted from 1 (the original's InRes stages start with
+# a placeholder module), {end} the place after the blocks of such a stage, which holds the merging.
+ORIGINAL_NAMES = (
+    ("patch_embed.0", "stem.conv"),
+    ("patch_embed.2", "stem.norm"),
+    ("layers.{i}.blocks.{j}.norm", "stages.{i}.blocks.{j}.norm"),
+    ("layers.{i}.blocks.{j}.op", "stages.{i}.blocks.{j}.global_branch"),
+    ("layers.{i}.blocks.{j}.conv_branch.0", "stages.{i}.blocks.{j}.local_branch.depthwise"),
+    ("layers.{i}.blocks.{j}.conv_branch.1", "stages.{i}.blocks.{j}.local_branch.norm"),
+    ("layers.{i}.blocks.{j}.conv_branch.3", "stages.{i}.blocks.{j}.local_branch.pointwise"),
+    ("layers.{i}.blocks.{j}.se.norm", "stages.{i}.blocks.{j}.se.norm"),
+    ("layers.{i}.blocks.{j}.se.global_reduce", "stages.{i}.blocks.{j}.se.reduce"),
+    ("layers.{i}.blocks.{j}.se.channel_select", "stages.{i}.blocks.{j}.se.expand"),
+    ("layers.{i}.downsample", "stages.{i}.merge"),
+    ("layers.{i}.{n}.conv_pw.0", "stages.{i}.blocks.{j}.expand"),
+    ("layers.{i}.{n}.conv_pw.1", "stages.{i}.blocks.{j}.expand_norm"),
+    ("layers.{i}.{n}.conv_dw.0", "stages.{i}.blocks.{j}.depthwise"),
+    ("layers.{i}.{n}.conv_dw.1", "stages.{i}.blocks.{j}.depthwise_norm"),
+    ("layers.{i}.{n}.se.conv_reduce", "stages.{i}.blocks.{j}.se.reduce"),
+    ("layers.{i}.{n}.se.conv_expand", "stages.{i}.blocks.{j}.se.expand"),
+    ("layers.{i}.{n}.conv_pw2.0", "stages.{i}.blocks.{j}.project"),
+    ("layers.{i}.{n}.conv_pw2.1", "stages.{i}.blocks.{j}.project_norm"),
+    ("layers.{i}.{end}", "stages.{i}.merge"),
+    ("outnorm{i}", "outnorm{i}"),
+    ("classifier.norm", "head.norm"),
+    ("classifier.head", "head.fc"),
+)
+
+# Names of the original's first versions -> those of its present ones.
+OLDER_NAMES = (
+    (re.compile(r"^patch_embed\.proj\."), "patch_embed.0."),
+    (re.compile(r"^patch_embed\.norm\."), "patch_embed.2."),
+    (re.compile(r"^(layers\.\d+\.blocks\.\d+)\.ln_1\."), r"\1.norm."),
+    (re.compile(r"^(layers\.\d+\.blocks\.\d+)\.self_attention\."), r"\1.op."),
+    (re.compile(r"^(norm|head)\.(weight|bias)$"), r"classifier.\1.\2"),
+)
+
+
+class Loaded(NamedTuple):
+    """What :func:`load_checkpoint` did.
+
+    Attributes:
+        slot: the mapping of the file that held the weights, `""` for the top.
+        left_out: names in the checkpoint that the model has no use for.
+        kept: names in the model that the checkpoint does not have and that keep their initialisation.
+    """
+
+    slot: str
+    left_out: list[str]
+    kept: list[str]
+
+
+def load_checkpoint(
+    model: Trunk,
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    use_ema: bool = True,
+    weights_only: bool = True,
+) -> Loaded:
+    """Load weights into an EfficientVMamba classifier or feature pyramid.
+
+    Reads safetensors, our Lightning checkpoints and every format of the original: the weights are the first non-empty
+    mapping of the slots `ema_model`, `model_ema`, `state_dict_ema` (unless `use_ema` is False), `state_dict`, `model`,
+    or the file itself. What wraps the network's own names (`module.`, `model.`, `backbone.` ...) is taken off, and of
+    a larger model (a detector) only the backbone is read.
+
+    Loading is strict, but for two cases that are logged once:
+
+    - Into a feature pyramid the classifier and stages or norms that it was built without are ignored, and absent
+      `outnorm*` keep their initialisation.
+    - With another number of classes the classifier's linear layer is left out.
+
+    Args:
+        model: what :func:`evmamba.create_model` returns.
+        source: a file, or the mapping that such a file holds.
+        use_ema: of a file with raw and averaged weights take the averaged ones.
+        weights_only: refuse files that hold more than tensors and plain values. Unpickling anything else can run
+            code: switch it off only for files whose author you trust.
+
+    Raises:
+        UserError: no such file, torn or foreign file, refused objects, weights that do not fit the model.
+    """
+    where = "the given mapping" if isinstance(source, Mapping) else str(source)
+    content = source if isinstance(source, Mapping) else read_file(Path(source), weights_only=weights_only)
+    slot, weights = _select_slot(content, use_ema, where)
+    weights = {_from_original(name): value for name, value in _strip_wrappers(weights, use_ema, where).items()}
+    expected = model.state_dict()
+    left_out = _left_out(model, weights, expected)
+    kept = [name for name in expected if name not in weights and name.startswith("outnorm")]
+    weights = {name: value for name, value in weights.items() if name not in left_out}
+    _check_fit(weights, expected, kept, where)
+    model.load_state_dict(weights, strict=False)
+    if left_out:
+        logger.warning("%s: left out %s", where, _shortened(left_out))
+    if kept:
+        logger.warning("%s: not in it, so freshly initialised: %s", where, _shortened(kept))
+    return Loaded(slot, left_out, kept)
+
+
+def save_checkpoint(model: Trunk, path: str | os.PathLike[str], *, original_names: bool = False) -> None:
+    """Write the weights as safetensors, atomically, with the model's name and sizes in the file's metadata.
+
+    Args:
+        model: what :func:`evmamba.create_model` returns.
+        path: the file; its folder must exist.
+        original_names: write the parameter names of the original implementation in place of ours.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = Path(path)
+    state = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
+    if original_names:
+        names = original_key_names(model)
+        state = {names[name]: value for name, value in state.items()}
+    described = {name: getattr(model, name, None) for name in ("variant", "dims", "depths", "layout", "in_chans")}
+    metadata = {"format": "pt", "evmamba": json.dumps(described)}
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            unfinished = Path(file.name)
+        try:
+            safetensors.torch.save_file(state, unfinished, metadata=metadata)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
+
+
+def read_file(path: Path, *, weights_only: bool = True) -> Mapping[str, Any]:
+    """Read what a safetensors or PyTorch file holds, on the CPU.
+
+    Raises:
+        UserError: no such file, torn or foreign file, or one that holds more than tensors (with `weights_only`).
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint file at {path}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+        if start[8:9] == b"{":  # safetensors: the length of the header in 8 bytes, then the header as JSON
+            return safetensors.torch.load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        if weights_only and "Weights only load failed" in str(error) and start[:2] in (b"PK", b"\x80\x02"):
+            raise UserError(
+                f"the checkpoint {path} holds Python objects besides tensors, and reading those can run code; if you "
+                "trust its author, load it with weights_only=False"
+            ) from error
+        raise _broken(path, error) from error
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"the checkpoint {path} needs a Python package that is not installed: {error}") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise _broken(path, error) from error
+    if isinstance(content, nn.Module):
+        return content.state_dict()
+    if not isinstance(content, Mapping):
+        raise UserError(f"the checkpoint {path} holds a {type(content).__name__}, not a mapping of weights")
+    return content
+
+
+def original_key_names(model: Trunk) -> dict[str, str]:
+    """Map our name of every parameter and buffer of a model to the original implementation's name."""
+    flat_stages = {i: depth for i, depth in enumerate(model.depths) if model.layout[i] == "I"}
+    return {name: _to_original(name, flat_stages) for name in model.state_dict()}
+
+
+def _broken(path: Path, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(f"cannot read the checkpoint {path}: torn, or no checkpoint at all ({reason[:120]})")
+
+
+def _select_slot(content: Mapping[str, Any], use_ema: bool, where: str) -> tuple[str, Mapping[str, Any]]:
+    filled = [
+        slot
+        for slot in (*EMA_SLOTS, *RAW_SLOTS)
+        if isinstance(content.get(slot), Mapping) and any(isinstance(v, Tensor) for v in content[slot].values())
+    ]
+    chosen = [slot for slot in filled if use_ema or slot not in EMA_SLOTS]
+    if chosen:
+        slot, weights = chosen[0], content[chosen[0]]
+    elif filled:
+        raise UserError(f"{where} has averaged weights only, in '{filled[0]}'; load it with use_ema=True")
+    else:
+        slot, weights = "", content
+    weights = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    if not weights:
+        found = ", ".join(sorted(map(str, content))[:8]) or "nothing"
+        raise UserError(f"{where} has no weights: none in {', '.join((*EMA_SLOTS, *RAW_SLOTS))}, nor on top ({found})")
+    return slot, weights
+
+
+def _strip_wrappers(weights: Mapping[str, Tensor], use_ema: bool, where: str) -> dict[str, Tensor]:
+    """Take off the prefix before the network's own names; of a larger model keep only the names under that prefix."""
+    stem = re.compile(r"(?:^|\.)(?:stem\.conv|patch_embed\.0|patch_embed\.proj)\.weight$")
+    prefixes = [name[: found.start() + (found.group()[0] == ".")] for name in weights if (found := stem.search(name))]
+    if len(prefixes) > 1:
+        # A training checkpoint can hold a second, averaged copy of the network.
+        prefixes = [prefix for prefix in prefixes if ("ema" in prefix.lower()) == use_ema]
+        if len(prefixes) != 1:
+            raise UserError(f"{where} holds several networks; pass the mapping of the one to load")
+    prefix = prefixes[0] if prefixes else ""
+    kept = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    if len(kept) < len(weights):
+        logger.warning("%s: read '%s*' only, %d other entries left out", where, prefix, len(weights) - len(kept))
+    return kept
+
+
+def _left_out(model: Trunk, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    unknown = [name for name in weights if name not in expected]
+    if not hasattr(model, "head"):  # a feature pyramid
+        parts = tuple(f"stages.{i}." for i in range(len(model.stages), len(model.dims)))
+        parts += (f"stages.{len(model.stages) - 1}.merge.",)
+        return [name for name in unknown if name.startswith(("head.", "outnorm", *parts))]
+    linear = [name for name in ("head.fc.weight", "head.fc.bias") if name in weights]
+    fits = all(name in expected and weights[name].shape == expected[name].shape for name in linear)
+    return [] if fits else linear
+
+
+def _check_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], kept: Iterable[str], where: str) -> None:
+    groups = {
+        "missing": [name for name in expected if name not in weights and name not in kept],
+        "unexpected": [name for name in weights if name not in expected],
+        "of another shape": [
+            f"{name} {list(value.shape)} (model: {list(expected[name].shape)})"
+            for name, value in weights.items()
+            if name in expected and value.shape != expected[name].shape
+        ],
+    }
+    if any(groups.values()):
+        listed = "; ".join(f"{len(names)} {kind}: {_shortened(names)}" for kind, names in groups.items() if names)
+        raise UserError(f"{where} does not fit the model: {listed}")
+
+
+def _shortened(names: list[str], limit: int = 4) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    escaped = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
+    return re.compile("^" + re.sub(r"\{(\w+)\}", r"(?P<\1>\\d+)", escaped) + r"\.(?P<rest>.+)$")
+
+
+_THEIR_PATTERNS = [(_pattern(theirs), ours) for theirs, ours in ORIGINAL_NAMES]
+_OUR_PATTERNS = [(_pattern(ours), theirs) for theirs, ours in ORIGINAL_NAMES]
+
+
+def _from_original(name: str) -> str:
+    """Translate one of the original's names, present or older; other names stay as they are."""
+    for older, present in OLDER_NAMES:
+        name = older.sub(present, name)
+    for pattern, ours in _THEIR_PATTERNS:
+        if found := pattern.match(name):
+            numbers = {key: int(value) for key, value in found.groupdict().items() if key != "rest"}
+            if "n" in numbers:
+                numbers["j"] = numbers["n"] - 1
+            return f"{ours.format(**numbers)}.{found['rest']}"
+    return name
+
+
+def _to_original(name: str, flat_stages: Mapping[int, int]) -> str:
+    """Translate one of our names; `flat_stages` has the depth of each InRes stage."""
+    for pattern, theirs in _OUR_PATTERNS:
+        if found := pattern.match(name):
+            numbers = {key: int(value) for key, value in found.groupdict().items() if key != "rest"}
+            is_flat = numbers.get("i") in flat_stages
+            if theirs.startswith("layers.") and is_flat != ("{n}" in theirs or "{end}" in theirs):
+                continue
+            if is_flat:
+                numbers["end"] = flat_stages[numbers["i"]] + 2
+                numbers["n"] = numbers.get("j", 0) + 1
+            return f"{theirs.format(**numbers)}.{found['rest']}"
+    raise KeyError(name)
