@@ -1,0 +1,263 @@
+"""Detection data in COCO's layouts."""
+
+import pickle
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
+from pycocotools import mask as mask_utils
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from evmamba.errors import UserError
+from evmamba.tasks.base import TaskDataModule, fingerprint
+from evmamba.tasks.detection.annotations import (
+    CocoAnnotations,
+    ImageRecord,
+    categories,
+    first_few,
+    load_coco_json,
+    read_annotations,
+    to_rle,
+)
+from evmamba.tasks.images import BadImagePolicy, read_image
+
+Split = Literal["train", "val"]
+EXIF_ORIENTATION = 0x0112
+
+
+class DetectionData(TaskDataModule):
+    """Images with boxes, and masks where the module wants them.
+
+    Layouts: ``train2017/ val2017/ annotations/instances_{train,val}2017.json`` as COCO comes, or ``images/{train,val}``
+    with ``annotations/instances_{train,val}.json``.
+
+    Evaluation is at one image a batch: EfficientVMamba's squeeze-and-excitation pools over the whole map, so the
+    padding of a larger batch would change the predictions.
+
+    Args:
+        data_dir: the data set's root, or "embedded".
+        batch_size: training images per process and step.
+        num_workers: loading processes.
+        on_bad_image: "stop" or "skip".
+        seed: of the training order.
+        horizontal_flip: probability.
+        vertical_flip: probability; for pictures without an up, such as cells or aerial views.
+        photometric_distortion: random brightness, contrast, saturation and hue.
+        train_without_boxes: keep training images without boxes (they teach what background is).
+        masks: read masks; None leaves it to the module (Mask R-CNN wants them).
+
+    Raises:
+        UserError: no such layout, or a broken annotation file (training's is read in `setup`).
+    """
+
+    task = "detection"
+
+    def __init__(
+        self,
+        data_dir: str = "embedded",
+        batch_size: int = 2,
+        num_workers: int = 2,
+        on_bad_image: BadImagePolicy = "stop",
+        seed: int = 0,
+        horizontal_flip: float = 0.5,
+        vertical_flip: float = 0.0,
+        photometric_distortion: bool = False,
+        train_without_boxes: bool = True,
+        masks: bool | None = None,
+    ) -> None:
+        super().__init__(data_dir, batch_size, 1, num_workers, on_bad_image, seed)
+        self.splits: dict[Split, tuple[Path, Path]] = {
+            "train": find_split(self.root, "train"),
+            "val": find_split(self.root, "val"),
+        }
+        self.category_ids, names = categories(load_coco_json(self.annotation_file))
+        self.class_names = list(names)
+        self.num_classes = len(names)
+        self.train_without_boxes = train_without_boxes
+        self.masks = masks
+        self.counts: dict[str, dict[str, int]] = {}
+        self._train_transform = _transform(horizontal_flip, vertical_flip, photometric_distortion)
+        self._sets: dict[Split, CocoDataset] = {}
+
+    @property
+    def annotation_file(self) -> Path:
+        """The validation split's, which decides the evaluation."""
+        return self.splits["val"][1]
+
+    @property
+    def train_set(self) -> Dataset:  # type: ignore[override]
+        return self._sets["train"]
+
+    @property
+    def val_set(self) -> Dataset:  # type: ignore[override]
+        return self._sets["val"]
+
+    def setup(self, stage: str) -> None:
+        """Read and check the annotations and look at every image's header.
+
+        Raises:
+            UserError: broken annotations, categories that differ between the splits, missing or unreadable images,
+                images of another size than annotated, nothing to train on or to evaluate against, masks wanted and
+                missing.
+        """
+        masks = self.masks
+        if masks is None:
+            masks = self.trainer is not None and getattr(self.trainer.lightning_module, "wants_masks", False)
+        wanted: tuple[Split, ...] = ("train", "val") if stage == "fit" else ("val",)
+        for split in wanted:
+            if split not in self._sets:
+                self._sets[split] = self._read(split, masks)
+
+    def image_paths(self) -> tuple[list[Path], list[Path]]:
+        train, val = (
+            [folder / image["file_name"] for image in load_coco_json(file)["images"]]
+            for folder, file in (self.splits["train"], self.splits["val"])
+        )
+        return train, val
+
+    def description(self) -> dict[str, Any]:
+        described = super().description()
+        files = [file for _, file in self.splits.values()]
+        described["fingerprint"] = fingerprint(self.root, files, [described["fingerprint"]])
+        return described
+
+    def collate(self, samples: list[tuple[Tensor, dict[str, Any], str]]) -> dict[str, Any]:
+        """Images stay lists: they differ in size and the detector resizes and pads them."""
+        images, targets, paths = (list(column) for column in zip(*samples, strict=True))
+        return {"images": images, "targets": targets, "path": paths}
+
+    def _read(self, split: Split, masks: bool) -> "CocoDataset":
+        folder, file = self.splits[split]
+        annotations = read_annotations(file, masks=masks)
+        self._check_categories(annotations)
+        self.counts[split] = annotations.counts
+        rank_zero_info(annotations.summary())
+        if not annotations.counts["boxes"]:
+            raise UserError(
+                f"{file} has no usable box: nothing to {'train on' if split == 'train' else 'evaluate with'}"
+            )
+        records = annotations.images
+        if split == "train" and not self.train_without_boxes:
+            records = [record for record in records if len(record.boxes)]
+        readable = set(self.readable([folder / record.file_name for record in records], file.name))
+        records = [record for record in records if folder / record.file_name in readable]
+        check_sizes(folder, records, file)
+        return CocoDataset(folder, records, masks, self._train_transform if split == "train" else _transform())
+
+    def _check_categories(self, annotations: CocoAnnotations) -> None:
+        ours = dict(zip(self.category_ids, self.class_names, strict=True)).items()
+        theirs = dict(zip(annotations.category_ids, annotations.class_names, strict=True)).items()
+        if ours != theirs:
+            odd = first_few(f"{name} (id {identity})" for identity, name in sorted(ours ^ theirs))
+            raise UserError(
+                f"the categories of {annotations.path} and {self.annotation_file} differ: {odd}; "
+                "write the same list into both"
+            )
+
+
+class CocoDataset(Dataset):
+    """Images as float [3, H, W] in 0..1 with their targets, in the annotation file's order.
+
+    A target holds boxes [n, 4] float32 (x1 y1 x2 y2, pixels), labels [n] int64 (0..C-1), image_id as in the file, and
+    masks [n, H, W] uint8 if asked for.
+    """
+
+    def __init__(self, folder: Path, records: Sequence[ImageRecord], masks: bool, transform: v2.Transform) -> None:
+        self.folder = folder
+        self.masks = masks
+        self.transform = transform
+        # Bytes, because loading processes would copy a million small Python objects by touching their reference counts.
+        self._records = [pickle.dumps(record) for record in records]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any], str]:
+        record: ImageRecord = pickle.loads(self._records[index])
+        path = self.folder / record.file_name
+        size = (record.height, record.width)
+        target: dict[str, Any] = {
+            "boxes": tv_tensors.BoundingBoxes(torch.from_numpy(record.boxes), format="XYXY", canvas_size=size),  # type: ignore[call-arg]
+            "labels": torch.from_numpy(record.labels),
+        }
+        if self.masks:
+            masks = [mask_utils.decode(to_rle(segmentation, *size)) for segmentation in record.segmentations]
+            target["masks"] = tv_tensors.Mask(np.stack(masks) if masks else np.zeros((0, *size), dtype=np.uint8))
+        image, target = self.transform(read_annotated_image(path, record.width, record.height), target)
+        return image, target | {"image_id": record.image_id}, str(path)
+
+
+def find_split(root: Path, split: Split) -> tuple[Path, Path]:
+    """Image folder and annotation file of a split, in either layout.
+
+    Raises:
+        UserError: neither layout is there, or its images are not.
+    """
+    layouts = (
+        (root / f"{split}2017", root / "annotations" / f"instances_{split}2017.json"),
+        (root / "images" / split, root / "annotations" / f"instances_{split}.json"),
+    )
+    for folder, file in layouts:
+        if file.is_file():
+            if not folder.is_dir():
+                raise UserError(f"{file} is there, but its image folder {folder} is not")
+            return folder, file
+    raise UserError(f"no COCO data set in {root}: there is neither {layouts[0][1]} nor {layouts[1][1]}")
+
+
+def read_annotated_image(path: Path, width: int, height: int) -> Image.Image:
+    """Read an image so that its pixels are those that were annotated.
+
+    Annotation tools show a picture upright, as its EXIF orientation says; COCO's own tools ignore EXIF. Where a quarter
+    turn makes the two differ in size, the annotated size tells which was used; otherwise upright wins.
+
+    Raises:
+        UserError: unreadable, or of another size either way.
+    """
+    for upright in (True, False):
+        image = read_image(path, upright=upright)
+        if image.size == (width, height):
+            return image
+    raise UserError(f"{path} is {image.width}x{image.height}, but annotated as {width}x{height}")
+
+
+def check_sizes(folder: Path, records: Sequence[ImageRecord], file: Path) -> None:
+    """Compare the images' headers with the annotated sizes.
+
+    Raises:
+        UserError: some differ, so their boxes would be wrong; names the first ones.
+    """
+
+    def wrong(record: ImageRecord) -> str | None:
+        with Image.open(folder / record.file_name) as image:
+            width, height = image.size
+            turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+        annotated = (record.width, record.height)
+        if annotated == (width, height) or (turned and annotated == (height, width)):
+            return None
+        return f"{record.file_name} is {width}x{height}, not {record.width}x{record.height}"
+
+    with ThreadPoolExecutor() as pool:
+        offenders = [text for text in pool.map(wrong, records) if text]
+    if offenders:
+        raise UserError(f"{len(offenders)} images differ in size from {file}: {first_few(offenders)}")
+
+
+def _transform(
+    horizontal_flip: float = 0.0, vertical_flip: float = 0.0, photometric_distortion: bool = False
+) -> v2.Transform:
+    steps: list[v2.Transform] = [v2.ToImage()]
+    if photometric_distortion:
+        steps.append(v2.RandomPhotometricDistort())
+    steps += [v2.RandomHorizontalFlip(horizontal_flip), v2.RandomVerticalFlip(vertical_flip)]
+    return v2.Compose(
+        [*steps, v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True), v2.ToPureTensor()]
+    )

@@ -1,0 +1,150 @@
+"""COCO average precision: pycocotools decides, on the annotation file itself, for any number of processes."""
+
+import contextlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+
+from evmamba.tasks.detection.annotations import categories, has_mask, load_coco_json
+
+# COCOeval.stats[:6]; the other six are recalls.
+PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+MAX_DETECTIONS = 100
+MASK_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class CocoScores:
+    """What COCOeval says.
+
+    Attributes:
+        stats: its twelve numbers, as it prints them; -1 where the data has no such objects.
+        per_class: AP and AP50 in [0, 1] by class name; None for a class without objects.
+        images: how many the annotation file has.
+    """
+
+    stats: list[float]
+    per_class: dict[str, dict[str, float | None]]
+    images: int
+
+    def metrics(self) -> dict[str, float]:
+        """AP, AP50, AP75, APs, APm, APl in [0, 1], without those that the data has no objects for."""
+        return {name: value for name, value in zip(PRECISIONS, self.stats, strict=False) if value >= 0}
+
+
+class CocoDetections:
+    """Predictions of this process, in original image coordinates; gathered once, at the end of an epoch."""
+
+    def __init__(self) -> None:
+        self._found: dict[int | str, tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]] = {}
+
+    def add(self, image_id: int | str, prediction: dict[str, Tensor]) -> None:
+        """Keep one image's prediction.
+
+        Args:
+            image_id: the annotation file's id.
+            prediction: boxes [n, 4] (x1 y1 x2 y2, pixels), scores [n], labels [n] (0..C-1); masks [n, 1, H, W] in
+                [0, 1] from a detector that has them.
+        """
+        best = prediction["scores"].argsort(descending=True, stable=True)[:MAX_DETECTIONS]
+        boxes, scores, labels = (prediction[key][best].cpu().numpy() for key in ("boxes", "scores", "labels"))
+        rles = [_encode(mask[0]) for mask in prediction["masks"][best]] if "masks" in prediction else []
+        self._found[image_id] = (boxes, scores, labels, rles)
+
+    def gather(self, category_ids: tuple[int, ...]) -> tuple[list[int | str], list[dict], list[dict]] | None:
+        """Bring all processes' predictions to rank 0 and forget them; every process must call it.
+
+        Returns:
+            On rank 0 the ids of the images seen, and COCO result entries with boxes and with masks; else None. Boxes
+            and masks are apart because pycocotools takes an entry's box area for its mask's where both are given.
+        """
+        parts: list[dict] | None = [self._found]
+        if dist.is_available() and dist.is_initialized():
+            parts = [{} for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
+            dist.gather_object(self._found, parts, dst=0)
+        self._found = {}
+        if parts is None:
+            return None
+        found = {image_id: value for part in parts for image_id, value in part.items()}
+        image_ids = sorted(found)
+        boxes, masks = [], []
+        for image_id in image_ids:
+            corners, scores, labels, rles = found[image_id]
+            for k, (x1, y1, x2, y2) in enumerate(corners.astype(np.float64).tolist()):
+                entry = {"image_id": image_id, "category_id": category_ids[labels[k]], "score": float(scores[k])}
+                boxes.append(entry | {"bbox": [x1, y1, x2 - x1, y2 - y1]})
+                if rles:
+                    masks.append(entry | {"segmentation": rles[k]})
+        return image_ids, boxes, masks
+
+
+def evaluate_coco(annotation_file: Path, detections: list[dict], image_ids: list[Any], iou_type: str) -> CocoScores:
+    """Run COCOeval.
+
+    Args:
+        annotation_file: ground truth, with its crowds, areas and ids.
+        detections: COCO result entries; not changed.
+        image_ids: images to count, normally all of the file.
+        iou_type: "bbox" or "segm".
+    """
+    content = load_coco_json(annotation_file)
+    if iou_type == "segm":
+        _give_empty_masks(content)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        truth = _coco(content)
+        if detections:
+            found = truth.loadRes([dict(entry) for entry in detections])
+        else:  # loadRes looks at the first entry
+            found = _coco({"images": content["images"], "categories": content["categories"], "annotations": []})
+        run = COCOeval(truth, found, iou_type)
+        run.params.imgIds = image_ids
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    # precision is [IoU thresholds, recalls, classes, areas, max detections]; all areas, 100 detections
+    precision = run.eval["precision"][:, :, :, 0, -1]
+    per_class = {}
+    for k, name in enumerate(categories(content)[1]):
+        per_class[name] = {"AP": _mean(precision[:, :, k]), "AP50": _mean(precision[0, :, k])}
+    return CocoScores([float(value) for value in run.stats], per_class, len(truth.imgs))
+
+
+def write_detections(path: Path, detections: list[dict]) -> None:
+    """Dump result entries as pycocotools' loadRes reads them, floats to the last digit."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(detections))
+
+
+def _encode(mask: Tensor) -> dict[str, Any]:
+    rle = mask_utils.encode(np.asfortranarray((mask >= MASK_THRESHOLD).cpu().numpy(), dtype=np.uint8))
+    return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+
+
+def _coco(content: dict[str, Any]) -> COCO:
+    coco = COCO()
+    coco.dataset = content
+    coco.createIndex()
+    return coco
+
+
+def _give_empty_masks(content: dict[str, Any]) -> None:
+    """An object without a mask stays an object that nobody can find; pycocotools alone would fail on it."""
+    size = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    for annotation in content["annotations"]:
+        if not has_mask(annotation):
+            height, width = size[annotation["image_id"]]
+            annotation["segmentation"] = {"size": [height, width], "counts": [height * width]}
+
+
+def _mean(precision: np.ndarray) -> float | None:
+    defined = precision[precision > -1]
+    return float(defined.mean()) if defined.size else None

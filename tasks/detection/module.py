@@ -1,0 +1,145 @@
+"""Detection: a torchvision detector over any backbone, trained on boxes (and masks), measured by COCO AP."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from evmamba.tasks.base import TaskModule
+from evmamba.tasks.detection.data import DetectionData
+from evmamba.tasks.detection.detectors import DetectorName, build_detector
+from evmamba.tasks.detection.gallery import draw_comparison
+from evmamba.tasks.detection.metrics import CocoDetections, evaluate_coco, write_detections
+from evmamba.tasks.optim import DEFAULT_OPTIMIZER, DEFAULT_SCHEDULE, OptimizerConfig, ScheduleConfig
+
+# Result files in output_dir; two, because pycocotools mistakes box areas for mask areas where an entry has both.
+BOX_FILE = "detections.json"
+MASK_FILE = "detections_masks.json"
+
+
+class DetectionModule(TaskModule):
+    """RetinaNet, Faster R-CNN or Mask R-CNN.
+
+    Metrics: AP, AP50, AP75, APs, APm, APl and, from Mask R-CNN, the same with ``mask_`` before; in [0, 1]. One that the
+    data has no objects for (say, no small ones) is left out. The test stage writes ``detections.json`` (boxes) and
+    ``detections_masks.json`` into `output_dir`, result files as pycocotools reads them.
+
+    Args:
+        num_classes: without a background class.
+        backbone: one of ours or any timm model with four stages.
+        detector: "retinanet", "fasterrcnn" or "maskrcnn"; the last needs data with masks.
+        checkpoint: backbone weights.
+        drop_path_rate: of the backbone.
+        min_size: short side in pixels; of several, training draws one per image and evaluation takes the last.
+        max_size: longest side in pixels.
+        channels: of the feature pyramid and the heads.
+        group_norm: GroupNorm in pyramid and heads, for training from scratch.
+        anchor_scale: factor for the anchors' sides (32..512 pixels).
+        score_threshold: detections below are dropped.
+        optimizer: AdamW options.
+        schedule: learning rate.
+    """
+
+    task = "detection"
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str = "efficientvmamba_t",
+        detector: DetectorName = "retinanet",
+        checkpoint: str | None = None,
+        drop_path_rate: float = 0.0,
+        min_size: tuple[int, ...] = (800,),
+        max_size: int = 1333,
+        channels: int = 256,
+        group_norm: bool = False,
+        anchor_scale: float = 1.0,
+        score_threshold: float = 0.05,
+        optimizer: OptimizerConfig = DEFAULT_OPTIMIZER,
+        schedule: ScheduleConfig = DEFAULT_SCHEDULE,
+    ) -> None:
+        super().__init__(optimizer, schedule)
+        self.detector = build_detector(
+            detector,
+            backbone,
+            num_classes,
+            checkpoint=checkpoint,
+            drop_path_rate=drop_path_rate,
+            min_size=min_size,
+            max_size=max_size,
+            channels=channels,
+            group_norm=group_norm,
+            anchor_scale=anchor_scale,
+            score_threshold=score_threshold,
+        )
+        self.wants_masks = detector == "maskrcnn"
+        self._first_label = 0 if detector == "retinanet" else 1  # the others keep 0 for the background
+        self._detections = CocoDetections()
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Detect.
+
+        Args:
+            images: [3, h, w] each, float in 0..1.
+
+        Returns:
+            Per image boxes [n, 4] float32 (x1 y1 x2 y2 in its pixels), labels [n] (0..C-1), scores [n] descending, and
+            from Mask R-CNN masks [n, 1, h, w] in 0..1; n <= 100.
+        """
+        return [found | {"labels": found["labels"] - self._first_label} for found in self.detector(images)]
+
+    def training_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        keys = ("boxes", "labels", "masks") if self.wants_masks else ("boxes", "labels")
+        targets = [{key: target[key] for key in keys} for target in batch["targets"]]
+        for target in targets:
+            target["labels"] = target["labels"] + self._first_label
+        losses = self.detector(batch["images"], targets)
+        return torch.stack(list(losses.values())).sum(), losses
+
+    def evaluation_step(self, batch: dict[str, Any], stage: str) -> None:
+        for image, target, prediction in zip(batch["images"], batch["targets"], self(batch["images"]), strict=True):
+            self._detections.add(target["image_id"], prediction)
+            if stage == "test" and self.wants_picture:
+                self.add_picture(draw_comparison(image, prediction, target, self._data.class_names))
+
+    def evaluation_end(self, stage: str) -> dict[str, Tensor | float]:
+        gathered = self._detections.gather(self._data.category_ids)
+        outcome = None if gathered is None else self._evaluate(stage, *gathered)
+        metrics, self.details = self.trainer.strategy.broadcast(outcome)
+        return metrics
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
+        """Per image what `forward` returns, and its path."""
+        if batch.get("ignore", False):
+            return []
+        return [{"path": path} | found for path, found in zip(batch["path"], self(batch["images"]), strict=True)]
+
+    @property
+    def _data(self) -> DetectionData:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def _evaluate(
+        self, stage: str, image_ids: list[int | str], boxes: list[dict], masks: list[dict]
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Metrics and details, on rank 0."""
+        file = self._data.annotation_file
+        score = evaluate_coco(file, boxes, image_ids, "bbox")
+        metrics, per_class = score.metrics(), score.per_class
+        details: dict[str, Any] = {"coco_stats": score.stats, "images": len(image_ids), "images_in_file": score.images}
+        if self.wants_masks:
+            mask_score = evaluate_coco(file, masks, image_ids, "segm")
+            metrics |= {f"mask_{name}": value for name, value in mask_score.metrics().items()}
+            details["coco_mask_stats"] = mask_score.stats
+            for name, values in mask_score.per_class.items():
+                per_class[name] |= {f"mask_{key}": value for key, value in values.items()}
+        details |= {"per_class": per_class, "detections": len(boxes), "annotations": self._data.counts}
+        if len(image_ids) < score.images and not self.trainer.sanity_checking:
+            rank_zero_warn(f"AP is over {len(image_ids)} of the {score.images} images of {file.name} only")
+        if stage == "test" and self.output_dir is not None:
+            details["files"] = [BOX_FILE]
+            write_detections(self.output_dir / BOX_FILE, boxes)
+            if self.wants_masks:
+                details["files"].append(MASK_FILE)
+                write_detections(self.output_dir / MASK_FILE, masks)
+        return metrics, details
