@@ -1,11 +1,11 @@
 """Which images a process sees: evaluation without padding, and a training order that depends on (seed, epoch) only.
 
-Both derive from torch's DistributedSampler so that Lightning leaves them alone, whatever ``use_distributed_sampler`` is.
+Both derive from torch's DistributedSampler, so that Lightning does not replace them by one that pads.
 """
 
 from collections.abc import Iterator
 
-import torch
+import numpy as np
 from torch.utils.data import DistributedSampler
 
 from evmamba.errors import UserError
@@ -63,9 +63,8 @@ class TrainingSampler(DistributedSampler[int]):
         self.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
-        # Two 32-bit halves: (seed, epoch) pairs must not collide as seed + epoch does.
-        generator = torch.Generator().manual_seed(((self.seed & 0x7FFFFFFF) << 32) + self.epoch)
-        order = torch.randperm(self.n, generator=generator).tolist()
+        # Seeded with the pair: seed + epoch would give run 0's second epoch to run 1 as its first.
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n).tolist()
         return iter(order[self.rank : len(self) * self.num_replicas : self.num_replicas])
 
     def __len__(self) -> int:

@@ -1,0 +1,67 @@
+"""Any backbone by name: the same pyramid interface, and errors that help."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from evmamba.errors import UserError
+from evmamba.tasks.backbones import build_backbone
+
+
+@pytest.mark.parametrize(
+    "name", ["efficientvmamba_t", "resnet10t", "swin_tiny_patch4_window7_224", "mobilenetv3_small_050"]
+)
+def test_pyramid_is_nchw_at_four_strides_for_odd_sizes(name: str):
+    body = build_backbone(name, features_only=True).eval()
+    with torch.no_grad():
+        maps = body(torch.randn(1, 3, 96, 64))
+    assert body.feature_info.reduction() == [4, 8, 16, 32]
+    shapes = [tuple(feature.shape[1:]) for feature in maps]
+    assert shapes == [(c, 96 // s, 64 // s) for c, s in zip(body.feature_info.channels(), (4, 8, 16, 32), strict=True)]
+
+
+def test_some_levels_only():
+    body = build_backbone("resnet10t", features_only=True, out_indices=(1, 3))
+    assert body.feature_info.reduction() == [8, 32]
+    assert len(body(torch.randn(2, 3, 64, 64))) == 2
+
+
+@pytest.mark.parametrize("name", ["efficientvmamba_t", "resnet10t", "vit_tiny_patch16_224"])
+def test_classifier_takes_channels_and_other_sizes(name: str):
+    model = build_backbone(name, features_only=False, num_classes=7, in_chans=1).eval()
+    with torch.no_grad():
+        assert model(torch.randn(2, 1, 64, 64)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(("typo", "meant"), [("efficientvmamba_tt", "efficientvmamba_t"), ("resnett18", "resnet18")])
+def test_typo_offers_the_nearest_name(typo: str, meant: str):
+    with pytest.raises(UserError, match=f"unknown backbone '{typo}'.*{meant}"):
+        build_backbone(typo, features_only=False)
+
+
+def test_network_without_four_stages_is_refused():
+    with pytest.raises(UserError, match=r"vit_tiny_patch16_224.*strides \[16, 16, 16, 16\]"):
+        build_backbone("vit_tiny_patch16_224", features_only=True)
+
+
+def test_network_without_stochastic_depth_is_refused_only_if_asked():
+    assert build_backbone("vgg11", features_only=True, drop_path_rate=0.0)
+    with pytest.raises(UserError, match=r"vgg11.*drop_path_rate"):
+        build_backbone("vgg11", features_only=True, drop_path_rate=0.1)
+
+
+@pytest.mark.parametrize("features_only", [True, False])
+def test_timm_weights_come_from_the_file(tmp_path: Path, features_only: bool):
+    source = build_backbone("resnet10t", features_only=False, num_classes=5)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    target = build_backbone(
+        "resnet10t", features_only=features_only, num_classes=3, checkpoint=str(tmp_path / "weights.pth")
+    )
+    name = next(name for name in target.state_dict() if name.endswith("layer4.0.conv1.weight"))
+    assert torch.equal(target.state_dict()[name], source.state_dict()["layer4.0.conv1.weight"])
+
+
+def test_missing_checkpoint_is_named():
+    with pytest.raises(UserError, match="no/such/file.pth"):
+        build_backbone("resnet10t", features_only=False, checkpoint="no/such/file.pth")

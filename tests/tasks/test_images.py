@@ -1,0 +1,188 @@
+"""Image files of every kind are read the way a person sees them; bad ones are named."""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evmamba.errors import UserError
+from evmamba.tasks.images import find_unreadable, handle_unreadable, is_image_file, read_image
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def pixel(path: Path, x: int = 0, y: int = 0) -> tuple[int, ...]:
+    image = read_image(path)
+    assert image.mode == "RGB"
+    return image.getpixel((x, y))
+
+
+def photo(seed: int = 0, size: tuple[int, int] = (60, 40)) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def test_rgb_comes_back_unchanged_and_file_is_closed(tmp_path: Path):
+    photo().save(tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        assert np.array_equal(read_image(tmp_path / "a.png"), photo())
+
+
+def test_grayscale(tmp_path: Path):
+    Image.new("L", (4, 4), 77).save(tmp_path / "a.jpg")
+    assert pixel(tmp_path / "a.jpg") == (77, 77, 77)
+
+
+def test_palette(tmp_path: Path):
+    image = Image.new("P", (4, 4), 3)
+    image.putpalette([0, 0, 0] * 3 + list(RED))
+    image.save(tmp_path / "a.png")
+    assert pixel(tmp_path / "a.png") == RED
+
+
+def test_transparent_palette_entry_shows_white(tmp_path: Path):
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([*RED, 0, 0, 0])
+    image.putpixel((0, 0), 0)
+    image.save(tmp_path / "a.png", transparency=1)
+    assert pixel(tmp_path / "a.png") == RED
+    assert pixel(tmp_path / "a.png", 2, 2) == WHITE
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("RGBA", (255, 0, 0, 255), RED),
+        ("RGBA", (0, 0, 0, 0), WHITE),
+        ("RGBA", (255, 0, 0, 51), (255, 204, 204)),  # a fifth of red over white
+        ("LA", (0, 255), (0, 0, 0)),
+        ("LA", (0, 0), WHITE),
+    ],
+)
+def test_alpha_is_composited_over_white(tmp_path: Path, mode: str, colour: tuple, expected: tuple):
+    Image.new(mode, (4, 4), colour).save(tmp_path / "a.png")
+    assert pixel(tmp_path / "a.png") == expected
+
+
+def test_single_transparent_colour_shows_white(tmp_path: Path):
+    image = Image.new("RGB", (4, 4), (1, 2, 3))
+    image.putpixel((0, 0), RED)
+    image.save(tmp_path / "a.png", transparency=(1, 2, 3))
+    assert pixel(tmp_path / "a.png") == RED
+    assert pixel(tmp_path / "a.png", 2, 2) == WHITE
+
+
+def test_cmyk_jpeg_with_adobe_marker_is_not_a_negative(tmp_path: Path):
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)  # full magenta and yellow: red
+    assert b"Adobe" in (tmp_path / "a.jpg").read_bytes()
+    assert np.abs(np.subtract(pixel(tmp_path / "a.jpg", 8, 8), RED)).max() < 12
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bit_grayscale_is_scaled_not_clipped(tmp_path: Path, suffix: str):
+    values = np.array([[0, 257, 32896], [65535, 1000, 300]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    assert np.asarray(read_image(tmp_path / f"a.{suffix}"))[..., 0].tolist() == [[0, 1, 128], [255, 4, 1]]
+
+
+def test_bilevel(tmp_path: Path):
+    Image.new("1", (4, 4), 1).save(tmp_path / "a.png")
+    assert pixel(tmp_path / "a.png") == WHITE
+
+
+def test_exif_orientation_is_applied(tmp_path: Path):
+    image = Image.new("RGB", (40, 20), "white")
+    image.paste(RED, (0, 0, 10, 10))  # top left, stored
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn 90 degrees clockwise to show
+    image.save(tmp_path / "a.png", exif=exif)
+    assert read_image(tmp_path / "a.png").size == (20, 40)
+    assert pixel(tmp_path / "a.png", 19, 0) == RED
+    assert pixel(tmp_path / "a.png", 0, 0) == WHITE
+
+
+def test_format_is_told_by_content_not_by_name(tmp_path: Path):
+    photo().save(tmp_path / "a.jpg", format="PNG")
+    assert np.array_equal(read_image(tmp_path / "a.jpg"), photo())
+
+
+def encoded(format: str) -> bytes:
+    buffer = io.BytesIO()
+    photo().save(buffer, format=format)
+    return buffer.getvalue()
+
+
+BAD = {
+    "empty.jpg": b"",
+    "text.jpg": b"this is not an image",
+    "half.jpg": encoded("JPEG")[: len(encoded("JPEG")) // 2],
+    "half.png": encoded("PNG")[: len(encoded("PNG")) // 2],
+    "half.webp": encoded("WEBP")[:300],
+    "half.bmp": encoded("BMP")[:500],
+    "half.tiff": encoded("TIFF")[:500],
+}
+
+
+@pytest.mark.parametrize("name", list(BAD))
+def test_unreadable_file_is_named_in_one_line(tmp_path: Path, name: str):
+    (tmp_path / name).write_bytes(BAD[name])
+    with pytest.raises(UserError, match=name) as caught:
+        read_image(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_folder_are_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"image not found: .*none\.png"):
+        read_image(tmp_path / "none.png")
+    with pytest.raises(UserError, match="cannot read image"):
+        read_image(tmp_path)
+
+
+def test_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    photo().save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match=r"a\.png.*bomb"):
+        read_image(tmp_path / "a.png")
+
+
+def test_floating_point_pixels_are_refused(tmp_path: Path):
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif.*floating-point"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_damaged_exif_does_not_lose_the_picture(tmp_path: Path):
+    photo().save(tmp_path / "a.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage")
+    assert read_image(tmp_path / "a.jpg").size == (60, 40)
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_check_finds_exactly_the_bad_files(tmp_path: Path, policy: str):
+    for suffix in ("jpg", "png", "webp", "bmp", "tiff"):
+        photo().save(tmp_path / f"good.{suffix}")
+    (tmp_path / "trailing.jpg").write_bytes(encoded("JPEG") + bytes(500))  # complete, with bytes of a camera behind
+    for name, content in BAD.items():
+        (tmp_path / name).write_bytes(content)
+    bad = find_unreadable(sorted(tmp_path.iterdir()), policy)
+    assert {path.name for path in bad} == set(BAD)
+    assert all(path.name in reason for path, reason in bad.items())
+
+
+def test_policy_stop_names_the_first_and_counts():
+    bad = {Path(f"{k}.jpg"): f"cannot read image {k}.jpg: truncated" for k in range(5)}
+    with pytest.raises(UserError, match=r"5 of 9 train images cannot be read: .*0\.jpg.* and 2 more; .*skip"):
+        handle_unreadable(bad, 9, "stop", "train")
+    with pytest.warns(UserWarning, match=r"5 of 9 train images .* left out"):
+        handle_unreadable(bad, 9, "skip", "train")
+    with pytest.raises(UserError, match="nothing is left"):
+        handle_unreadable(bad, 5, "skip", "train")
+
+
+def test_suffixes_in_any_case_and_hidden_files():
+    good = ["a.jpg", "a.JPG", "a.Jpeg", "a.png", "a.webp", "a.BMP", "a.tif", "a.TIFF"]
+    assert all(is_image_file(Path(name)) for name in good)
+    assert not any(is_image_file(Path(name)) for name in ["a.txt", ".a.jpg", "jpg", "a.json", "._a.png"])
