@@ -123,6 +123,8 @@ class TaskModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         total_steps = float(self.trainer.estimated_stepping_batches)
         accumulation = self.trainer.accumulate_grad_batches
+        # With trainer.max_steps alone the line above does not look at the data, and the batches are not counted yet.
+        self.trainer.fit_loop.setup_data()
         steps_per_epoch = max(1, math.ceil(self.trainer.num_training_batches / accumulation))
         batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
         global_batch = None if batch_size is None else batch_size * accumulation * self.trainer.world_size

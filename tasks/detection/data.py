@@ -185,7 +185,7 @@ class CocoDataset(Dataset):
         path = self.folder / record.file_name
         size = (record.height, record.width)
         target: dict[str, Any] = {
-            "boxes": tv_tensors.BoundingBoxes(torch.from_numpy(record.boxes), format="XYXY", canvas_size=size),  # type: ignore[call-arg]
+            "boxes": tv_tensors.BoundingBoxes(torch.from_numpy(record.boxes), format="XYXY", canvas_size=size),
             "labels": torch.from_numpy(record.labels),
         }
         if self.masks:

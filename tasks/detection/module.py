@@ -105,8 +105,11 @@ class DetectionModule(TaskModule):
 
     def evaluation_end(self, stage: str) -> dict[str, Tensor | float]:
         gathered = self._detections.gather(self._data.category_ids)
-        outcome = None if gathered is None else self._evaluate(stage, *gathered)
-        metrics, self.details = self.trainer.strategy.broadcast(outcome)
+        metrics: dict[str, Tensor | float] = {}
+        details: dict[str, Any] = {}
+        if gathered is not None:
+            metrics, details = self._evaluate(stage, *gathered)
+        metrics, self.details = self.trainer.strategy.broadcast((metrics, details))
         return metrics
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
@@ -121,11 +124,12 @@ class DetectionModule(TaskModule):
 
     def _evaluate(
         self, stage: str, image_ids: list[int | str], boxes: list[dict], masks: list[dict]
-    ) -> tuple[dict[str, float], dict[str, Any]]:
+    ) -> tuple[dict[str, Tensor | float], dict[str, Any]]:
         """Metrics and details, on rank 0."""
         file = self._data.annotation_file
         score = evaluate_coco(file, boxes, image_ids, "bbox")
-        metrics, per_class = score.metrics(), score.per_class
+        metrics: dict[str, Tensor | float] = dict(score.metrics())
+        per_class = score.per_class
         details: dict[str, Any] = {"coco_stats": score.stats, "images": len(image_ids), "images_in_file": score.images}
         if self.wants_masks:
             mask_score = evaluate_coco(file, masks, image_ids, "segm")
