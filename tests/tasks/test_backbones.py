@@ -63,5 +63,5 @@ def test_timm_weights_come_from_the_file(tmp_path: Path, features_only: bool):
 
 
 def test_missing_checkpoint_is_named():
-    with pytest.raises(UserError, match="no/such/file.pth"):
+    with pytest.raises(UserError, match=r"no/such/file\.pth"):
         build_backbone("resnet10t", features_only=False, checkpoint="no/such/file.pth")

@@ -1,0 +1,102 @@
+"""Averaged weights against hand-computed ones; checkpoints that are whole, best and last."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+
+from evmamba.errors import UserError
+from evmamba.tasks.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, WeightEMA
+
+from .toy import ToyData, ToyModule, quiet_trainer
+
+
+class Recorder(L.Callback):
+    """Raw weight after every step, and the weight that validation sees."""
+
+    def __init__(self) -> None:
+        self.raw: list[float] = []
+        self.validated: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, *args) -> None:
+        self.raw.append(pl_module.weight.item())
+
+    def on_validation_batch_start(self, trainer, pl_module, *args) -> None:
+        self.validated.append(pl_module.weight.item())
+
+
+def averages(raw: list[float], decay: float, warmup: bool) -> list[float]:
+    """The definition: the first step copies, then e = d e + (1 - d) w."""
+    result = [raw[0]]
+    for n, weight in enumerate(raw[1:], start=1):
+        d = min(decay, (1 + n) / (10 + n)) if warmup else decay
+        result.append(d * result[-1] + (1 - d) * weight)
+    return result
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+def test_validation_and_checkpoint_hold_the_average(tmp_path: Path, warmup: bool):
+    recorder, module = Recorder(), ToyModule()
+    callbacks = [WeightEMA(decay=0.8, warmup=warmup), recorder, LastCheckpoint(str(tmp_path))]
+    quiet_trainer(tmp_path, max_epochs=3, callbacks=callbacks).fit(module, ToyData(tmp_path, [1.0] * 6, batch_size=2))
+
+    expected = averages(recorder.raw, 0.8, warmup)
+    assert len(recorder.raw) == 9
+    assert recorder.validated[::3] == pytest.approx(expected[2::3])
+    assert module.weight.item() == pytest.approx(expected[-1])  # after training the module is the average
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["state_dict"]["weight"].item() == pytest.approx(expected[-1])
+    assert checkpoint["current_model_state"]["weight"].item() == pytest.approx(recorder.raw[-1])
+
+
+def test_training_goes_on_from_raw_and_averaged_weights(tmp_path: Path):
+    def run(epochs: int, folder: Path, resume: Path | None = None) -> float:
+        module = ToyModule()
+        callbacks = [WeightEMA(decay=0.8, warmup=True), LastCheckpoint(str(folder))]
+        trainer = quiet_trainer(tmp_path, max_epochs=epochs, callbacks=callbacks)
+        trainer.fit(module, ToyData(tmp_path, [1.0, 2.0, 3.0, 4.0]), ckpt_path=resume and str(resume))
+        return module.weight.item()
+
+    run(2, tmp_path / "a")
+    assert run(4, tmp_path / "a", tmp_path / "a" / "last.ckpt") == run(4, tmp_path / "b")
+
+
+@pytest.mark.parametrize("strategy", [SimpleNamespace(zero_stage_3=True), type("FSDPStrategy", (), {})()])
+def test_average_of_partitioned_weights_is_refused(strategy):
+    with pytest.raises(UserError, match="EMA"):
+        WeightEMA().setup(SimpleNamespace(strategy=strategy), ToyModule(), "fit")
+
+
+def test_decay_out_of_range_is_refused():
+    with pytest.raises(UserError, match="decay"):
+        WeightEMA(decay=1.0)
+
+
+def test_best_keeps_the_best_and_last_the_newest(tmp_path: Path):
+    class Worsening(ToyModule):
+        def evaluation_end(self, stage: str) -> dict:
+            return {"score": 1.0 / (1 + self.current_epoch)}
+
+    callbacks = [BestCheckpoint("val/score", dirpath=str(tmp_path)), LastCheckpoint(str(tmp_path))]
+    trainer = quiet_trainer(tmp_path, max_epochs=3, callbacks=callbacks)
+    trainer.fit(Worsening(), ToyData(tmp_path, [1.0] * 4))
+    epochs = {path.name: torch.load(path)["epoch"] for path in tmp_path.glob("*.ckpt")}
+    assert epochs == {"best.ckpt": 0, "last.ckpt": 2}
+    assert trainer.checkpoint_callback.best_model_path == str(tmp_path / "best.ckpt")
+
+
+def test_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    target = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, target)
+
+    def half(checkpoint, path) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(UserError, match=r"cannot write checkpoint .*last\.ckpt: No space left"):
+        AtomicCheckpointIO().save_checkpoint({"epoch": 2}, target)
+    assert torch.load(target) == {"epoch": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
