@@ -1,0 +1,246 @@
+"""Images with a label file of the same name, in ADE20K's layout."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from evmamba.errors import UserError
+from evmamba.tasks.base import TaskDataModule
+from evmamba.tasks.images import BadImagePolicy, handle_unreadable, is_image_file, read_image
+from evmamba.tasks.segmentation.augment import TrainingAugmentation, normalise
+from evmamba.tasks.segmentation.labels import LabelMap, read_label
+from evmamba.tasks.segmentation.scan import Pair, scan_labels
+
+SPLITS = {"train": "training", "val": "validation"}
+
+Sample = tuple[Tensor, Tensor, str]
+
+
+class PairList(Dataset[Sample]):
+    """(image [3, H, W] normalised, label [H, W] uint8 class indices, file name) for a list of pairs."""
+
+    def __init__(
+        self,
+        pairs: list[Pair],
+        label_map: LabelMap,
+        augment: Callable[[Image.Image, np.ndarray], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        self.pairs = pairs
+        self.label_map = label_map
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        pair = self.pairs[index]
+        image, label = read_pair(pair)
+        label = self.label_map.to_index(label)
+        if self.augment is not None:
+            return *self.augment(image, label), str(pair.image)
+        return normalise(pil_to_tensor(image)), torch.from_numpy(label), str(pair.image)
+
+
+def read_pair(pair: Pair) -> tuple[Image.Image, np.ndarray]:
+    """Read an image (RGB) and its label file (uint8 ``[h, w]``, numbers as in the file).
+
+    The image stands upright as its EXIF data say, unless only the pixels as stored have the label's size.
+
+    Raises:
+        UserError: unreadable files, or sizes that differ.
+    """
+    label = read_label(pair.label)
+    size = label.shape[::-1]
+    for upright in (True, False):
+        image = read_image(pair.image, upright=upright)
+        if image.size == size:
+            return image, label
+    raise UserError(f"label {pair.label} is {size[0]}x{size[1]} but its image is {image.width}x{image.height}")
+
+
+class SegmentationData(TaskDataModule):
+    """``images/{training,validation}/NAME.jpg`` with ``annotations/{training,validation}/NAME.png``.
+
+    Batches: dict of ``image`` [B, 3, H, W] float32 with ImageNet mean and deviation, ``label`` [B, H, W] uint8 with
+    class indices 0..C-1 or 255 where nothing counts, ``path`` list of B file names. Evaluation takes one image at a
+    time at its own
+    size: padding would change what the network's squeeze-excitation sees (the model's `inference` option resizes).
+
+    Class names come from ``classes.txt`` (line k names label k, or label k - 1 without `reduce_zero_label`), else from
+    ADE20K's own ``objectInfo150.txt``. Without both, `num_classes` counts, and without that the highest label in the
+    files.
+
+    Before training every label file is read once, in parallel, and the result is kept in the cache folder for the next
+    start.
+
+    Args:
+        data_dir: the folder with images/ and annotations/, or "embedded".
+        num_classes: number of classes C, where no file names them.
+        reduce_zero_label: True: labels 1..C are classes and 0 counts nowhere; False: labels 0..C-1 are classes; None:
+            True unless `ignore_label` is set to another number than 0.
+        ignore_label: label in the files that counts nowhere, e.g. 255.
+        crop_size: side of the training crops in pixels.
+        scale: range of the random training scale.
+        short_side: scale 1 gives the image's short side so many pixels; None: its own size.
+        max_class_share: training crops of which one class fills more are drawn again.
+        flip: probability of a horizontal flip.
+        photometric_distortion: random brightness, contrast, saturation and hue.
+        batch_size: training images per process and step.
+        num_workers: loading processes.
+        on_bad_image: "stop" before training, or "skip" unreadable images and labels with a counted warning.
+        seed: of the training order.
+
+    Raises:
+        UserError: missing folders, images without label and labels without image, contradicting class counts; in
+        `setup`
+            unreadable files, labels of another size than their image, labels out of range.
+    """
+
+    task: ClassVar[str] = "segmentation"
+
+    def __init__(
+        self,
+        data_dir: str = "embedded",
+        num_classes: int | None = None,
+        reduce_zero_label: bool | None = None,
+        ignore_label: int | None = None,
+        crop_size: int = 512,
+        scale: tuple[float, float] = (0.5, 2.0),
+        short_side: int | None = None,
+        max_class_share: float = 0.75,
+        flip: float = 0.5,
+        photometric_distortion: bool = True,
+        batch_size: int = 16,
+        num_workers: int = 2,
+        on_bad_image: BadImagePolicy = "stop",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(data_dir, batch_size, 1, num_workers, on_bad_image, seed)
+        self.augment = TrainingAugmentation(crop_size, scale, short_side, max_class_share, flip, photometric_distortion)
+        self._pairs = {split: find_pairs(self.root, folder) for split, folder in SPLITS.items()}
+        names = read_class_names(self.root)
+        if names and num_classes not in (None, len(names)):
+            raise UserError(f"data.num_classes={num_classes}, but {self.root} names {len(names)} classes; leave it out")
+        if not names:
+            # Only to know where labels begin: the number of classes does not matter for that.
+            first = LabelMap(1, reduce_zero_label, ignore_label).first
+            count = num_classes or self._highest_label(first, ignore_label) + 1 - first
+            names = [f"class {k + first}" for k in range(count)]
+        self.class_names = names
+        self.num_classes = len(names)
+        self.label_map = LabelMap(self.num_classes, reduce_zero_label, ignore_label)
+
+    def image_paths(self) -> tuple[list[Path], list[Path]]:
+        return [pair.image for pair in self._pairs["train"]], [pair.image for pair in self._pairs["val"]]
+
+    def setup(self, stage: str) -> None:
+        if hasattr(self, "val_set"):
+            return  # fit and test share one data module
+        pairs = {split: self._checked(split) for split in SPLITS}
+        self.train_set = PairList(pairs["train"], self.label_map, self.augment)
+        self.val_set = PairList(pairs["val"], self.label_map)
+
+    def collate(self, samples: list[Sample]) -> dict[str, Any]:
+        images, labels, paths = zip(*samples, strict=True)
+        return {"image": torch.stack(images), "label": torch.stack(labels), "path": list(paths)}
+
+    def _checked(self, split: str) -> list[Pair]:
+        """The readable pairs of a split, all with labels that fit; rank 0 looks, all ranks agree."""
+        readable = set(self.readable([pair.image for pair in self._pairs[split]], SPLITS[split]))
+        pairs = [pair for pair in self._pairs[split] if pair.image in readable]
+        scan = scan_labels(pairs) if self._rank == 0 else None
+        if self._world > 1:
+            assert self.trainer is not None
+            scan = self.trainer.strategy.broadcast(scan)
+        assert scan is not None
+        unreadable = {Path(name): reason for name, reason in scan.unreadable.items()}
+        handle_unreadable(unreadable, len(pairs), self.on_bad_image, f"{SPLITS[split]} label")
+        scan.check(self.label_map, len(pairs))
+        return [pair for pair in pairs if pair.label not in unreadable]
+
+    def _highest_label(self, first: int, ignore_label: int | None) -> int:
+        """The number of the last class, told from the label files themselves."""
+        found = scan_labels([pair for pairs in self._pairs.values() for pair in pairs]).first_file
+        classes = sorted(value for value in found if value >= first and value != ignore_label)
+        # Labels that leave out more than they use are colours, marks or masks, not numbered classes.
+        if not classes or 2 * len(classes) < classes[-1] + 1 - first:
+            raise UserError(
+                f"the number of classes is not known: {self.root} has no classes.txt and its labels ({_shown(found)}) "
+                f"are not numbered from {first} on; write classes.txt (one name a line) or set data.num_classes"
+            )
+        rank_zero_info(f"{self.root} has no classes.txt; the highest label in it is {classes[-1]}")
+        return classes[-1]
+
+
+def find_pairs(root: Path, split: str) -> list[Pair]:
+    """Images and label files of one split, by name without suffix, in sorted order.
+
+    Raises:
+        UserError: a missing or empty folder, an image without label, a label without image, two images of one name.
+    """
+    images = _by_stem(root / "images" / split, "images", is_image_file)
+    labels = _by_stem(root / "annotations" / split, "PNG labels", lambda path: path.suffix.lower() == ".png")
+    for ours, theirs, kind, other, place in (
+        (images, labels, "image", "label", root / "annotations" / split),
+        (labels, images, "label", "image", root / "images" / split),
+    ):
+        alone = [ours[stem] for stem in ours if stem not in theirs]
+        if alone:
+            more = f" (and {len(alone) - 1} more of {len(ours)})" if len(alone) > 1 else ""
+            raise UserError(f"{kind} {alone[0]}{more} has no {other} of the same name in {place}; add or remove it")
+    return [Pair(images[stem], labels[stem]) for stem in images]
+
+
+def _by_stem(folder: Path, what: str, wanted: Callable[[Path], bool]) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise UserError(
+            f"folder not found: {folder}; segmentation data has images/{{training,validation}} and "
+            "annotations/{training,validation}"
+        )
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not wanted(path):
+            continue
+        if path.stem in found:
+            raise UserError(f"{found[path.stem]} and {path.name} have the same name, so their label is not clear")
+        found[path.stem] = path
+    if not found:
+        raise UserError(f"no {what} in {folder}")
+    return found
+
+
+def read_class_names(root: Path) -> list[str]:
+    """Names from ``classes.txt`` or ADE20K's ``objectInfo150.txt``; empty if the folder has neither.
+
+    Raises:
+        UserError: an empty file, an empty line between names, a name that stands twice, or a file that is not UTF-8.
+    """
+    try:
+        if (file := root / "classes.txt").is_file():
+            names = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+        elif (file := root / "objectInfo150.txt").is_file():  # columns: Idx, Ratio, Train, Val, Name
+            rows = file.read_text(encoding="utf-8-sig").strip().splitlines()[1:]
+            names = [row.split("\t")[-1].split(",")[0].strip() for row in rows]
+        else:
+            return []
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text: {error}") from error
+    if not any(names):
+        raise UserError(f"{file} is empty; write one class name a line, line k for label k")
+    if "" in names:
+        raise UserError(f"{file} has an empty line {names.index('') + 1}; line k names label k, so give it a name")
+    # ADE20K itself has two classes called "screen"; a table needs to tell them apart.
+    return [f"{name} ({k + 1})" if names.count(name) > 1 else name for k, name in enumerate(names)]
+
+
+def _shown(values: dict[int, str]) -> str:
+    numbers = sorted(values)
+    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
