@@ -1,0 +1,233 @@
+"""The pure-PyTorch backend: any device, no compiler, a backward of its own (arXiv 2403.09977, eq. 2-5; see reference.py).
+
+The recurrence is walked token by token, but everything that does not depend on the previous token is done for a chunk of
+tokens at once, in buffers small enough to stay in the cache: exponentials, the products that enter the state, and the
+sums over state and channels (as batched matrix products). The forward saves the state before every chunk; the backward
+recomputes the others. Only products of decays are formed, never their quotients or logarithms, so nothing overflows.
+
+Names: B batch, b batch elements walked together, K groups of L tokens, T tokens of a chunk, D channels, N states, R rank of
+the step projection. Values of a token lie as `[L, b, K, ...]`, with a state axis as `[T, b, K, N, D]`: time comes first, so
+that a token is one piece of memory, and channels come last, so that no vector instruction crosses rows.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .paths import GROUPS, VISITS, path_length, scan_paths
+from .reference import scan_type
+
+CHUNK = 16  # tokens between saved states
+BLOCK = 40_000  # state elements of a token that are walked together
+
+
+def states_shape(B: int, H: int, W: int, D: int, N: int, pattern: str) -> tuple[int, ...]:
+    """Shape of the states that the forward saves: one before every chunk."""
+    return (path_length(H, W, pattern) + CHUNK - 1) // CHUNK, B, GROUPS[pattern], N, D
+
+
+def forward(
+    x: Tensor, x_proj_weight: Tensor, dt_projs_weight: Tensor, dt_projs_bias: Tensor, A_logs: Tensor, Ds: Tensor,
+    pattern: str, save: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Scan `x` `[B, H, W, D]`: `(y [B, H, W, D], states)` in the scan's type; without `save` the states are empty."""
+    weights = _Weights.of(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
+    N, D = weights.A.shape[1:]
+    y = x.new_empty(x.shape, dtype=weights.A.dtype)
+    states = y.new_empty(states_shape(*x.shape, N, pattern) if save else (0,))
+    order = _order(x.shape[1], x.shape[2], pattern, x.device)
+    for block in _blocks(x.shape[0], weights.A.numel()):
+        tokens = order.gather(x[block]).to(y.dtype)
+        steps = _project(tokens, weights)
+        walk = _Walk(steps, weights.A)
+        y_tokens = torch.empty_like(tokens)
+        for c, now in enumerate(_chunks(tokens.shape[0])):
+            if save:
+                states[c, block] = walk.h_of[0]
+            walk.chunk(now)
+            n = now.stop - now.start
+            torch.bmm(steps.Ct[now].view(-1, 1, N), walk.h[1 : n + 1].view(-1, N, D), out=y_tokens[now].view(-1, 1, D))
+            walk.h_of[0].copy_(walk.h_of[n])
+        y[block] = order.merge(y_tokens.addcmul_(tokens, weights.skip)).view(y[block].shape)
+    return y, states
+
+
+def backward(
+    dy: Tensor, x: Tensor, x_proj_weight: Tensor, dt_projs_weight: Tensor, dt_projs_bias: Tensor, A_logs: Tensor,
+    Ds: Tensor, states: Tensor, pattern: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x and the five parameters, each in its own type, from dy `[B, H, W, D]` and the saved states."""
+    parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
+    weights = _Weights.of(x, *parameters)
+    d_x_proj, d_dt_proj, d_bias, d_A, d_skip = (
+        torch.zeros_like(t) for t in (weights.x_proj, weights.dt_proj, weights.bias, weights.A, weights.skip)
+    )
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    order = _order(x.shape[1], x.shape[2], pattern, x.device)
+    for block in _blocks(x.shape[0], weights.A.numel()):
+        tokens, dy_tokens = (order.gather(t[block]).to(weights.A.dtype) for t in (x, dy))
+        steps = _project(tokens, weights)
+        d_delta, d_u, dB, dC = _walk_back(dy_tokens, steps, states[:, block], weights.A, d_A)
+        d_skip += (dy_tokens * tokens).sum((0, 1))
+        d_logit = d_delta.addcmul_(d_u, tokens).mul_(-torch.expm1(-steps.delta))  # softplus' = 1 - exp(-softplus)
+        d_bias += d_logit.sum((0, 1))
+        d_dt_proj += _weight_gradient(steps.dt_low, d_logit)
+        d_proj = torch.cat([_product(d_logit, weights.dt_proj.mT), dB, dC], dim=-1)
+        d_x_proj += _weight_gradient(tokens, d_proj)
+        d_tokens = dy_tokens.mul_(weights.skip).addcmul_(d_u, steps.delta).add_(_product(d_proj, weights.x_proj.mT))
+        dx[block] = order.merge(d_tokens).view(dx[block].shape)
+    gradients = (d_x_proj.mT, d_dt_proj.mT, d_bias, (d_A * weights.A).mT, d_skip)
+    d_parameters = (d.reshape(p.shape).to(p.dtype).contiguous() for d, p in zip(gradients, parameters, strict=True))
+    return dx, *d_parameters  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The parameters in the scan's type, shaped to broadcast over tokens and to be multiplied from the right."""
+
+    x_proj: Tensor  # [K, D, R + 2N]
+    dt_proj: Tensor  # [K, R, D]
+    bias: Tensor  # [K, D]
+    A: Tensor  # [K, N, D]
+    skip: Tensor  # [K, D]
+
+    @classmethod
+    def of(cls, x: Tensor, x_proj: Tensor, dt_proj: Tensor, bias: Tensor, A_logs: Tensor, Ds: Tensor) -> "_Weights":
+        dtype = scan_type(x)
+        x_proj, dt_proj = (weight.to(x.dtype).to(dtype).mT for weight in (x_proj, dt_proj))
+        A = -A_logs.to(dtype).exp().view(*bias.shape, -1).mT.contiguous()
+        return cls(x_proj, dt_proj, bias.to(dtype), A, Ds.to(dtype).view(bias.shape))
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What the recurrence is made of: h_t = exp(delta_t A) h_{t-1} + B_t u_t, y_t = C_t h_t."""
+
+    dt_low: Tensor  # [L, b, K, R]
+    delta: Tensor  # [L, b, K, D]
+    u: Tensor  # [L, b, K, D], delta x
+    Bt: Tensor  # [L, b, K, N]
+    Ct: Tensor  # [L, b, K, N]
+
+
+def _project(tokens: Tensor, weights: _Weights) -> _Steps:
+    R, N = weights.dt_proj.shape[1], weights.A.shape[1]
+    dt_low, Bt, Ct = _product(tokens, weights.x_proj).split([R, N, N], dim=-1)
+    delta = F.softplus(_product(dt_low, weights.dt_proj) + weights.bias)
+    return _Steps(dt_low, delta, delta * tokens, Bt.contiguous(), Ct.contiguous())
+
+
+def _product(tokens: Tensor, weight: Tensor) -> Tensor:
+    """`[L, b, K, I]` times `[K, I, O]`, group by group: `[L, b, K, O]`."""
+    return torch.bmm(tokens.flatten(0, 1).transpose(0, 1), weight).transpose(0, 1).unflatten(0, tokens.shape[:2])
+
+
+def _weight_gradient(tokens: Tensor, d_out: Tensor) -> Tensor:
+    """Gradient `[K, I, O]` of the weight in `_product`."""
+    return torch.bmm(tokens.flatten(0, 1).permute(1, 2, 0), d_out.flatten(0, 1).transpose(0, 1))
+
+
+class _Walk:
+    """The recurrence, one chunk at a time, in buffers that all chunks share."""
+
+    def __init__(self, steps: _Steps, A: Tensor) -> None:
+        L, b = steps.u.shape[:2]
+        T = min(CHUNK, L)
+        self.steps, self.A = steps, A
+        self.a = A.new_empty(T, b, *A.shape)  # exp(delta A)
+        self.h = A.new_zeros(T + 1, b, *A.shape)  # h[0] is the state before the chunk
+        # Taking a view costs as much as a step of a small scan: take them once.
+        self.a_of, self.h_of = self.a.unbind(), self.h.unbind()
+
+    def chunk(self, now: slice) -> None:
+        """From h[0] to the states after the chunk's tokens."""
+        n = now.stop - now.start
+        torch.mul(self.steps.delta[now, :, :, None], self.A, out=self.a[:n]).exp_()
+        torch.mul(self.steps.Bt[now, ..., None], self.steps.u[now, :, :, None], out=self.h[1 : n + 1])
+        for t in range(n):
+            self.h_of[t + 1].addcmul_(self.a_of[t], self.h_of[t])
+
+
+def _walk_back(
+    dy: Tensor, steps: _Steps, states: Tensor, A: Tensor, d_A: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of delta (through the decay only), u, B and C; that of A is added to d_A."""
+    N, D = A.shape[1:]
+    dy, u = dy.contiguous(), steps.u.contiguous()
+    d_delta, d_u, dB, dC = (torch.empty_like(t) for t in (dy, u, steps.Bt, steps.Ct))
+    walk = _Walk(steps, A)
+    g_chunk = torch.empty_like(walk.a)  # gradient of the state
+    g_of = g_chunk.unbind()
+    carry = torch.zeros_like(g_of[0])  # what the chunk after this one adds to the gradient of this one's last state
+    for c, now in reversed(list(enumerate(_chunks(dy.shape[0])))):
+        walk.h_of[0].copy_(states[c])
+        walk.chunk(now)
+        n = now.stop - now.start
+        a, h_before, h, g = walk.a[:n], walk.h[:n], walk.h[1 : n + 1], g_chunk[:n]
+        torch.mul(steps.Ct[now, ..., None], dy[now, :, :, None], out=g)
+        g_of[n - 1].add_(carry)
+        for t in range(n - 1, 0, -1):
+            g_of[t - 1].addcmul_(walk.a_of[t], g_of[t])
+        torch.mul(a[0], g[0], out=carry)
+        torch.bmm(h.view(-1, N, D), dy[now].view(-1, D, 1), out=dC[now].view(-1, N, 1))
+        torch.bmm(g.view(-1, N, D), u[now].view(-1, D, 1), out=dB[now].view(-1, N, 1))
+        torch.bmm(steps.Bt[now].view(-1, 1, N), g.view(-1, N, D), out=d_u[now].view(-1, 1, D))
+        d_exponent = a.mul_(h_before).mul_(g)
+        torch.sum(torch.mul(d_exponent, A, out=g), dim=3, out=d_delta[now])
+        d_A += d_exponent.mul_(steps.delta[now, :, :, None]).sum((0, 1))
+    return d_delta, d_u, dB, dC
+
+
+@dataclass(frozen=True)
+class _Order:
+    """How the pixels of a map and the tokens of a scan find each other."""
+
+    pixels: Tensor  # [L, 1, K] pixel of every token, 0 for padding
+    padding: Tensor | None  # [L, 1, K, 1] True at padding tokens; None without any
+    tokens: Tensor  # [V, 2, H W, 1] position and group of the V tokens of every pixel
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Tokens `[L, b, K, D]` in scan order of a map `[b, H, W, D]`; zero at padding tokens."""
+        b, H, W, D = x.shape
+        rows = self.pixels + torch.arange(b, device=x.device)[:, None] * (H * W)
+        tokens = x.reshape(-1, D).index_select(0, rows.flatten()).view(*rows.shape, D)
+        return tokens if self.padding is None else tokens.masked_fill_(self.padding, 0)
+
+    def merge(self, tokens: Tensor) -> Tensor:
+        """Sum of the tokens `[L, b, K, D]` of every pixel: `[b, H W, D]`."""
+        _, b, K, D = tokens.shape
+        elements = torch.arange(b, device=tokens.device)[:, None]
+        flat = tokens.reshape(-1, D)
+        first, *others = (flat.index_select(0, ((t * b + elements) * K + k).flatten()) for t, k in self.tokens)
+        for other in others:
+            first += other
+        return first.view(b, -1, D)
+
+
+@lru_cache(maxsize=64)
+def _order(H: int, W: int, pattern: str, device: torch.device) -> _Order:
+    with torch.inference_mode(False):
+        paths = scan_paths(H, W, pattern, device).t().long().contiguous()  # [L, K]
+        L, K = paths.shape
+        padded = paths < 0
+        # Every pixel is visited equally often: sorting the tokens by pixel groups them, behind the padding tokens.
+        tokens = paths.flatten().argsort(stable=True)[int(padded.sum()) :].view(H * W, VISITS[pattern]).t()
+        return _Order(
+            paths.clamp(min=0)[:, None],
+            padded[:, None, :, None] if padded.any() else None,
+            torch.stack([tokens // K, tokens % K], dim=1),
+        )
+
+
+def _blocks(B: int, elements: int) -> Iterator[slice]:
+    """Cut the batch so that about BLOCK state elements of a token are walked together."""
+    size = max(1, BLOCK // elements)
+    return (slice(start, min(start + size, B)) for start in range(0, B, size))
+
+
+def _chunks(L: int) -> Iterator[slice]:
+    return (slice(start, min(start + CHUNK, L)) for start in range(0, L, CHUNK))

@@ -1,0 +1,264 @@
+"""Public scans over a map, as custom operators: what eager mode, autograd, torch.compile, torch.export and FLOP counting see.
+
+No mathematics here: `reference.py` defines it, and the backends (`chunked.py`, `triton_es2d.py`) offer
+`forward(x, *parameters, pattern, save) -> (y, states)`, `backward(dy, x, *parameters, states, pattern) -> gradients` and
+`states_shape(B, H, W, D, N, pattern)`. The parameters, in order and stacked over K = 4 groups with step rank R, state size N:
+x_proj_weight `[K, R + 2N, D]`, dt_projs_weight `[K, D, R]`, dt_projs_bias `[K, D]`, A_logs `[K D, N]`, Ds `[K D]`.
+"""
+
+import importlib
+import logging
+import os
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from . import chunked, reference
+from .paths import GROUPS, path_length
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("reference", "torch", "triton")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def es2d_scan(
+    x: Tensor,
+    x_proj_weight: Tensor,
+    dt_projs_weight: Tensor,
+    dt_projs_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    step: int = 2,
+) -> Tensor:
+    """Efficient 2D scanning: four atrous groups of the map, each scanned once (arXiv 2403.09977, section 3.2).
+
+    x `[B, H, W, D]` float32, float64, bfloat16 or float16, any strides, H and W odd or even; parameters as in the module's
+    docstring. Projections take x's type, the scan runs in float32 (float64 for float64 x), and so is the result
+    `[B, H, W, D]`, without normalisation or gate. Differentiable once in x and all parameters.
+    Raises ValueError for shapes, types or devices that do not fit together and for a step other than 2.
+    """
+    if step != 2:
+        raise ValueError(f"es2d_scan is defined for step 2 only, got step {step}")
+    return _scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, "es2d")
+
+
+def ss2d_scan(
+    x: Tensor,
+    x_proj_weight: Tensor,
+    dt_projs_weight: Tensor,
+    dt_projs_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+) -> Tensor:
+    """VMamba's scan: rows, columns and both reversed over the full map, the four results summed (arXiv 2401.10166).
+
+    Shapes, types and errors as `es2d_scan`.
+    """
+    return _scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, "ss2d")
+
+
+def scan_macs(B: int, H: int, W: int, D: int, N: int, R: int, pattern: str) -> tuple[int, int]:
+    """Multiply-adds of one call: (both projections, the scan as the paper counts it), padding tokens included."""
+    tokens = GROUPS[pattern] * B * path_length(H, W, pattern)
+    return tokens * D * (R + 2 * N) + tokens * D * R, 9 * tokens * D * N + tokens * D
+
+
+def backend_name(device_type: str, dtype: torch.dtype) -> str:
+    """Which backend scans tensors of this device and type: the one that EVMAMBA_BACKEND names, else the fastest there is.
+
+    Raises ValueError if EVMAMBA_BACKEND names none, or one that cannot do it.
+    """
+    forced = os.environ.get("EVMAMBA_BACKEND", "")
+    if forced not in ("", *BACKENDS):
+        raise ValueError(f"EVMAMBA_BACKEND is {forced!r}, expected one of {', '.join(BACKENDS)}")
+    name = forced
+    if forced in ("", "triton"):
+        obstacle = _triton_obstacle(device_type, dtype)
+        if forced and obstacle:
+            raise ValueError(f"EVMAMBA_BACKEND=triton cannot be followed: {obstacle}")
+        name = "torch" if obstacle or (device_type != "cuda" and not forced) else "triton"
+    _log_once(name, device_type, dtype)
+    return name
+
+
+def _triton_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
+    if dtype == torch.float64:
+        return "the Triton kernels do not compute in float64"
+    if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"Triton runs on CUDA tensors, this one is on {device_type} (TRITON_INTERPRET=1 would interpret it)"
+    module = _triton_backend()
+    return None if isinstance(module, ModuleType) else module
+
+
+@lru_cache(maxsize=1)
+def _triton_backend() -> ModuleType | str:
+    try:
+        return importlib.import_module(".triton_es2d", __package__)
+    except ImportError as error:
+        return f"it cannot be imported ({error})"
+
+
+@lru_cache
+def _log_once(name: str, device_type: str, dtype: torch.dtype) -> None:
+    logger.info("scan backend for %s on %s: %s", dtype, device_type, name)
+
+
+def _backend(x: Tensor) -> Any:
+    if backend_name(x.device.type, x.dtype) != "triton":
+        return chunked
+    return _triton_backend()
+
+
+@torch.compiler.assume_constant_result
+def _definition_is_forced() -> bool:
+    return os.environ.get("EVMAMBA_BACKEND") == "reference"
+
+
+def _scan(x: Tensor, *arguments: Any) -> Tensor:
+    parameters: tuple[Tensor, ...] = arguments[:-1]
+    pattern: str = arguments[-1]
+    _check(x, *parameters)
+    if _definition_is_forced():
+        with torch.autocast(x.device.type, enabled=False):
+            return reference.scan(x, *parameters, pattern)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
+        return scan2d_train(x, *parameters, pattern)[0]
+    return scan2d(x, *parameters, pattern)
+
+
+def _check(
+    x: Tensor, x_proj_weight: Tensor, dt_projs_weight: Tensor, dt_projs_bias: Tensor, A_logs: Tensor, Ds: Tensor
+) -> None:
+    if x.dim() != 4 or x.shape[1] < 1 or x.shape[2] < 1 or x.shape[3] < 1:
+        raise ValueError(f"x must be [B, H, W, D] with at least one row, column and channel, got {list(x.shape)}")
+    if dt_projs_weight.dim() != 3 or A_logs.dim() != 2:
+        raise ValueError(
+            "dt_projs_weight must be [4, D, R] and A_logs [4 D, N], "
+            f"got {list(dt_projs_weight.shape)} and {list(A_logs.shape)}"
+        )
+    D, R, N = x.shape[3], dt_projs_weight.shape[2], A_logs.shape[1]
+    expected = {
+        "x_proj_weight": (x_proj_weight, (4, R + 2 * N, D)),
+        "dt_projs_weight": (dt_projs_weight, (4, D, R)),
+        "dt_projs_bias": (dt_projs_bias, (4, D)),
+        "A_logs": (A_logs, (4 * D, N)),
+        "Ds": (Ds, (4 * D,)),
+    }
+    if x.dtype not in DTYPES:
+        raise ValueError(f"x must be float32, float64, bfloat16 or float16, got {x.dtype}")
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{name} must be {list(shape)} for x with D = {D} channels, R = {R}, N = {N}, got {list(tensor.shape)}"
+            )
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
+
+
+@torch.library.custom_op("evmamba::scan2d", mutates_args=())
+def scan2d(
+    x: Tensor,
+    x_proj_weight: Tensor,
+    dt_projs_weight: Tensor,
+    dt_projs_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    pattern: str,
+) -> Tensor:
+    """Scan for inference: saves nothing, has no gradient."""
+    with torch.autocast(x.device.type, enabled=False):
+        y, _ = _backend(x).forward(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, pattern, save=False)
+    return y
+
+
+@torch.library.custom_op("evmamba::scan2d_train", mutates_args=())
+def scan2d_train(
+    x: Tensor,
+    x_proj_weight: Tensor,
+    dt_projs_weight: Tensor,
+    dt_projs_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    pattern: str,
+) -> tuple[Tensor, Tensor]:
+    """Scan for training: the map and the states that the backward starts from (their layout is the backend's own)."""
+    with torch.autocast(x.device.type, enabled=False):
+        return _backend(x).forward(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, pattern, save=True)
+
+
+@torch.library.custom_op("evmamba::scan2d_backward", mutates_args=())
+def scan2d_backward(
+    dy: Tensor,
+    x: Tensor,
+    x_proj_weight: Tensor,
+    dt_projs_weight: Tensor,
+    dt_projs_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    states: Tensor,
+    pattern: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x and the five parameters, each in its own type."""
+    with torch.autocast(x.device.type, enabled=False):
+        return _backend(x).backward(dy, x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, states, pattern)
+
+
+@scan2d.register_fake
+def _(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, pattern):
+    return x.new_empty(x.shape, dtype=reference.scan_type(x))
+
+
+@scan2d_train.register_fake
+def _(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, pattern):
+    dtype = reference.scan_type(x)
+    shape = _backend(x).states_shape(*x.shape, A_logs.shape[1], pattern)
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
+
+
+@scan2d_backward.register_fake
+def _(dy, x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, states, pattern):
+    inputs = (x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
+    return tuple(t.new_empty(t.shape) for t in inputs)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.pattern = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _backward(ctx: Any, dy: Tensor | None, _: None) -> tuple:
+    if dy is None:
+        return (None,) * 7
+    return *scan2d_backward(dy, *ctx.saved_tensors, ctx.pattern), None
+
+
+def _no_double_backward(ctx: Any, *gradients: Tensor) -> tuple:
+    raise NotImplementedError("the scan can be differentiated once only; its gradient has no gradient")
+
+
+scan2d_train.register_autograd(_backward, setup_context=_save_for_backward)
+scan2d_backward.register_autograd(_no_double_backward)
+
+
+def _flops(x_shape, x_proj_shape, dt_shape, bias_shape, A_shape, D_shape, pattern, *, out_shape=None) -> int:
+    return 2 * sum(scan_macs(*x_shape, A_shape[1], dt_shape[2], pattern))
+
+
+def _backward_flops(
+    dy_shape, x_shape, x_proj_shape, dt_shape, bias_shape, A_shape, D_shape, states_shape, pattern, *, out_shape=None
+) -> int:
+    # As for matrix products: the gradient of each operand costs what the forward does.
+    return 2 * _flops(x_shape, x_proj_shape, dt_shape, bias_shape, A_shape, D_shape, pattern)
+
+
+register_flop_formula([torch.ops.evmamba.scan2d, torch.ops.evmamba.scan2d_train])(_flops)
+register_flop_formula(torch.ops.evmamba.scan2d_backward)(_backward_flops)
