@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchmetrics import Metric
 
 from evmamba.errors import UserError
 from evmamba.tasks.images import BadImagePolicy, find_unreadable, handle_unreadable
@@ -88,8 +89,18 @@ class TaskModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
 
+    def on_validation_epoch_start(self) -> None:
+        self._reset_metrics()
+
     def on_test_epoch_start(self) -> None:
+        self._reset_metrics()
         self._pictures = 0
+
+    def _reset_metrics(self) -> None:
+        """Reset at the start too: states left by validate() are inference tensors, which fit() could not add to."""
+        for module in self.modules():
+            if isinstance(module, Metric):
+                module.reset()
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")

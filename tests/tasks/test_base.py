@@ -15,7 +15,7 @@ from .toy import ToyData, ToyModule, quiet_trainer
 
 
 def test_schedule_is_stepped_per_optimizer_step_under_accumulation(tmp_path: Path):
-    """8 images, batch 1, 2 accumulated: 4 optimizer steps an epoch; one epoch of warm-up, then poly to 0 over the rest."""
+    """8 images, batch 1, 2 accumulated: 4 optimizer steps an epoch; one epoch of warm-up, then poly to 0."""
     module = ToyModule(OptimizerConfig(lr=1.0), ScheduleConfig("poly", warmup_epochs=1))
     trainer = quiet_trainer(tmp_path, max_epochs=3, accumulate_grad_batches=2, enable_checkpointing=False)
     trainer.fit(module, ToyData(tmp_path, [1.0] * 8, batch_size=1))
@@ -126,7 +126,7 @@ def test_options_out_of_range_are_named(tmp_path: Path, options: dict, message: 
 
 
 def test_missing_data_folder_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match="data folder not found: .*nowhere"):
+    with pytest.raises(UserError, match=r"data folder not found: .*nowhere"):
         ToyData(tmp_path / "nowhere", [1.0])
 
 
