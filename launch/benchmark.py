@@ -1,0 +1,284 @@
+"""`evmamba bench`: which runs make a benchmark, and running them here, one process each, one after the other.
+
+`plan` turns options into specs and checks all that can be checked before the first training; `run_here` runs them,
+leaves out what is finished already, and goes on after a failure.
+"""
+
+import datetime
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from evmamba.errors import UserError, unknown_name
+from evmamba.launch.progress import RunProgress
+from evmamba.launch.recipes import CONF
+from evmamba.launch.results import FILE_NAME, Result, config_hash, read_result, write_result
+from evmamba.launch.run import SPEC_FILE, RunSpec, failed_result
+
+TASKS = ("classification", "detection", "segmentation")
+DETECTORS = ("retinanet", "maskrcnn", "fasterrcnn")
+PRESETS = ("tiny", "small", "paper")
+LOG_FILE = "run.log"
+RUNS_FOLDER = "runs"
+THROUGHPUT_BATCH = {"cpu": 8, "cuda": 64}
+POLL_SECONDS = 0.2
+
+
+@dataclass
+class BenchOptions:
+    """What `evmamba bench` can be told.
+
+    Attributes:
+        output: folder of the report and of the runs.
+        backbones: names, in the order of the table's rows.
+        tasks: which tasks; None: those with a data folder, or all on embedded data if there is none.
+        data: task -> data folder; embedded data for the others.
+        detectors: which detectors.
+        preset: recipe of a run; None: small for a task with a data folder, tiny for embedded data.
+        seed: of everything.
+        device: "auto", "cpu" or "cuda".
+        precision: Lightning's name; None: bf16-mixed on a GPU that has it, else 32-true.
+        overrides: ``option=value`` of LightningCLI for every training, ``task.option=value`` for one task's.
+        force: also repeat finished runs.
+    """
+
+    output: Path = Path("bench")
+    backbones: Sequence[str] = ("efficientvmamba_t",)
+    tasks: Sequence[str] | None = None
+    data: dict[str, str] = field(default_factory=dict)
+    detectors: Sequence[str] = ("retinanet",)
+    preset: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str | None = None
+    overrides: Sequence[str] = ()
+    force: bool = False
+
+
+def plan(options: BenchOptions) -> list[RunSpec]:
+    """Turn options into runs: for every backbone its cost, then its tasks.
+
+    Raises:
+        UserError: unknown names (the nearest are offered), wrong options, data that the data modules refuse, a device
+            that is not there, an output that cannot be written.
+    """
+    for kind, names, valid in (
+        ("task", options.tasks or (), TASKS),
+        ("detector", options.detectors, DETECTORS),
+        ("preset", [options.preset] if options.preset else [], PRESETS),
+    ):
+        for name in names:
+            if name not in valid:
+                raise unknown_name(kind, name, valid)
+    if not options.backbones:
+        raise UserError("no backbone to run; name one with --backbones")
+    _check_writable(options.output)
+    tasks = [t for t in TASKS if t in (options.tasks if options.tasks is not None else options.data or TASKS)]
+    device = _device(options.device)
+    precision = options.precision or _precision(device)
+    fingerprints: dict[str, str] = {}
+    checked: set[tuple[str, str | None]] = set()
+
+    specs = []
+    for model in dict.fromkeys(options.backbones):
+        _check_backbone(model, pyramid=any(task != "classification" for task in tasks))
+        common = {"model": model, "seed": options.seed, "device": device, "precision": precision}
+        specs.append(RunSpec("cost", head=None, batch_size=THROUGHPUT_BATCH[device], **common))
+        for task in tasks:
+            for head in dict.fromkeys(options.detectors) if task == "detection" else (_only_head(task),):
+                spec = _training_spec(options, task, head, common)
+                if (task, head) not in checked:
+                    # Once a task and head: a large annotation file should not be read for every backbone.
+                    fingerprints.setdefault(task, _check_training(spec, options.output))
+                    checked.add((task, head))
+                spec.data_fingerprint = fingerprints[task]
+                specs.append(spec)
+    return specs
+
+
+def run_here(
+    specs: Sequence[RunSpec], output: Path, progress: RunProgress, force: bool = False
+) -> tuple[list[Result], bool]:
+    """Run specs one after the other and return one result each, and whether Ctrl-C ended it before its time.
+
+    A finished run with the same spec is not repeated. A failed run is a result like any other. After Ctrl-C the run
+    at work is stopped, finished ones stay, and what is missing is "failed: interrupted" in what is returned (not on
+    disk).
+    """
+    results: list[Result] = []
+    interrupted = False
+    with progress:
+        for spec in specs:
+            folder = output / RUNS_FOLDER / spec.name
+            previous = None if force else finished_before(spec, folder)
+            if previous is not None:
+                progress.skip(spec)
+                results.append(previous)
+                continue
+            start = datetime.datetime.now(datetime.UTC)
+            if interrupted:
+                results.append(failed_result(spec, "interrupted", start))
+                continue
+            progress.start(spec)
+            try:
+                result = run_one(spec, folder, lambda folder=folder: progress.update(folder))
+            except KeyboardInterrupt:
+                interrupted = True
+                result = failed_result(spec, "interrupted", start)
+            progress.finish(spec, result)
+            results.append(result)
+    return results, interrupted
+
+
+def finished_before(spec: RunSpec, folder: Path) -> Result | None:
+    """The finished result of the same spec, if there is one; a broken file is none."""
+    if not (folder / FILE_NAME).exists():
+        return None
+    try:
+        result = read_result(folder / FILE_NAME)
+    except UserError:
+        return None
+    return result if result.finished and result.provenance.get("spec_hash") == spec.hash else None
+
+
+def run_one(spec: RunSpec, folder: Path, while_waiting: Callable[[], None]) -> Result:
+    """Run one spec in a process of its own; everything it says goes to ``run.log``.
+
+    Raises:
+        KeyboardInterrupt: after the process has been stopped.
+    """
+    start = datetime.datetime.now(datetime.UTC)
+    shutil.rmtree(folder, ignore_errors=True)
+    spec.write(folder)
+    with (folder / LOG_FILE).open("w") as log:
+        # A session of its own, so that Ctrl-C reaches this process alone, which then ends the run in order.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "evmamba.launch.run", str(folder / SPEC_FILE)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
+        try:
+            while process.poll() is None:
+                while_waiting()
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            _stop(process)
+            raise
+    if (folder / FILE_NAME).exists():
+        return read_result(folder / FILE_NAME)
+    # Killed from outside, or died before Python could say anything.
+    lines = (folder / LOG_FILE).read_text(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    code = process.returncode
+    how = f"killed by signal {-code}{' (out of memory?)' if code == -9 else ''}" if code < 0 else f"exit status {code}"
+    result = failed_result(spec, f"{how}; last words: {last} (see {folder / LOG_FILE})", start)
+    write_result(result, folder)
+    return result
+
+
+def _stop(process: subprocess.Popen) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _only_head(task: str) -> str:
+    return {"classification": "linear", "segmentation": "upernet"}[task]
+
+
+def _training_spec(options: BenchOptions, task: str, head: str, common: dict) -> RunSpec:
+    preset = options.preset or ("small" if task in options.data else "tiny")
+    recipe = recipe_of(task, preset, head, common["model"])
+    arguments = [f"--model.init_args.backbone={common['model']}", f"--data.init_args.seed={common['seed']}"]
+    if task == "detection":
+        arguments.append(f"--model.init_args.detector={head}")
+    if task in options.data:
+        arguments.append(f"--data.init_args.data_dir={Path(options.data[task]).expanduser().resolve()}")
+    elif preset != "tiny":
+        arguments.append("--data.init_args.data_dir=embedded")
+    for override in options.overrides:
+        name, equals, value = override.partition("=")
+        if not equals:
+            raise UserError(f"--set {override}: write option=value, e.g. --set trainer.max_epochs=3")
+        owner, _, rest = name.partition(".")
+        if owner in TASKS:
+            if owner != task:
+                continue
+            name = rest
+        arguments.append(f"--{name}={value}")
+    text = recipe.read_text(encoding="utf-8")
+    return RunSpec(task, head=head, recipe=str(recipe), recipe_hash=config_hash(text), arguments=arguments, **common)
+
+
+def recipe_of(task: str, preset: str, head: str, model: str) -> Path:
+    """The recipe of a preset: tiny.yaml, small.yaml, or for "paper" the model's own (T's for models without one).
+
+    Raises:
+        UserError: the package has no recipe for this head.
+    """
+    if preset != "paper":
+        return CONF / task / f"{preset}.yaml"
+    found = sorted((CONF / task).glob("*_efficientvmamba_?.yaml"))
+    if task == "detection":
+        found = [path for path in found if f"_{head}_" in path.name]
+    if not found:
+        raise UserError(f"there is no paper recipe for {task} with {head}")
+    own = [path for path in found if path.stem.endswith(f"_{model}")]
+    like_t = [path for path in found if path.stem.endswith("_efficientvmamba_t")]
+    return (own or like_t or found)[0]
+
+
+def _check_training(spec: RunSpec, output: Path) -> str:
+    """Build data, model and trainer of a run once, as its own process will, and return the data's fingerprint."""
+    from evmamba.launch.train import EvmambaCLI
+
+    cli = EvmambaCLI(spec.cli_arguments(output), run=False)
+    return str(cli.datamodule.description()["fingerprint"])
+
+
+def _check_backbone(name: str, pyramid: bool) -> None:
+    import torch
+
+    from evmamba.tasks.backbones import build_backbone
+
+    with torch.device("meta"):
+        build_backbone(name, features_only=pyramid)
+
+
+def _check_writable(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the output folder {output} ({error.strerror}); choose another with --output"
+        ) from error
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise unknown_name("device", wanted, ("auto", "cpu", "cuda"))
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device here; use --device cpu")
+    return "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
+
+
+def _precision(device: str) -> str:
+    import torch
+
+    return "bf16-mixed" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"

@@ -1,0 +1,91 @@
+"""Wrong options in one line: argparse with nearest names, and jsonargparse's long explanations made short."""
+
+import argparse
+import dataclasses
+import importlib
+import inspect
+import re
+import typing
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from evmamba.errors import UserError, unknown_name
+
+# Lines of jsonargparse's explanations that say nothing to the user.
+NOISE = re.compile(
+    r"^(Does not validate against any|Subtypes: |Errors:|Given value type: |Given value: |"
+    r"Expected a <class 'NoneType'>|Problem with given class_path|Expected a path but )"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are UserErrors that offer the nearest option."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        parsed, rest = self.parse_known_args(args, namespace)
+        if rest:
+            raise unknown_name("option", rest[0].partition("=")[0], self._option_string_actions)
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def short_error(message: str, options: Iterable[str]) -> UserError:
+    """Turn jsonargparse's explanation of a wrong argument or recipe into one line.
+
+    Args:
+        message: what the ArgumentError says, often ten lines.
+        options: the parser's own options, to offer the nearest one.
+    """
+    classes = re.findall(r"class_path '([\w.]+)'", message)
+    if match := re.search(r"Option '([\w.]+)' is not accepted", message):
+        return _unknown_option(match[1], classes)
+    if match := re.search(r"unrecognized arguments: (--)?([^\s=]+)", message):
+        if classes:
+            return _unknown_option(match[2], classes)
+        return unknown_name("option", (match[1] or "") + match[2], options)
+    if match := re.search(r"does not accept option '([\w.]+)'", message):
+        return unknown_name("option", match[1], (option.removeprefix("--") for option in options))
+    if match := re.search(r"arguments are required: (?:\w+\.)?(\w+)", message):
+        return UserError(f"nothing says which {match[1]} to use; name a recipe, e.g. --config conf/detection/tiny.yaml")
+    if match := re.search(r"Expected a dot import path string: (\S+)|No module named '([\w.]+)'", message):
+        return UserError(
+            f"unknown class '{match[1] or match[2]}'; write it like evmamba.tasks.detection.DetectionModule"
+        )
+    return UserError(_essence(message))
+
+
+def _unknown_option(name: str, classes: list[str]) -> UserError:
+    """The error for an option that the innermost class does not have."""
+    module, _, class_name = classes[-1].rpartition(".")
+    return unknown_name(
+        f"option of {class_name}", name, _parameters(getattr(importlib.import_module(module), class_name))
+    )
+
+
+def _parameters(kind: type) -> list[str]:
+    """Names of a class's arguments; those of a dataclass argument as ``argument.field``."""
+    hints = typing.get_type_hints(kind.__init__)
+    names = []
+    for name in list(inspect.signature(kind).parameters):
+        names.append(name)
+        if dataclasses.is_dataclass(hints.get(name)):
+            names += [f"{name}.{field.name}" for field in dataclasses.fields(hints[name])]
+    return names
+
+
+def _essence(message: str) -> str:
+    """The telling lines of an explanation, joined: where, what was expected, what was given."""
+    lines = [line.strip().removeprefix("- ").strip() for line in message.splitlines()]
+    where = [match[1] for line in lines if (match := re.match(r'Parser key "([\w.]+)":', line))]
+    said = [re.sub(r"<class '(\w+)'>", r"\1", line) for line in lines if line and not NOISE.match(line)]
+    said = [line for line in dict.fromkeys(said) if not line.startswith("Parser key ")]
+    given = next((line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")), None)
+    text = (f"{where[-1]}: " if where else "") + "; ".join(said)
+    if given is not None and "NestedArg" not in given and "Got value" not in text and len(given) < 80:
+        text += f", not '{given}'"
+    return text

@@ -1,0 +1,117 @@
+"""Progress of a benchmark: bars in a terminal, plain lines elsewhere."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from evmamba.launch.results import Result
+from evmamba.launch.run import RunSpec
+from evmamba.launch.table import columns_of, label_of, title_of
+
+PROGRESS_FILE = "progress.json"
+LINE_SECONDS = 20.0
+
+
+class RunProgress:
+    """Shows how far a sequence of runs is; use it as a context manager.
+
+    Args:
+        console: where to print.
+        total: number of runs.
+    """
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console = console
+        self.total = total
+        self.done = 0
+        self._began = 0.0
+        self._last_line = 0.0
+        self._bars: Progress | None = None
+        self._name = ""
+        if console.is_terminal:
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=28),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+                TextColumn("[dim]{task.fields[note]}"),
+                console=console,
+                transient=True,
+            )
+            self._all = self._bars.add_task("all runs", total=total, note="")
+            self._one = self._bars.add_task("", total=None, visible=False, note="")
+
+    def __enter__(self) -> Self:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def start(self, spec: RunSpec) -> None:
+        self._began = self._last_line = time.monotonic()
+        self._name = name_of(spec)
+        if self._bars:
+            self._bars.reset(self._one, description=self._name, total=None, visible=True, note="starting")
+        else:
+            self._print(f"{self._name}: started")
+
+    def update(self, folder: Path) -> None:
+        """Look at the progress file of the run at work."""
+        try:
+            state: dict[str, Any] = json.loads((folder / PROGRESS_FILE).read_text())
+        except (OSError, ValueError):
+            return
+        loss = "" if state["loss"] is None else f", loss {state['loss']:.3f}"
+        if self._bars:
+            note = f"{state['phase']}{loss}"
+            if self._bars.tasks[self._one].fields["note"].split(",")[0] != state["phase"]:
+                # Another phase has another speed: its time left is estimated anew.
+                self._bars.reset(self._one, description=self._name, visible=True)
+            self._bars.update(self._one, completed=state["done"], total=state["total"] or None, note=note)
+        elif time.monotonic() - self._last_line > LINE_SECONDS:
+            self._last_line = time.monotonic()
+            count = f" {state['done']}/{state['total']}" if state["total"] else ""
+            self._print(f"{self._name}: {state['phase']}{count}{loss}")
+
+    def skip(self, spec: RunSpec) -> None:
+        self._advance(f"{name_of(spec)}: finished before")
+
+    def finish(self, spec: RunSpec, result: Result) -> None:
+        seconds = time.monotonic() - self._began
+        said = headline(result) if result.finished else f"failed: {result.reason}"
+        self._advance(f"{name_of(spec)}: {said} ({seconds:.0f} s)")
+
+    def _advance(self, line: str) -> None:
+        self.done += 1
+        self._print(line)
+        if self._bars:
+            self._bars.update(self._one, visible=False)
+            self._bars.update(self._all, completed=self.done)
+
+    def _print(self, line: str) -> None:
+        self.console.print(f"[{self.done}/{self.total}] {line}", markup=False, highlight=False)
+
+
+def name_of(spec: RunSpec | Result) -> str:
+    """A run in words: EfficientVMamba-T, detection · RetinaNet."""
+    return f"{label_of(spec.model)}, {title_of(spec.task, spec.head)}"
+
+
+def headline(result: Result) -> str:
+    """The first number of a result, as its column prints it."""
+    columns = columns_of(result.task, result.head)
+    numbers, column = (result.cost, columns[2]) if result.task == "cost" else (result.metrics, columns[0])
+    value = numbers.get(column.key)
+    return f"{column.header} {column.show(value * column.scale)}" if value is not None else "finished"

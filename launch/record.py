@@ -1,0 +1,197 @@
+"""What a run leaves behind: its result after the test, its progress for whoever waits, its training curve."""
+
+import datetime
+import json
+import math
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+
+from evmamba.launch.progress import PROGRESS_FILE
+from evmamba.launch.results import Result, device_name, provenance, write_result
+from evmamba.tasks.base import TaskDataModule, TaskModule
+
+CURVE_POINTS = 200
+# Names under which the data modules keep the size of what the network sees.
+SIZE_ARGUMENTS = ("image_size", "min_size", "max_size", "crop_size")
+
+
+class ResultWriter(Callback):
+    """Writes ``result.json`` when the test stage ends (rank 0 only).
+
+    Args:
+        folder: where the file goes; the gallery is looked for in ``folder/gallery``.
+        config: the run's configuration as plain lists and mappings, stored with the result.
+        run: name of the run.
+        weights: which weights are tested; None says it from the trainer ("checkpoint FILE" or what memory holds).
+        extra: more for the result's provenance.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        run: str,
+        weights: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.config = config
+        self.run = run
+        self.weights = weights
+        self.extra = dict(extra or {})
+        self.training: dict[str, Any] = {}
+        self.start = datetime.datetime.now(datetime.UTC)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            data: TaskDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            write_result(self.result(trainer, pl_module, data), self.folder)  # type: ignore[arg-type]
+
+    def result(self, trainer: L.Trainer, module: TaskModule, data: TaskDataModule) -> Result:
+        """Collect the result of the test that just ended."""
+        device = trainer.strategy.root_device.type
+        model, head = model_and_head(module.task, self.config)
+        arguments = self.config["data"].get("init_args", {})
+        return Result(
+            run=self.run,
+            task=module.task,
+            model=model,
+            head=head,
+            data=data.description() | {"split": "val"},
+            metrics={
+                name.removeprefix("test/"): float(value)
+                for name, value in trainer.callback_metrics.items()
+                if name.startswith("test/")
+            },
+            cost={"parameters": sum(p.numel() for p in module.parameters())},
+            protocol={
+                "weights": self.weights or (f"checkpoint {trainer.ckpt_path}" if trainer.ckpt_path else "untrained"),
+                "test_time_augmentation": "none",
+                "eval_batch_size": data.eval_batch_size,
+                **{name: arguments[name] for name in SIZE_ARGUMENTS if name in arguments},
+            },
+            training=self.training,
+            details=module.details,
+            gallery=[f"gallery/{path.name}" for path in sorted((self.folder / "gallery").glob("*.jpg"))],
+            provenance=provenance(
+                config=self.config,
+                seed=self.config.get("seed_everything"),
+                device=device_name(device),
+                precision=str(trainer.precision),
+                start=self.start,
+                nodes=trainer.num_nodes,
+                processes=trainer.world_size,
+            )
+            | self.extra,
+        )
+
+
+def model_and_head(task: str, config: Mapping[str, Any]) -> tuple[str, str]:
+    """The backbone's name and what stands on it, from a run's configuration."""
+    arguments = config["model"].get("init_args", {})
+    head = {"classification": "linear", "segmentation": "upernet"}.get(task) or arguments.get("detector", "retinanet")
+    return arguments["backbone"], head
+
+
+def weights_in_memory(trainer: L.Trainer) -> str:
+    """Which weights the module holds after training."""
+    averaged = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+    return f"{'EMA of the ' if averaged else ''}last epoch"
+
+
+def total_steps(trainer: L.Trainer) -> int:
+    """Optimizer steps of the whole training; 0 when it has no end."""
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if math.isfinite(steps) else 0
+
+
+class TrainingRecord(Callback):
+    """Collects the loss curve and the speed of a training, for the result's ``training``."""
+
+    def __init__(self) -> None:
+        self.curve: list[tuple[int, float]] = []
+        self.seconds: list[float] = []
+        self.images = 0
+        self.loss: float | None = None
+        self._last: float | None = None
+        self._start = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last = None  # a step's time must not contain a validation
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        if self._last is not None:
+            self.seconds.append(now - self._last)
+        self._last = now
+        self.images = len(batch["path"])
+        step, total = trainer.global_step, total_steps(trainer)
+        # Reading the loss waits for the device; as often as the curve has points is enough.
+        if step % max(1, total // CURVE_POINTS) == 0:
+            self.loss = float(outputs["loss"])
+            self.curve.append((step, round(self.loss, 5)))
+
+    def summary(self, trainer: L.Trainer) -> dict[str, Any]:
+        """Steps, epochs, seconds, images/s over whole steps (loading included), loss curve."""
+        summary: dict[str, Any] = {
+            "steps": trainer.global_step,
+            "epochs": trainer.current_epoch,
+            "seconds": round(time.monotonic() - self._start, 1),
+        }
+        if self.seconds:
+            median = statistics.median(self.seconds)
+            summary["images_per_s"] = round(self.images * trainer.world_size / median, 2)
+        return summary | {"curve": self.curve}
+
+
+class ProgressWriter(Callback):
+    """Keeps ``progress.json`` current (rank 0 only, twice a second at most): phase, done, total, loss.
+
+    A file rather than a pipe: it can be read from another node, and by somebody who comes later.
+    """
+
+    def __init__(self, folder: Path, record: TrainingRecord) -> None:
+        self.folder = folder
+        self.record = record
+        self._written = 0.0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.is_global_zero:
+            self._write("training", trainer.global_step, total_steps(trainer))
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            self._write("validating", args[3] + 1, _number(trainer.num_val_batches))
+
+    def on_test_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.is_global_zero:
+            self._write("testing", args[3] + 1, _number(trainer.num_test_batches))
+
+    def _write(self, phase: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done < total and now - self._written < 0.5:
+            return
+        self._written = now
+        write_progress(self.folder, phase, done, total, self.record.loss)
+
+
+def write_progress(folder: Path, phase: str, done: int = 0, total: int = 0, loss: float | None = None) -> None:
+    """Replace ``folder/progress.json``."""
+    partial = folder / f".{PROGRESS_FILE}"
+    partial.write_text(json.dumps({"phase": phase, "done": done, "total": total, "loss": loss}))
+    partial.replace(folder / PROGRESS_FILE)
+
+
+def _number(batches: Any) -> int:
+    return int(sum(batches)) if isinstance(batches, list) else int(batches)

@@ -1,0 +1,288 @@
+"""The result store: one JSON file a run, written atomically, read back with errors that name the file.
+
+A result says what ran, how it ended, what it measured and where it comes from; the report needs nothing else.
+`Result` describes it field by field; `SCHEMA` rises when a reader of the old form would misunderstand the new one.
+"""
+
+import dataclasses
+import datetime
+import functools
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from evmamba.errors import UserError
+
+SCHEMA = 1
+FILE_NAME = "result.json"
+TASKS = ("cost", "classification", "detection", "segmentation")
+STATES = ("finished", "failed")
+
+
+@dataclass
+class Result:
+    """One run.
+
+    Attributes:
+        run: name of the run, unique within a benchmark.
+        task: one of `TASKS`; ``"cost"`` is a measurement of the bare backbone.
+        model: name of the backbone, e.g. ``"efficientvmamba_t"``.
+        head: what stands on the backbone: ``"linear"``, ``"retinanet"``, ``"maskrcnn"``, ``"fasterrcnn"`` or
+            ``"upernet"``.
+        status: ``"finished"`` or ``"failed"``.
+        reason: one line, why it failed; None when it did not.
+        data: name, root, split, train_images, val_images, num_classes, fingerprint.
+        metrics: fractions in [0, 1]; None where the metric is undefined on this data.
+        cost: of the backbone (task ``"cost"``) or of the whole model: parameters, MACs (multiply-adds), milliseconds,
+            MB, images/s.
+        protocol: input size, test-time augmentation, which weights were tested.
+        training: epochs, steps, images/s, loss curve as ``[[step, loss], ...]``.
+        details: what a task adds: per-class metrics, confusion matrix, counts, file names.
+        gallery: pictures of predictions, relative to the folder of the result.
+        provenance: see `provenance`.
+    """
+
+    run: str
+    task: str
+    model: str
+    head: str | None = None
+    status: str = "finished"
+    reason: str | None = None
+    data: dict[str, Any] | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    gallery: list[str] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = field(default=None, compare=False)
+    """Where it was read from or written to; not in the file."""
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise UserError(f"task is '{self.task}', not one of {', '.join(TASKS)}")
+        if self.status not in STATES:
+            raise UserError(f"status is '{self.status}', not one of {', '.join(STATES)}")
+        if self.status == "failed" and not self.reason:
+            raise UserError("a failed run without a reason")
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+
+def write_result(result: Result, folder: Path) -> Path:
+    """Write ``folder/result.json`` atomically and return its path. Numbers that are not finite become null."""
+    document = {"schema": SCHEMA} | {k: v for k, v in dataclasses.asdict(result).items() if k != "folder"}
+    path = Path(folder) / FILE_NAME
+    write_json(path, document)
+    result.folder = Path(folder)
+    return path
+
+
+def read_result(path: Path) -> Result:
+    """Read one result file.
+
+    Raises:
+        UserError: the file is missing, no JSON, of another schema version, or not a result; the message names it.
+    """
+    path = Path(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: no valid JSON ({error})") from error
+    if not isinstance(document, dict) or "schema" not in document:
+        raise UserError(f"{path}: not a result of evmamba (no schema version)")
+    schema = document.pop("schema")
+    if schema != SCHEMA:
+        raise UserError(f"{path}: result of schema version {schema}, this evmamba reads version {SCHEMA}; run it again")
+    known = {f.name: f for f in dataclasses.fields(Result) if f.name != "folder"}
+    for name in document:
+        if name not in known:
+            raise UserError(f"{path}: unknown field '{name}' in a result of version {SCHEMA}")
+    for name in ("run", "task", "model"):
+        if not isinstance(document.get(name), str):
+            raise UserError(f"{path}: field '{name}' is missing or not a text")
+    for name in ("metrics", "cost", "protocol", "training", "details", "provenance"):
+        if not isinstance(document.get(name, {}), dict):
+            raise UserError(f"{path}: field '{name}' is not a mapping")
+    try:
+        return Result(**document, folder=path.parent)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def find_results(paths: Iterable[Path]) -> list[Path]:
+    """The result files under some files and folders, sorted by path, each once.
+
+    Raises:
+        UserError: a path does not exist, or no result lies under any of them.
+    """
+    paths = [Path(path) for path in paths]
+    found: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            found.update((file.resolve(), None) for file in sorted(path.rglob(FILE_NAME)))
+        elif path.is_file():
+            found[path.resolve()] = None
+        else:
+            raise UserError(f"{path}: no such file or folder; give result files or folders that hold them")
+    if not found:
+        raise UserError(
+            f"no {FILE_NAME} under {', '.join(map(str, paths))}; 'evmamba bench' or 'evmamba test' write them"
+        )
+    return list(found)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    text = json.dumps(_plain(document), indent=1, allow_nan=False) + "\n"
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically (a temporary file beside it, then a rename).
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes private files; a result is for everybody who may read the folder.
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(temporary).chmod(0o666 & ~umask)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def config_hash(config: Any) -> str:
+    """A short name for a configuration: the same for equal content, whatever the order of its keys."""
+    canonical = json.dumps(_plain(config), sort_keys=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def provenance(
+    *,
+    config: Mapping[str, Any],
+    seed: int | None,
+    device: str,
+    precision: str,
+    start: datetime.datetime,
+    nodes: int = 1,
+    processes: int = 1,
+) -> dict[str, Any]:
+    """Where a result comes from: code, configuration, machine, time.
+
+    Args:
+        config: everything that decides the run; stored whole, beside its hash.
+        device: name of the device that worked, e.g. ``"NVIDIA H200"`` or the processor's.
+        start: aware datetime; the duration [s] is counted from it to now.
+    """
+    now = datetime.datetime.now(datetime.UTC)
+    return {
+        **git_state(),
+        "config": dict(config),
+        "config_hash": config_hash(config),
+        "seed": seed,
+        "versions": versions(),
+        "device": device,
+        "precision": precision,
+        "host": platform.node(),
+        "nodes": nodes,
+        "processes": processes,
+        "start": start.astimezone(datetime.UTC).isoformat(timespec="seconds"),
+        "duration_s": round((now - start).total_seconds(), 1),
+    }
+
+
+@functools.cache
+def git_state() -> dict[str, Any]:
+    """Commit and dirty flag of the checkout that this code runs from; None for an installed package."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        # An installed package may lie inside somebody else's repository: only a tracked file counts.
+        git("ls-files", "--error-unmatch", here.name)
+        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"git_commit": None, "git_dirty": None}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    found = {"python": platform.python_version()}
+    for name in ("evmamba", "torch", "torchvision", "lightning", "timm", "triton", "pycocotools"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device_name(kind: str) -> str:
+    """The name of a device as people know it: the GPU's, or the processor's with its number of usable cores."""
+    if kind == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    if kind != "cpu":
+        return kind
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{model}, {cores} core{'s' if cores > 1 else ''}"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: tensors and numpy scalars as numbers, paths as text, non-finite numbers as null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    return str(value)

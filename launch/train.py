@@ -1,0 +1,127 @@
+"""Training, evaluation and prediction through LightningCLI: `evmamba fit|validate|test|predict`.
+
+Adds to LightningCLI: the number of classes goes from the data to the model, recipes are found by name inside the
+installed package too, every run has one stable folder, ``test`` writes a result, and wrong options are one line.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from evmamba.errors import UserError
+from evmamba.launch.messages import short_error
+from evmamba.launch.recipes import find_recipe
+from evmamba.launch.record import ResultWriter
+from evmamba.tasks.base import TaskDataModule, TaskModule
+
+
+class EvmambaCLI(LightningCLI):
+    """LightningCLI for the three tasks.
+
+    Args:
+        args: command-line arguments, e.g. ``["fit", "--config", "conf/detection/tiny.yaml"]``.
+        run: whether the first argument is a subcommand that is run at once; otherwise only model, data and trainer are
+            built.
+
+    Raises:
+        UserError: unknown option or recipe (the nearest one is offered), a value of the wrong type, and whatever the
+            data and the model complain about.
+    """
+
+    def __init__(self, args: Sequence[str], run: bool = True) -> None:
+        args, self.recipe = resolve_configs(args)
+        super().__init__(
+            TaskModule,
+            TaskDataModule,
+            save_config_kwargs={"overwrite": True},
+            # Lightning's sampler pads the last batch by repeating images; the data modules bring exact ones.
+            trainer_defaults={"use_distributed_sampler": False},
+            seed_everything_default=0,
+            parser_kwargs={"exit_on_error": False},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=args,
+            run=run,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        assert isinstance(args, list)
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise short_error(error.message or str(error), list(_options(parser))) from error
+
+    def before_instantiate_classes(self) -> None:
+        trainer = self._get(self.config, "trainer")
+        if trainer.default_root_dir is None:
+            trainer.default_root_dir = str(Path("runs", self.recipe or "unnamed"))
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise _behind(error) from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "test":
+            folder = Path(trainer.default_root_dir)
+            self.model.output_dir = folder
+            trainer.callbacks.append(ResultWriter(folder, self.plain_config(), run=self.recipe or folder.name))
+        return trainer
+
+    def plain_config(self) -> dict[str, Any]:
+        """Return the whole configuration as plain lists and mappings."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        return Namespace(**vars(config)).as_dict()
+
+
+def train(args: Sequence[str]) -> None:
+    """Run ``fit``, ``validate``, ``test`` or ``predict`` with LightningCLI's options.
+
+    Raises:
+        UserError: see `EvmambaCLI`.
+    """
+    EvmambaCLI(args)
+
+
+def resolve_configs(args: Sequence[str]) -> tuple[list[str], str | None]:
+    """Replace the names behind ``--config`` by paths; return the arguments and the name of the last recipe."""
+    resolved: list[str] = []
+    recipe = None
+    pending = False
+    for arg in args:
+        option, _, value = arg.partition("=")
+        if pending or (option in ("--config", "-c") and value):
+            path = find_recipe(arg if pending else value)
+            recipe = f"{path.resolve().parent.name}-{path.stem}"
+            resolved += [str(path)] if pending else [option, str(path)]
+            pending = False
+        else:
+            resolved.append(arg)
+            pending = arg in ("--config", "-c")
+    return resolved, recipe
+
+
+def _options(parser: LightningArgumentParser) -> Iterator[str]:
+    """Option strings of a parser and of its subcommands."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action.choices, dict):
+            for sub in action.choices.values():
+                yield from _options(sub)
+
+
+def _behind(error: BaseException) -> BaseException:
+    """The exception that jsonargparse wrapped into an explanation."""
+    while not isinstance(error, UserError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
