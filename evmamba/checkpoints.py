@@ -71,7 +71,7 @@ class Loaded(NamedTuple):
     Attributes:
         slot: the mapping of the file that held the weights, `""` for the top.
         left_out: names in the checkpoint that the model has no use for.
-        kept: names in the model that the checkpoint does not have and that keep their initialisation.
+        kept: names in the model that keep their initialisation.
     """
 
     slot: str
@@ -115,14 +115,17 @@ def load_checkpoint(
     weights = {_from_original(name): value for name, value in _strip_wrappers(weights, use_ema, where).items()}
     expected = model.state_dict()
     left_out = _left_out(model, weights, expected)
-    kept = [name for name in expected if name not in weights and name.startswith("outnorm")]
     weights = {name: value for name, value in weights.items() if name not in left_out}
+    kept = [n for n in expected if n not in weights and (n in left_out or n.startswith("outnorm"))]
     _check_fit(weights, expected, kept, where)
     model.load_state_dict(weights, strict=False)
-    if left_out:
-        logger.warning("%s: left out %s", where, _shortened(left_out))
-    if kept:
-        logger.warning("%s: not in it, so freshly initialised: %s", where, _shortened(kept))
+    if left_out or kept:
+        logger.warning(
+            "%s: left out %s; kept as initialised: %s",
+            where,
+            _shortened(left_out) or "nothing",
+            _shortened(kept) or "nothing",
+        )
     return Loaded(slot, left_out, kept)
 
 
@@ -242,8 +245,8 @@ def _left_out(model: Trunk, weights: Mapping[str, Tensor], expected: Mapping[str
         parts += (f"stages.{len(model.stages) - 1}.merge.",)
         return [name for name in unknown if name.startswith(("head.", "outnorm", *parts))]
     linear = [name for name in ("head.fc.weight", "head.fc.bias") if name in weights]
-    fits = all(name in expected and weights[name].shape == expected[name].shape for name in linear)
-    return [] if fits else linear
+    other_classes = any(name not in expected or len(weights[name]) != len(expected[name]) for name in linear)
+    return linear if other_classes else []
 
 
 def _check_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], kept: Iterable[str], where: str) -> None:

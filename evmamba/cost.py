@@ -1,0 +1,352 @@
+"""What a model costs: multiply-accumulates as the paper counts them, time and memory as they are measured here.
+
+Works for every model whose operations PyTorch knows (ours, timm's, whole detectors), not for ours alone.
+"""
+
+import contextlib
+import ctypes
+import gc
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils import flop_counter
+
+import evmamba.kernels  # noqa: F401  (registers the scan and its FLOP formula)
+
+MEBIBYTE = 2**20
+
+# Multiply-accumulates per element of the input, which the paper's counter (fvcore) gives to these operations.
+NORMS_AND_POOLS: dict[Callable[..., Any], tuple[str, int]] = {
+    F.layer_norm: ("layer_norm", 5),
+    F.group_norm: ("group_norm", 5),
+    F.batch_norm: ("batch_norm", 2),
+    F.adaptive_avg_pool2d: ("avg_pool", 1),
+    F.avg_pool2d: ("avg_pool", 1),
+}
+NOT_PRODUCTS = frozenset(kind for kind, _ in NORMS_AND_POOLS.values())
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of one forward pass.
+
+    Attributes:
+        paper: all that the paper counts.
+        plain: convolutions, linear layers and matrix products only (with the scan's two projections, not the scan).
+        by_op: the summands of `paper`, by kind of operation.
+    """
+
+    paper: int
+    plain: int
+    by_op: dict[str, int]
+
+
+class Timing(TypedDict):
+    """What `measure_inference` and `measure_training` return."""
+
+    latency_ms_median: float
+    latency_ms_p95: float
+    images_per_s: float
+    peak_memory_mb: float
+    peak_memory_kind: str
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of elements of all parameters; a shared one counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(
+    model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), *, inputs: tuple[Any, ...] | None = None
+) -> Macs:
+    """Count the multiply-accumulates of one forward pass in evaluation mode, by running it.
+
+    Counted (EfficientVMamba, table 1, which follows fvcore): convolutions, linear layers and matrix products including
+    attention, one per multiply-add, biases free; the scan, `9*L*D*N + L*D` for each of its groups, with its two
+    projections; LayerNorm and GroupNorm 5 per element, BatchNorm 2, average pools 1 per input element. Not counted:
+    activations, additions, gating products, plain means, resizing, data movement.
+
+    Args:
+        model: any module; it is left as it was.
+        input_size: channels, height and width of the one image.
+        inputs: arguments of `model.forward` in place of that image, e.g. `([image],)` for a torchvision detector.
+            The work of a two-stage detector depends on how many regions it proposes for these.
+    """
+    tally: Counter[str] = Counter()
+    counter = flop_counter.FlopCounterMode(display=False, custom_mapping=_formulas(tally))
+    with torch.no_grad(), _restored(model), sdpa_kernel(SDPBackend.MATH):
+        model.eval()
+        arguments = inputs if inputs is not None else (_images(1, input_size, _device(model)),)
+        with _NormsAndPools(tally), counter:
+            model(*arguments)
+    if uncounted := counter.get_total_flops() // 2 - sum(n for kind, n in tally.items() if kind not in NOT_PRODUCTS):
+        tally["other"] = uncounted  # an operation that only PyTorch's own registry knows
+    by_op = dict(tally)
+    return Macs(
+        paper=sum(by_op.values()),
+        plain=sum(count for name, count in by_op.items() if name not in NOT_PRODUCTS | {"scan"}),
+        by_op=by_op,
+    )
+
+
+def measure_inference(
+    model: nn.Module,
+    input_size: tuple[int, int, int] = (3, 224, 224),
+    batch_size: int = 1,
+    *,
+    inputs: tuple[Any, ...] | None = None,
+    warmup: int = 10,
+    steps: int = 40,
+    device: str | torch.device | None = None,
+    amp: bool = False,
+) -> Timing:
+    """Time forward passes in evaluation mode without gradients; every step is synchronised and timed on its own.
+
+    Args:
+        model: any module; it is left as it was.
+        input_size: channels, height and width of the images.
+        batch_size: number of images of a step.
+        inputs: arguments of `model.forward` in place of such a batch; `batch_size` must still tell their number.
+        warmup: steps before the clock starts.
+        steps: timed steps.
+        device: where to run; the model's own device by default.
+        amp: run under bf16 autocast.
+
+    Returns:
+        Milliseconds per step (median, 95th percentile), images per second (from the median) and the peak memory in MB
+        (2^20 bytes): on CUDA what tensors took at most; on the CPU the process's peak resident memory above that at
+        the start, so without the model itself. `peak_memory_kind` says which.
+    """
+    place = torch.device(device) if device is not None else _device(model)
+    with _restored(model), torch.no_grad():
+        model.to(place).eval()
+        arguments = inputs if inputs is not None else (_images(batch_size, input_size, place),)
+
+        def step() -> None:
+            with torch.autocast(place.type, torch.bfloat16, enabled=amp):
+                model(*arguments)
+
+        return _measure(step, batch_size, warmup, steps, place)
+
+
+def measure_training(
+    model: nn.Module,
+    input_size: tuple[int, int, int] = (3, 224, 224),
+    batch_size: int = 32,
+    *,
+    inputs: tuple[Any, ...] | None = None,
+    warmup: int = 10,
+    steps: int = 40,
+    device: str | torch.device | None = None,
+    amp: bool = False,
+) -> Timing:
+    """Time training steps: forward, backward and an AdamW update with learning rate 0, which costs the same as any.
+
+    The loss is the mean of the model's outputs (the sum over a list or dict of them). Arguments and result as in
+    :func:`measure_inference`; parameters, gradients, buffers and random state are left as they were.
+    """
+    place = torch.device(device) if device is not None else _device(model)
+    with _restored(model), torch.enable_grad(), torch.random.fork_rng():
+        model.to(place).train()
+        arguments = inputs if inputs is not None else (_images(batch_size, input_size, place),)
+        optimizer = torch.optim.AdamW(
+            [parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.0, weight_decay=0.0
+        )
+
+        def step() -> None:
+            with torch.autocast(place.type, torch.bfloat16, enabled=amp):
+                loss = torch.stack([output.float().mean() for output in _tensors(model(*arguments))]).sum()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+        return _measure(step, batch_size, warmup, steps, place)
+
+
+class _NormsAndPools(TorchFunctionMode):
+    """Count norms and pools at the level of `torch.nn.functional`; below it a pool cannot be told from a mean."""
+
+    def __init__(self, tally: Counter[str]) -> None:
+        super().__init__()
+        self.tally = tally
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in NORMS_AND_POOLS:
+            name, per_element = NORMS_AND_POOLS[func]
+            x = args[0] if args else kwargs["input"]
+            self.tally[name] += per_element * x.numel()
+        return func(*args, **kwargs)
+
+
+def _formulas(tally: Counter[str]) -> dict[Any, Callable[..., int]]:
+    """FLOP formulas for PyTorch's counter that also tally multiply-accumulates by kind of operation."""
+    aten = torch.ops.aten
+
+    def counted(kind: str, flops: int) -> int:
+        tally[kind] += flops // 2
+        return flops
+
+    def convolution(x: Any, w: Any, _bias: Any, stride: Any, *rest: Any, out_shape: Any = None, **_: Any) -> int:
+        transposed, groups = rest[2], rest[4]
+        flops = flop_counter.conv_flop_count(x, w, out_shape, transposed=transposed)
+        return counted(_kind_of_convolution(w, stride, groups), flops)
+
+    def product(kind: str, first: int) -> Callable[..., int]:
+        def formula(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
+            return counted(kind, 2 * math.prod(out_shape) * shapes[first][-1])
+
+        return formula
+
+    formulas: dict[Any, Callable[..., int]] = {
+        aten.convolution: convolution,
+        aten._convolution: convolution,
+        aten.mm: product("linear", 0),
+        aten.addmm: product("linear", 1),
+        aten.bmm: product("matmul", 0),
+        aten.baddbmm: product("matmul", 1),
+    }
+    for op in (torch.ops.evmamba.scan2d, torch.ops.evmamba.scan2d_train):
+        formulas[op] = _scan_formula(flop_counter.flop_registry[op], tally)
+    return formulas
+
+
+def _kind_of_convolution(weight: Sequence[int], stride: Sequence[int], groups: int) -> str:
+    kernel = tuple(weight[2:])
+    if groups > 1 and weight[1] == 1:
+        return "conv_depthwise"
+    if set(kernel) == {1}:
+        return "conv_1x1"
+    return "conv_patch" if kernel == tuple(stride) else "conv"
+
+
+def _scan_formula(registered: Callable[..., int], tally: Counter[str]) -> Callable[..., int]:
+    """Split what the scan's own formula counts in its two projections and the recurrence."""
+
+    def formula(x: Any, x_proj_weight: Any, dt_projs_weight: Any, *rest: Any, **options: Any) -> int:
+        flops = registered(x, x_proj_weight, dt_projs_weight, *rest, **options)
+        _, inner, rank = dt_projs_weight.shape
+        projected = x_proj_weight.shape[1]
+        state = (projected - rank) // 2
+        per_token = {"x_proj": projected * inner, "dt_proj": rank * inner, "scan": 9 * inner * state + inner}
+        tokens = flops // 2 // sum(per_token.values())
+        for kind, count in per_token.items():
+            tally[kind] += tokens * count
+        return flops
+
+    formula._get_raw = True  # type: ignore[attr-defined]  # PyTorch's counter then passes tensors, not shapes
+    return formula
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    else:
+        for part in output.values() if isinstance(output, dict) else output:
+            yield from _tensors(part)
+
+
+def _images(batch_size: int, input_size: tuple[int, int, int], device: torch.device) -> Tensor:
+    return torch.randn(batch_size, *input_size, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Put back modes, device, buffers and gradients of a model afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    device = _device(model)
+    buffers = [(buffer, buffer.detach().cpu().clone()) for buffer in model.buffers()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        model.to(device)
+        for module, training in modes:
+            module.training = training
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def _measure(step: Callable[[], None], batch_size: int, warmup: int, steps: int, device: torch.device) -> Timing:
+    peak_memory = _watch_memory(device)
+    for _ in range(warmup):
+        step()
+    seconds = [_timed(step, device) for _ in range(steps)]
+    median, p95 = np.percentile(seconds, [50, 95])
+    peak, kind = peak_memory()
+    return Timing(
+        latency_ms_median=1e3 * float(median),
+        latency_ms_p95=1e3 * float(p95),
+        images_per_s=batch_size / float(median),
+        peak_memory_mb=peak / MEBIBYTE,
+        peak_memory_kind=kind,
+    )
+
+
+def _timed(step: Callable[[], None], device: torch.device) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    step()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _watch_memory(device: torch.device) -> Callable[[], tuple[int, str]]:
+    """Start watching; the returned function tells the peak since then in bytes, and of what."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return lambda: (torch.cuda.max_memory_allocated(device), "CUDA tensors")
+    _return_freed_memory()
+    status = Path("/proc/self/status")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: set the peak (VmHWM) back to the present size
+    except OSError:
+        start = _peak_of_process()
+        return lambda: (_peak_of_process() - start, "rise of the process's peak resident memory (ru_maxrss)")
+    start = _status_bytes(status, "VmRSS")
+    return lambda: (_status_bytes(status, "VmHWM") - start, "resident memory above the start (VmHWM)")
+
+
+def _return_freed_memory() -> None:
+    # What malloc kept of earlier work would otherwise be used again unseen.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _status_bytes(status: Path, field: str) -> int:
+    line = next(line for line in status.read_text().splitlines() if line.startswith(field + ":"))
+    return 1024 * int(line.split()[1])
+
+
+def _peak_of_process() -> int:
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

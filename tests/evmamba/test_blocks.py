@@ -1,0 +1,147 @@
+"""Blocks against the original implementation's values and gradients, and what its text promises."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from evmamba.blocks import ES2D, EVSSBlock, InvertedResidual, PatchMerging, TokenSqueezeExcite
+from evmamba.checkpoints import _from_original
+from evmamba.errors import UserError
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6}
+
+EVSS_PREFIX = ("layers.0.blocks.0.", "stages.0.blocks.0.")
+INRES_PREFIX = ("layers.2.1.", "stages.2.blocks.0.")
+MERGE_PREFIX = ("layers.0.downsample.", "stages.0.merge.")
+
+# Golden file, module, and the place in a network where the original's names of its parameters are translated.
+CASES = {
+    "ss2d": (lambda: ES2D(24), (EVSS_PREFIX[0] + "op.", EVSS_PREFIX[1] + "global_branch.")),
+    "evss_block": (lambda: EVSSBlock(24), EVSS_PREFIX),
+    "biattn": (lambda: TokenSqueezeExcite(24), (EVSS_PREFIX[0] + "se.", EVSS_PREFIX[1] + "se.")),
+    "inverted_residual": (lambda: InvertedResidual(8), INRES_PREFIX),
+    "patch_merging_even": (lambda: PatchMerging(6, 10), MERGE_PREFIX),
+}
+WITH_BATCH_NORM = ("evss_block", "inverted_residual")
+RUNS = [(case, "eval") for case in CASES] + [(case, "train") for case in WITH_BATCH_NORM]
+
+
+def translated(arrays, kind, prefixes):
+    theirs, ours = prefixes
+    return {
+        _from_original(theirs + name.removeprefix(kind)).removeprefix(ours): torch.from_numpy(array)
+        for name, array in arrays.items()
+        if name.startswith(kind)
+    }
+
+
+def assert_near(actual, expected, dtype, what):
+    error = (actual.double() - expected.double()).abs().max().item()
+    scale = max(1.0, expected.abs().max().item())
+    assert error <= TOLERANCE[dtype] * scale, f"{what}: {error:.2e}"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("case", "mode"), RUNS, ids=lambda value: value)
+def test_block_equals_the_original(golden, case, mode, dtype):
+    make, prefixes = CASES[case]
+    arrays = golden(case)
+    module = make().to(dtype).train(mode == "train")
+    module.load_state_dict(translated(arrays, "sd_", prefixes))
+    x = torch.from_numpy(arrays["x"]).to(dtype).requires_grad_()
+    y = module(x)
+    loss = (y * torch.from_numpy(arrays["loss_weight"])).sum()
+    loss.backward()
+
+    assert y.dtype == dtype
+    assert_near(y, torch.from_numpy(arrays[f"{mode}_y"]), dtype, "output")
+    assert_near(x.grad, torch.from_numpy(arrays.pop(f"{mode}_grad_x")), dtype, "gradient of x")
+    gradients = translated(arrays, f"{mode}_grad_", prefixes)
+    parameters = dict(module.named_parameters())
+    assert gradients.keys() == parameters.keys()
+    for name, gradient in gradients.items():
+        assert_near(parameters[name].grad, gradient, dtype, f"gradient of {name}")
+    for name, buffer in translated(arrays, f"{mode}_after_", prefixes).items():
+        assert_near(module.get_buffer(name), buffer, dtype, f"{name} afterwards")
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 4), (4, 7), (1, 1), (3, 3)])
+def test_merging_pads_odd_maps_at_the_bottom_and_right(height, width):
+    module = PatchMerging(3, 5)
+    x = torch.randn(2, height, width, 3)
+    padded = torch.zeros(2, height + height % 2, width + width % 2, 3)
+    padded[:, :height, :width] = x
+    torch.testing.assert_close(module(x), module(padded))
+    assert module(x).shape == (2, math.ceil(height / 2), math.ceil(width / 2), 5)
+
+
+def test_merging_concatenates_the_phases_column_by_column():
+    module = PatchMerging(1, 4)
+    module.norm = nn.Identity()
+    module.reduction = nn.Identity()
+    x = torch.arange(4.0).view(1, 2, 2, 1)  # rows (0, 1), (2, 3)
+    assert module(x).flatten().tolist() == [0.0, 2.0, 1.0, 3.0]
+
+
+@pytest.mark.parametrize("scan", ["es2d", "ss2d"])
+def test_scan_parameters_start_as_published(scan):
+    module = ES2D(48, scan=scan)
+    step_size = nn.functional.softplus(module.dt_projs_bias)
+    assert step_size.min() >= 1e-3 * 0.999
+    assert step_size.max() <= 1e-1 * 1.001
+    assert step_size.log().mean().item() == pytest.approx(math.log(1e-2), abs=0.3)
+    assert torch.equal(module.A_logs.exp().round(), torch.arange(1.0, 17.0).expand(4 * 96, 16))
+    assert torch.equal(module.Ds, torch.ones(4 * 96))
+    assert module.x_proj_weight.abs().max().item() == pytest.approx(96**-0.5, rel=1e-2)
+    assert module.dt_projs_weight.abs().max().item() == pytest.approx(3**-0.5, rel=1e-2)
+
+
+def test_fusion_off_leaves_the_scan_alone():
+    block = EVSSBlock(16, fusion=False)
+    x = torch.randn(2, 5, 6, 16)
+    torch.testing.assert_close(block(x), x + block.global_branch(block.norm(x)))
+    assert {name.split(".")[0] for name, _ in block.named_parameters()} == {"norm", "global_branch"}
+
+
+def test_one_squeeze_excitation_serves_both_branches():
+    block = EVSSBlock(16)
+    calls = []
+    block.se.register_forward_hook(lambda *_: calls.append(1))
+    block(torch.randn(1, 4, 4, 16))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("make", [EVSSBlock, InvertedResidual])
+def test_drop_path_drops_whole_samples_and_rescales_the_kept(make):
+    block = make(8, drop_path=0.5).eval()
+    shape = (64, 4, 4, 8) if make is EVSSBlock else (64, 8, 4, 4)
+    x = torch.randn(shape)
+    whole = block(x) - x
+    block.drop_path.train()
+    change = block(x) - x
+    kept = change.flatten(1).abs().sum(1) > 0
+    assert 0 < kept.sum() < 64
+    torch.testing.assert_close(change[kept], 2 * whole[kept], atol=1e-5, rtol=1e-5)
+
+
+def test_scan_normalises_in_float32_and_answers_in_the_type_of_its_input():
+    module = ES2D(16)
+    seen = []
+    module.out_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        module(torch.randn(1, 6, 6, 16))
+    assert seen == [torch.bfloat16]
+    half = ES2D(16).to(torch.bfloat16)
+    assert half(torch.randn(1, 6, 6, 16, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_unknown_scan_names_the_nearest():
+    with pytest.raises(UserError, match="unknown scan 'es2'; did you mean es2d"):
+        ES2D(16, scan="es2")
+
+
+def test_undefined_step_is_refused():
+    with pytest.raises(ValueError, match="step"):
+        ES2D(16, step=3)(torch.randn(1, 6, 6, 16))
