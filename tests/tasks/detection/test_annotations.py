@@ -1,0 +1,155 @@
+"""Annotation files: oddities that are read right and faults that are named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as mask_utils
+
+from evmamba.errors import UserError
+from evmamba.tasks.detection.annotations import categories, has_mask, load_coco_json, read_annotations, to_rle
+
+IMAGES = [
+    {"id": 5, "file_name": "a.jpg", "width": 100, "height": 50},
+    {"id": 9, "file_name": "b.jpg", "width": 40, "height": 60},
+]
+CATEGORIES = [{"id": 7, "name": "disc"}, {"id": 3, "name": "square"}]
+SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
+
+
+def write(folder: Path, annotations: list[dict], images: list[dict] = IMAGES, cats: list[dict] = CATEGORIES) -> Path:
+    path = folder / "instances_train.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": cats}))
+    return path
+
+
+def annotation(identity: int = 1, **changes: object) -> dict:
+    base = {"id": identity, "image_id": 5, "category_id": 7, "bbox": [10, 10, 20, 20], "iscrowd": 0, "area": 400}
+    return base | {"segmentation": [SQUARE]} | changes
+
+
+def test_labels_follow_ascending_category_ids_over_gaps(tmp_path: Path) -> None:
+    read = read_annotations(write(tmp_path, [annotation(1), annotation(2, category_id=3)]))
+    assert read.category_ids == (3, 7)
+    assert read.class_names == ("square", "disc")
+    assert read.images[0].labels.tolist() == [1, 0]
+
+
+def test_crowds_and_boxes_of_no_area_are_counted_and_not_trained_on(tmp_path: Path) -> None:
+    annotations = [
+        annotation(1),
+        annotation(2, iscrowd=1, segmentation={"size": [50, 100], "counts": [5000]}),
+        annotation(3, bbox=[10, 10, 0, 20]),
+        annotation(4, bbox=[10, 10, 20, -3]),
+        annotation(5, bbox=[200, 10, 20, 20]),
+        annotation(6, bbox=[10, 10, 20, 1e-9]),
+    ]
+    read = read_annotations(write(tmp_path, annotations), masks=True)
+    assert read.images[0].boxes.tolist() == [[10, 10, 30, 30]]
+    assert read.counts["crowds"] == 1
+    assert read.counts["no_area"] == 4
+    assert read.counts["boxes"] == 1
+    assert "4 boxes of no area ignored" in read.summary()
+
+
+def test_boxes_are_clipped_to_their_image(tmp_path: Path) -> None:
+    read = read_annotations(write(tmp_path, [annotation(bbox=[-5, 40, 300, 20])]))
+    assert read.images[0].boxes.tolist() == [[0, 40, 100, 50]]
+    assert read.counts["clipped"] == 1
+
+
+def test_images_without_boxes_are_kept(tmp_path: Path) -> None:
+    read = read_annotations(write(tmp_path, [annotation()]))
+    assert [len(record.boxes) for record in read.images] == [1, 0]
+    assert read.images[1].boxes.shape == (0, 4)
+    assert read.counts["without_boxes"] == 1
+
+
+def test_missing_area_crowd_flag_and_info_are_filled_in(tmp_path: Path) -> None:
+    bare = {"id": 1, "image_id": 5, "category_id": 7, "bbox": [1, 2, 3, 4]}
+    content = load_coco_json(write(tmp_path, [bare]))
+    assert content["annotations"][0]["area"] == 12
+    assert content["annotations"][0]["iscrowd"] == 0
+    assert content["info"] == {}
+
+
+def test_category_names_used_twice_get_their_id() -> None:
+    cats = [{"id": 1, "name": "cell"}, {"id": 2, "name": "cell"}, {"id": 4, "name": "dust"}]
+    assert categories({"categories": cats})[1] == ("cell (1)", "cell (2)", "dust")
+
+
+def test_every_kind_of_segmentation_gives_the_same_mask() -> None:
+    halves = [[10, 10, 20, 10, 20, 30, 10, 30], [20, 10, 30, 10, 30, 30, 20, 30]]
+    mask = np.zeros((50, 100), dtype=np.uint8, order="F")
+    mask[10:30, 10:30] = 1
+    compressed = mask_utils.encode(mask)
+    runs = np.flatnonzero(np.diff(np.concatenate([[0], mask.ravel(order="F"), [0]]))).tolist()
+    counts = np.diff([0, *runs, mask.size]).tolist()
+    kinds = [
+        [SQUARE],
+        SQUARE,
+        halves,
+        [SQUARE, [1, 2, 3, 4]],
+        {"size": [50, 100], "counts": counts},
+        {"size": [50, 100], "counts": compressed["counts"].decode()},
+    ]
+    for segmentation in kinds:
+        assert np.array_equal(mask_utils.decode(to_rle(segmentation, 50, 100)), mask), segmentation
+
+
+@pytest.mark.parametrize("segmentation", [[], [[1, 2, 3, 4]], [[]], None], ids=["empty", "box", "empty part", "null"])
+def test_segmentations_without_a_polygon_are_no_masks(segmentation: object) -> None:
+    assert not has_mask(annotation(segmentation=segmentation))
+
+
+def test_annotations_without_a_mask_are_left_out_where_masks_are_wanted(tmp_path: Path) -> None:
+    read = read_annotations(write(tmp_path, [annotation(1), annotation(2, segmentation=[])]), masks=True)
+    assert len(read.images[0].boxes) == len(read.images[0].segmentations) == 1
+    assert read.counts["without_mask"] == 1
+
+
+def test_masks_are_refused_where_there_are_none(tmp_path: Path) -> None:
+    file = write(tmp_path, [annotation(segmentation=[])])
+    with pytest.raises(UserError, match=r"holds no masks.*fasterrcnn or retinanet"):
+        read_annotations(file, masks=True)
+    assert read_annotations(file).counts["boxes"] == 1
+
+
+FAULTS = {
+    "unknown image": ({"annotations": [annotation(4, image_id=77)]}, "name an image .*annotation 4: image 77"),
+    "unknown category": (
+        {"annotations": [annotation(4, category_id=8)]},
+        "name a category .*annotation 4: category 8",
+    ),
+    "nan box": ({"annotations": [annotation(4, bbox=[1, 2, float("nan"), 4])]}, "annotation 4: .*nan"),
+    "short box": ({"annotations": [annotation(4, bbox=[1, 2, 3])]}, "bbox is not four numbers"),
+    "repeated id": ({"annotations": [annotation(4), annotation(4)]}, "occur twice in 'annotations'.*4"),
+    "no bbox": ({"annotations": [{"id": 1, "image_id": 5, "category_id": 7}]}, "entry 0 of 'annotations' lacks bbox"),
+    "no images": ({"annotations": [], "images": []}, "'images' is empty"),
+    "no size": ({"annotations": [], "images": [{"id": 1, "file_name": "a.jpg"}]}, "lacks width, height"),
+    "zero size": ({"annotations": [], "images": [IMAGES[0] | {"width": 0}]}, "width or height .*a.jpg"),
+    "mask size": ({"annotations": [annotation(segmentation={"size": [9, 9], "counts": [81]})]}, "RLE of annotation 1"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_named_in_one_line_with_the_file(tmp_path: Path, fault: str) -> None:
+    content, message = FAULTS[fault]
+    file = write(tmp_path, **content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_annotations(file, masks=True)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{broken", "not readable as JSON"), ("[1, 2]", "holds a list"), ('{"images": []}', "'images' is empty")],
+    ids=["broken", "list", "no annotations"],
+)
+def test_files_that_are_not_coco_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "instances_train.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_coco_json(path)

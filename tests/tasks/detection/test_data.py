@@ -1,0 +1,172 @@
+"""The data module: layouts, images that differ from their annotations, transforms, real data."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evmamba.errors import UserError
+from evmamba.tasks.detection import DetectionData
+
+from .handmade import box, coco_images, write_coco
+
+EXIF_ORIENTATION = 0x0112
+
+
+def edit(root: Path, split: str, **sections: object) -> None:
+    file = root / "annotations" / f"instances_{split}.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | sections))
+
+
+def set_up(root: Path, **options: object) -> DetectionData:
+    data = DetectionData(str(root), num_workers=0, **options)  # type: ignore[arg-type]
+    data.setup("fit")
+    return data
+
+
+def test_both_layouts_read_the_same(coco: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("layout2017")
+    (other / "annotations").mkdir()
+    for split in ("train", "val"):
+        shutil.copytree(coco / "images" / split, other / f"{split}2017")
+        shutil.copy(
+            coco / "annotations" / f"instances_{split}.json", other / "annotations" / f"instances_{split}2017.json"
+        )
+    first, second = set_up(coco).val_set, set_up(other).val_set
+    for k in range(5):
+        assert torch.equal(first[k][0], second[k][0])
+        assert torch.equal(first[k][1]["boxes"], second[k][1]["boxes"])
+    assert Path(second[0][2]) == other / "val2017" / "0101.jpg"
+
+
+def test_samples_hold_what_was_annotated(coco: Path) -> None:
+    data = set_up(coco, masks=True)
+    assert data.class_names == ["square", "disc", "bar"]
+    assert data.category_ids == (3, 7, 90)
+    image, target, _ = data.val_set[0]
+    assert image.dtype == torch.float32
+    assert 0.9 < image.max() <= 1
+    assert target["image_id"] == 101
+    assert target["boxes"].tolist() == [[5, 8, 29, 38], [35, 8, 59, 43], [65, 8, 89, 48]]
+    assert target["labels"].tolist() == [2, 1, 0]
+    for mask, (x1, y1, x2, y2) in zip(target["masks"], target["boxes"].int().tolist(), strict=True):
+        assert mask.sum() == mask[y1:y2, x1:x2].sum() == (x2 - x1) * (y2 - y1)
+
+
+@pytest.mark.parametrize("flip", ["horizontal_flip", "vertical_flip"])
+def test_flips_move_boxes_and_masks_with_the_pixels(coco: Path, flip: str) -> None:
+    plain = set_up(coco, horizontal_flip=0.0, masks=True).train_set[1]
+    flipped = set_up(coco, masks=True, **{"horizontal_flip": 0.0, flip: 1.0}).train_set[1]
+    axis = -1 if flip == "horizontal_flip" else -2
+    assert torch.equal(flipped[0], plain[0].flip(axis))
+    assert torch.equal(flipped[1]["masks"], plain[1]["masks"].flip(axis))
+    for mask, (x1, y1, x2, y2) in zip(flipped[1]["masks"], flipped[1]["boxes"].int().tolist(), strict=True):
+        assert mask[y1:y2, x1:x2].all()
+
+
+def test_images_without_boxes_train_or_not_as_wanted(coco: Path) -> None:
+    kept, dropped = set_up(coco, masks=True), set_up(coco, train_without_boxes=False)
+    assert len(kept.train_set) == 4
+    assert len(dropped.train_set) == 3
+    assert len(dropped.val_set) == 5
+    _, target, _ = kept.train_set[3]
+    assert target["boxes"].shape == (0, 4)
+    assert target["masks"].shape == (0, 64, 96)
+
+
+def test_evaluation_is_one_image_a_batch(coco: Path) -> None:
+    batches = list(set_up(coco, batch_size=3).val_dataloader())
+    assert [len(batch["images"]) for batch in batches] == [1] * 5
+
+
+@pytest.mark.parametrize("annotated", ["upright", "stored"])
+def test_exif_rotation_follows_the_annotated_size(tmp_path: Path, annotated: str) -> None:
+    """A bright stripe at the left of the stored pixels is at the top of the upright picture."""
+    stored = np.zeros((40, 60, 3), dtype=np.uint8)
+    stored[:, :10] = 255
+    width, height = (40, 60) if annotated == "upright" else (60, 40)
+    images = coco_images(1, width=width, height=height)
+    for split in ("train", "val"):
+        write_coco(tmp_path, split, images, [box(1, 1, 3, [0, 0, 8, 8])])
+        picture = Image.fromarray(stored)
+        exif = picture.getexif()
+        exif[EXIF_ORIENTATION] = 6
+        picture.save(tmp_path / "images" / split / "0001.jpg", exif=exif)
+    image = set_up(tmp_path).val_set[0][0]
+    assert image.shape == (3, height, width)
+    bright, dark = (image[:, :8], image[:, 14:]) if annotated == "upright" else (image[:, :, :8], image[:, :, 14:])
+    assert bright.min() > 0.9
+    assert dark.max() < 0.1
+
+
+def test_image_of_another_size_is_named(coco: Path) -> None:
+    Image.new("RGB", (64, 96)).save(coco / "images" / "train" / "0002.jpg")
+    with pytest.raises(
+        UserError, match=r"1 images differ in size .*instances_train.json: 0002.jpg is 64x96, not 96x64"
+    ):
+        set_up(coco)
+
+
+def test_missing_image_is_named_or_skipped(coco: Path) -> None:
+    (coco / "images" / "train" / "0002.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 of 4 instances_train.json images .*0002.jpg"):
+        set_up(coco)
+    with pytest.warns(UserWarning, match="0002.jpg"):
+        data = set_up(coco, on_bad_image="skip")
+    assert len(data.train_set) == 3
+
+
+def test_categories_must_agree_between_splits(coco: Path) -> None:
+    edit(coco, "train", categories=[{"id": 7, "name": "disc"}, {"id": 3, "name": "box"}, {"id": 90, "name": "bar"}])
+    with pytest.raises(UserError, match=r"differ: box \(id 3\), square \(id 3\)"):
+        set_up(coco)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_boxes_is_refused(coco: Path, split: str) -> None:
+    edit(coco, split, annotations=[])
+    with pytest.raises(UserError, match=f"instances_{split}.json has no usable box"):
+        set_up(coco)
+
+
+def test_folders_that_are_not_coco_are_refused_at_once(tmp_path: Path, coco: Path) -> None:
+    with pytest.raises(UserError, match="no COCO data set"):
+        DetectionData(str(coco / "images"))
+    shutil.rmtree(coco / "images" / "val")
+    with pytest.raises(UserError, match=r"its image folder .*val is not"):
+        DetectionData(str(coco))
+
+
+def test_description_notices_changed_annotations(coco: Path) -> None:
+    before = DetectionData(str(coco)).description()
+    assert (before["train_images"], before["val_images"], before["num_classes"]) == (4, 5, 3)
+    edit(coco, "val", annotations=[box(1, 101, 3, [0, 0, 8, 8])])
+    assert DetectionData(str(coco)).description()["fingerprint"] != before["fingerprint"]
+
+
+def test_bccd_counts(real_data: Callable[[str], Path]) -> None:
+    data = set_up(real_data("det_bccd"))
+    assert (len(data.train_set), len(data.val_set)) == (205, 87)
+    assert data.counts["train"]["boxes"] == 2804
+    assert data.counts["val"]["boxes"] == 1137
+    assert data.counts["train"]["no_area"] == data.counts["val"]["no_area"] == 1
+    with pytest.raises(UserError, match="use detector fasterrcnn or retinanet"):
+        set_up(data.root, masks=True)
+
+
+def test_coco_gaps_crowds_and_masks(real_data: Callable[[str], Path]) -> None:
+    data = set_up(real_data("det_coco"), masks=True)
+    assert data.num_classes == 80
+    assert data.category_ids[-1] == 90
+    assert (data.counts["train"]["boxes"], data.counts["train"]["crowds"]) == (935, 10)
+    assert (data.counts["val"]["boxes"], data.counts["val"]["crowds"]) == (367, 4)
+    for image, target, _ in (data.val_set[k] for k in range(10)):
+        assert target["masks"].shape == (len(target["boxes"]), *image.shape[1:])
+        for mask, (x1, y1, x2, y2) in zip(target["masks"], target["boxes"].round().int().tolist(), strict=True):
+            assert mask.sum() > 0
+            assert mask.sum() == mask[max(0, y1 - 3) : y2 + 3, max(0, x1 - 3) : x2 + 3].sum()
