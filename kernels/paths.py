@@ -1,0 +1,57 @@
+"""The orders in which a map's pixels are scanned, as tables of pixel indices.
+
+A pattern is a set of K groups; group k scans L tokens, and token t of group k is pixel `row * W + column` of the map,
+or -1 where the map was padded. A table replaces every partition, flip, transpose and merge copy.
+
+    es2d     EfficientVMamba's four atrous groups with step 2, every pixel in one of them (arXiv 2403.09977, eq. 5)
+    ss2d     VMamba's four full-map directions: rows, columns, and both reversed
+    forward  one scan along the rows of the map (a plain 1-D scan for H = 1)
+    reverse  the same, from the last pixel to the first
+"""
+
+from functools import lru_cache
+from math import ceil
+
+import torch
+from torch import Tensor
+
+# For each pattern: the number of groups and of how many of them a pixel is a member.
+GROUPS = {"es2d": 4, "ss2d": 4, "forward": 1, "reverse": 1}
+VISITS = {"es2d": 1, "ss2d": 4, "forward": 1, "reverse": 1}
+
+
+def path_length(H: int, W: int, pattern: str) -> int:
+    """Tokens of a group, padding tokens included."""
+    return ceil(H / 2) * ceil(W / 2) if pattern == "es2d" else H * W
+
+
+def scan_paths(H: int, W: int, pattern: str, device: torch.device | str = "cpu") -> Tensor:
+    """Pixel index of every token: int32 `[K, L]`, -1 for padding. Raises ValueError for an unknown pattern."""
+    pixels = torch.arange(H * W, dtype=torch.int32, device=device).view(H, W)
+    if pattern == "es2d":
+        padded = torch.nn.functional.pad(pixels, (0, W % 2, 0, H % 2), value=-1)
+        groups = [padded[0::2, 0::2], padded[1::2, 0::2].t(), padded[0::2, 1::2], padded[1::2, 1::2].t()]
+    elif pattern == "ss2d":
+        groups = [pixels, pixels.t(), pixels.flip(0, 1), pixels.t().flip(0, 1)]
+    elif pattern == "forward":
+        groups = [pixels]
+    elif pattern == "reverse":
+        groups = [pixels.flip(0, 1)]
+    else:
+        raise ValueError(f"unknown scan pattern {pattern!r}, expected one of {', '.join(GROUPS)}")
+    return torch.stack([group.reshape(-1) for group in groups])
+
+
+@lru_cache(maxsize=128)
+def _kept_paths(H: int, W: int, pattern: str, device: torch.device, length: int) -> Tensor:
+    paths = scan_paths(H, W, pattern, device)
+    return torch.nn.functional.pad(paths, (0, length - paths.shape[1], 0, 1), value=-1).contiguous()
+
+
+def padded_paths(H: int, W: int, pattern: str, device: torch.device, length: int) -> Tensor:
+    """`scan_paths` lengthened to `[K + 1, length]` with -1, so that a kernel may read ahead; kept for the next call."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        # Memory allocated during a capture is only filled when the graph is replayed: never keep it.
+        return _kept_paths.__wrapped__(H, W, pattern, device, length)
+    with torch.inference_mode(False):
+        return _kept_paths(H, W, pattern, device, length)

@@ -1,0 +1,252 @@
+"""The Triton backend of the 2-D scans: which kernels run for a shape, their launches, and what they hand over.
+
+The kernels: triton_project.py (input projections in scan order), triton_forward.py, triton_backward.py. State and sums
+are float32; inputs float32, bfloat16 or float16. Runs on CUDA tensors, or on CPU tensors in Triton's interpreter
+(TRITON_INTERPRET=1 in the environment before triton is imported).
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .paths import GROUPS, VISITS, padded_paths, path_length
+from .triton_backward import CHUNK, scan_backward_kernel
+from .triton_forward import CHECKPOINT, carry_kernel, decay_kernel, scan_forward_kernel, segment_state_kernel
+from .triton_project import input_gradient_kernel, project_kernel, projection_width, weight_gradient_kernel
+
+# One-warp programs below which a GPU is far from full: scanning in segments then pays for twice the exponentials.
+FEW_PROGRAMS = 1000
+SHORTEST_SEGMENT = 64
+RANK_IN_REGISTERS = 16
+WEIGHT_GRADIENT_SPLITS = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a shape is cut into programs; depends on nothing but the shape, so that results repeat."""
+
+    block: int  # channels of a forward program
+    tokens: int  # tokens of a segment
+    segments: int
+    channel_blocks: int  # blocks of 32 channels of a backward program
+
+
+def plan(B: int, D: int, L: int, N: int, K: int) -> Plan:
+    """The choice among the kernels by shape.
+
+    Forward: 64 channels a program where that leaves enough programs (two channels a thread keep the exponential unit
+    busiest), else 32. Sequences that are long and few are cut into segments. Backward: up to three blocks of 32
+    channels share the folds of dB and dC.
+    """
+    rows = B * K
+    block = 64 if D % 64 == 0 and N <= 16 and rows * D // 64 >= FEW_PROGRAMS else 32
+    programs = rows * ceil(D / block)
+    tokens = L
+    if 0 < programs < FEW_PROGRAMS and L >= 2 * SHORTEST_SEGMENT:
+        tokens = max(SHORTEST_SEGMENT, ceil(L * programs / (2 * FEW_PROGRAMS)))
+    tokens = ceil(tokens / CHECKPOINT) * CHECKPOINT
+    channel_blocks = 3 if D % 96 == 0 else 2 if D % 64 == 0 else 1
+    return Plan(block, tokens, ceil(L / tokens), channel_blocks)
+
+
+def states_shape(B: int, H: int, W: int, D: int, N: int, pattern: str) -> tuple[int, ...]:
+    """Shape of the float32 states that the forward saves: the state before every 16th token."""
+    return GROUPS[pattern], B, ceil(path_length(H, W, pattern) / CHECKPOINT), N, D
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What forward and backward of one call share: sizes, the scan order, the projections and the decay rates."""
+
+    x: Tensor
+    x_proj_weight: Tensor
+    dt_weight: Tensor
+    dt_bias: Tensor
+    skip: Tensor
+    table: Tensor  # [K + 1, Lp]
+    decay: Tensor  # [K, N, D]
+    proj: Tensor  # [K * B * Lp + 1, S]
+    sizes: dict[str, int]  # constexpr sizes K, D, N, R, S
+    plan: Plan
+    B: int
+    HW: int
+    L: int
+    Lp: int
+    NC: int
+    nvidia: bool
+    precision: str
+
+    @property
+    def tokens_of_group(self) -> int:
+        return self.B * self.Lp
+
+    def scan_arguments(self) -> tuple[Tensor, ...]:
+        """(bc, dt_low, decay, dt_weight, dt_bias) as every scan kernel takes them."""
+        return self.proj.view(torch.int64), self.proj, self.decay, self.dt_weight, self.dt_bias
+
+    @property
+    def dtype(self) -> tl.dtype:
+        return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[self.x.dtype]
+
+    def state_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = dict(self.sizes)
+        N, R = self.sizes["N"], self.sizes["R"]
+        options.update(NP=triton.next_power_of_2(N), BD=self.plan.block, IN_REGISTERS=R <= RANK_IN_REGISTERS)
+        options.update(NVIDIA=self.nvidia, DTYPE=self.dtype, num_warps=1 if N <= 32 else 4)
+        return options
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _prepare(
+    x: Tensor, x_proj_weight: Tensor, dt_projs_weight: Tensor, dt_projs_bias: Tensor, A_logs: Tensor, Ds: Tensor,
+    pattern: str,
+) -> _Call:  # fmt: skip
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError(f"the Triton scan takes float32, bfloat16 or float16, got {x.dtype}")
+    B, H, W, D = x.shape
+    K, N, R = GROUPS[pattern], A_logs.shape[1], dt_projs_weight.shape[2]
+    L = path_length(H, W, pattern)
+    Lp = ceil(L / CHUNK) * CHUNK
+    S = projection_width(N, R)
+    x, x_proj_weight = x.contiguous(), x_proj_weight.contiguous()
+    nvidia = x.is_cuda and torch.version.hip is None
+    # float32 means float32; half types keep ten bits of mantissa or more in the gradient's products.
+    precision = "tf32" if nvidia and x.dtype != torch.float32 else "ieee"
+    table = padded_paths(H, W, pattern, x.device, Lp)
+    decay = torch.empty(K, N, D, dtype=torch.float32, device=x.device)
+    A_logs = A_logs.contiguous()
+    NP = triton.next_power_of_2(N)
+    decay_kernel[(K, triton.cdiv(D, 64))](A_logs, decay, D=D, N=N, NP=NP, BD=64)
+    M = B * Lp
+    proj = torch.empty(K * M + 1, S, dtype=torch.float32, device=x.device)
+    BS = min(64, max(16, triton.next_power_of_2(S)))
+    project_kernel[(triton.cdiv(M, 128), K, triton.cdiv(S, BS))](
+        x, x_proj_weight, table, proj, M, Lp, H * W,
+        D=D, N=N, R=R, S=S, BM=128, BS=BS, BK=64 if D % 64 == 0 else 32,
+        HALF_DOT=x.is_cuda and x.dtype != torch.float32,
+    )  # fmt: skip
+    return _Call(
+        x, x_proj_weight, dt_projs_weight.contiguous(), dt_projs_bias.contiguous(), Ds.contiguous(), table, decay, proj,
+        {"K": K, "D": D, "N": N, "R": R, "S": S},
+        plan(B, D, L, N, K), B, H * W, L, Lp, ceil(L / CHECKPOINT), nvidia, precision,
+    )  # fmt: skip
+
+
+def _segment_states(call: _Call, values: Tensor, reverse: bool) -> Tensor:
+    """The state (or its gradient, from the other end) that each segment starts with: [K, B, segments, N, D]."""
+    K, D, N = call.sizes["K"], call.sizes["D"], call.sizes["N"]
+    B, cut = call.B, call.plan
+    ends = torch.empty(K, B, cut.segments, N, D, dtype=torch.float32, device=values.device)
+    if cut.segments == 1:
+        return ends.zero_()
+    sums = torch.empty(K, B, cut.segments, D, dtype=torch.float32, device=values.device)
+    segment_state_kernel[(B * cut.segments * K * ceil(D / cut.block),)](
+        values, *call.scan_arguments(), call.table, ends, sums,
+        B, call.HW, call.L, call.Lp, cut.segments, cut.tokens, REVERSE=reverse, **call.state_options(),
+    )  # fmt: skip
+    carry_kernel[(K * B, triton.cdiv(N * D, 128))](
+        ends, sums, call.decay, B, cut.segments, D=D, N=N, BD=128, REVERSE=reverse
+    )
+    return ends
+
+
+def forward(
+    x: Tensor, x_proj_weight: Tensor, dt_projs_weight: Tensor, dt_projs_bias: Tensor, A_logs: Tensor, Ds: Tensor,
+    pattern: str, save: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Scan `x` `[B, H, W, D]`: `(y float32 [B, H, W, D], states)`; without `save` the states are empty."""
+    B, H, W, D = x.shape
+    states = x.new_empty(states_shape(B, H, W, D, A_logs.shape[1], pattern) if save else (0,), dtype=torch.float32)
+    visits = VISITS[pattern]
+    y = x.new_empty(visits, B, H, W, D, dtype=torch.float32)
+    if y.numel() == 0:
+        return y[0], states
+    with _on(x.device):
+        call = _prepare(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, pattern)
+        cut = call.plan
+        starts = _segment_states(call, call.x, reverse=False) if cut.segments > 1 else call.decay
+        scan_forward_kernel[(B * cut.segments * call.sizes["K"] * ceil(D / cut.block),)](
+            call.x, *call.scan_arguments(), call.skip, call.table, starts, y, states,
+            B, call.HW, call.L, call.Lp, call.NC, cut.segments, cut.tokens,
+            SAVE=save, START=cut.segments > 1, PER_GROUP=visits > 1, **call.state_options(),
+        )  # fmt: skip
+        return y[0] if visits == 1 else y.sum(0), states
+
+
+def backward(
+    dy: Tensor, x: Tensor, x_proj_weight: Tensor, dt_projs_weight: Tensor, dt_projs_bias: Tensor, A_logs: Tensor,
+    Ds: Tensor, states: Tensor, pattern: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x and the five parameters, each in its own type, from dy `[B, H, W, D]` and the saved states."""
+    parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
+    if x.numel() == 0:
+        zeros = [torch.zeros_like(p) for p in parameters]
+        return torch.zeros_like(x), zeros[0], zeros[1], zeros[2], zeros[3], zeros[4]
+    with _on(x.device):
+        call = _prepare(x, *parameters, pattern)
+        K, D, N, R, S = (call.sizes[name] for name in "KDNRS")
+        B, cut, M, visits = call.B, call.plan, call.tokens_of_group, VISITS[pattern]
+        dy = dy.contiguous()
+        carry = _segment_states(call, dy, reverse=True)
+        blocks = ceil(D / (32 * cut.channel_blocks))
+        dx_scan = x.new_empty(visits, *x.shape)
+        dproj = torch.empty(blocks, K * M, S, dtype=torch.float32, device=x.device)
+        partial = torch.empty(K, B * cut.segments, N + R + 2, D, dtype=torch.float32, device=x.device)
+        scan_backward_kernel[(B * cut.segments * K * blocks,)](
+            call.x, *call.scan_arguments(), call.skip, call.table, dy, states, carry, torch.empty_like(carry),
+            dx_scan, dproj, partial,
+            B, call.HW, call.L, call.Lp, call.NC, cut.segments, cut.tokens,
+            CH=cut.channel_blocks, PER_GROUP=visits > 1, DTYPE=call.dtype, NVIDIA=call.nvidia, num_warps=1,
+            **call.sizes,
+        )  # fmt: skip
+        dproj = dproj[0] if blocks == 1 else dproj.sum(0)
+        dx = _input_gradient(call, dproj, dx_scan, visits)
+        d_x_proj = _weight_gradient(call, dproj)
+        sums = partial.sum(1)  # [K, N + R + 2, D]
+        d_A_logs = (sums[:, :N] * call.decay).mul_(0.6931471805599453).transpose(1, 2)
+        return (
+            dx.to(x.dtype),
+            d_x_proj.to(x_proj_weight.dtype),
+            sums[:, N : N + R].transpose(1, 2).to(dt_projs_weight.dtype, memory_format=torch.contiguous_format),
+            sums[:, N + R].to(dt_projs_bias.dtype, copy=True),
+            d_A_logs.reshape(A_logs.shape).to(A_logs.dtype),
+            sums[:, N + R + 1].reshape(Ds.shape).to(Ds.dtype),
+        )
+
+
+def _input_gradient(call: _Call, dproj: Tensor, dx_scan: Tensor, visits: int) -> Tensor:
+    D, S = call.sizes["D"], call.sizes["S"]
+    dx = torch.empty_like(dx_scan)
+    BS = min(64, max(16, triton.next_power_of_2(S)))
+    BD = 64 if D > 32 else 32
+    input_gradient_kernel[(triton.cdiv(call.tokens_of_group, 128), call.sizes["K"], triton.cdiv(D, BD))](
+        dproj, call.x_proj_weight, call.table, dx_scan, dx, call.tokens_of_group, call.Lp, call.HW,
+        BM=128, BS=BS, BD=BD, PER_GROUP=visits > 1, PRECISION=call.precision,
+        **{name: call.sizes[name] for name in "DNRS"},
+    )  # fmt: skip
+    return dx[0] if visits == 1 else dx.sum(0)
+
+
+def _weight_gradient(call: _Call, dproj: Tensor) -> Tensor:
+    K, D, N, R, S = (call.sizes[name] for name in "KDNRS")
+    M = call.tokens_of_group
+    tokens = max(64, ceil(M / WEIGHT_GRADIENT_SPLITS / 64) * 64)
+    splits = ceil(M / tokens)
+    partial = torch.empty(splits, K, R + 2 * N, D, dtype=torch.float32, device=dproj.device)
+    BS = min(64, max(16, triton.next_power_of_2(S)))
+    BD = 64 if D > 32 else 32
+    NS = triton.cdiv(S, BS)
+    weight_gradient_kernel[(splits, K, NS * triton.cdiv(D, BD))](
+        dproj, call.x, call.table, partial, M, call.Lp, call.HW, tokens,
+        D=D, N=N, R=R, S=S, BM=64, BS=BS, BD=BD, NS=NS, PRECISION=call.precision,
+    )  # fmt: skip
+    return partial.sum(0)

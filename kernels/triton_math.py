@@ -1,0 +1,64 @@
+"""Device functions shared by the scan kernels: step size, packed pairs, and sums across the lanes of a warp."""
+
+# ruff: noqa: RUF005 (Triton joins tuples with +)
+
+import triton
+import triton.language as tl
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def _log2(v, NVIDIA: tl.constexpr):
+    # tl.log2 is a long polynomial of the device library; the hardware has one instruction for it.
+    if NVIDIA:
+        return tl.inline_asm_elementwise(
+            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return tl.log2(v)
+
+
+@triton.jit
+def softplus(v, NVIDIA: tl.constexpr):
+    """log(1 + exp(v)); a short series where the logarithm of a number near 1 would lose digits."""
+    e = tl.exp2(v * LOG2E)
+    small = e * (1.0 - e * (0.5 - e * (0.3333333 - 0.25 * e)))
+    return tl.where(v > 20.0, v, tl.where(e < 0.03, small, LN2 * _log2(1.0 + e, NVIDIA)))
+
+
+@triton.jit
+def softplus_slope(delta):
+    """d softplus(v) / dv = sigmoid(v) = 1 - exp(-delta) of delta = softplus(v); a series where that would cancel."""
+    small = delta * (1.0 - delta * (0.5 - delta * (0.16666667 - 0.041666667 * delta)))
+    return tl.where(delta < 0.05, small, 1.0 - tl.exp2(-delta * LOG2E))
+
+
+@triton.jit
+def low_float(pair):
+    """First float32 of two packed in an int64 (B of a (B, C) pair)."""
+    return pair.to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def high_float(pair):
+    """Second float32 of two packed in an int64 (C of a (B, C) pair)."""
+    return (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def fold(values, lane, M: tl.constexpr):
+    """Halve a tuple of 2K vectors of 32 lanes: lanes with bit M in their number sum the upper K, the others the lower K.
+
+    After folding 2^m vectors m times with M = 16, 8, ... the leading m bits of a lane's number say whose sum it has.
+    A fold costs one shuffle and three instructions a vector, a plain sum of each vector five shuffles.
+    """
+    K: tl.constexpr = len(values) // 2
+    upper = (lane & M) != 0
+    out = ()
+    for i in tl.static_range(K):
+        keep = tl.where(upper, values[i + K], values[i])
+        send = tl.where(upper, values[i], values[i + K])
+        out = out + (keep + tl.gather(send, lane ^ M, 0),)
+    return out

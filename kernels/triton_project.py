@@ -1,0 +1,107 @@
+"""The scan's input projections as GEMMs that gather their rows in scan order, and the two GEMMs of their backward.
+
+One row of `proj` [K, B, Lp, S] float32 holds what one token needs: N pairs (B, C), then the R numbers that dt_proj
+turns into the step size, then zeros up to S, a multiple of 4. Column j comes from row `_weight_row(j)` of
+x_proj_weight, whose rows are (dt [R], B [N], C [N]). Padding tokens give rows of zeros.
+"""
+
+import triton
+import triton.language as tl
+
+
+def projection_width(N: int, R: int) -> int:
+    """S: floats in a row of `proj`."""
+    return 2 * N + (R + 3) // 4 * 4
+
+
+@triton.jit
+def _weight_row(column, N: tl.constexpr, R: tl.constexpr):
+    return tl.where(column < 2 * N, R + (column % 2) * N + column // 2, column - 2 * N)
+
+
+@triton.jit
+def _pixel_offsets(table, i_m, k, M, LP, HW, D):
+    # Element offset of each token's pixel in x, and whether the token is a pixel at all.
+    p = tl.load(table + k * LP + i_m % LP, mask=i_m < M, other=-1)
+    return ((i_m // LP).to(tl.int64) * HW + p) * D, p >= 0
+
+
+@triton.jit
+def project_kernel(
+    x, weight, table, proj, M, LP, HW,
+    D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    BM: tl.constexpr, BS: tl.constexpr, BK: tl.constexpr, HALF_DOT: tl.constexpr,
+):  # fmt: skip
+    """proj[k, m, :] = x[pixel(k, m), :] @ x_proj_weight[k]^T for M = B * Lp tokens of each group.
+
+    The weight is rounded to x's type. HALF_DOT multiplies half types as they are (Triton's interpreter cannot).
+    """
+    k = tl.program_id(1)
+    i_m = tl.program_id(0) * BM + tl.arange(0, BM)
+    i_s = tl.program_id(2) * BS + tl.arange(0, BS)
+    offsets, is_pixel = _pixel_offsets(table, i_m, k, M, LP, HW, D)
+    rows = k * (R + 2 * N) + _weight_row(i_s, N, R)
+    acc = tl.zeros([BM, BS], tl.float32)
+    for d in range(0, D, BK):
+        i_d = d + tl.arange(0, BK)
+        b_x = tl.load(x + offsets[:, None] + i_d[None, :], mask=is_pixel[:, None] & (i_d < D)[None, :], other=0.0)
+        in_weight = (i_s < 2 * N + R)[:, None] & (i_d < D)[None, :]
+        b_w = tl.load(weight + rows[:, None] * D + i_d[None, :], mask=in_weight, other=0.0).to(b_x.dtype)
+        if not HALF_DOT:
+            b_x = b_x.to(tl.float32)
+            b_w = b_w.to(tl.float32)
+        acc = tl.dot(b_x, tl.trans(b_w), acc, input_precision="ieee")
+    out = proj + (k.to(tl.int64) * M + i_m)[:, None] * S + i_s[None, :]
+    tl.store(out, acc, mask=(i_m < M)[:, None] & (i_s < S)[None, :])
+
+
+@triton.jit
+def input_gradient_kernel(
+    dproj, weight, table, dx_scan, dx, M, LP, HW,
+    D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    BM: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PER_GROUP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dx[pixel(k, m), :] = dx_scan[pixel(k, m), :] + dproj[k, m, :] @ x_proj_weight[k]; PER_GROUP: one map a group."""
+    k = tl.program_id(1)
+    i_m = tl.program_id(0) * BM + tl.arange(0, BM)
+    i_d = tl.program_id(2) * BD + tl.arange(0, BD)
+    offsets, is_pixel = _pixel_offsets(table, i_m, k, M, LP, HW, D)
+    if PER_GROUP:
+        offsets += k.to(tl.int64) * (M // LP) * HW * D
+    acc = tl.zeros([BM, BD], tl.float32)
+    for s in range(0, S, BS):
+        i_s = s + tl.arange(0, BS)
+        in_proj = (i_m < M)[:, None] & (i_s < 2 * N + R)[None, :]  # columns past it were never written
+        b_g = tl.load(dproj + (k.to(tl.int64) * M + i_m)[:, None] * S + i_s[None, :], mask=in_proj, other=0.0)
+        rows = k * (R + 2 * N) + _weight_row(i_s, N, R)
+        in_weight = (i_s < 2 * N + R)[:, None] & (i_d < D)[None, :]
+        b_w = tl.load(weight + rows[:, None] * D + i_d[None, :], mask=in_weight, other=0.0).to(tl.float32)
+        acc = tl.dot(b_g, b_w, acc, input_precision=PRECISION)
+    mask = is_pixel[:, None] & (i_d < D)[None, :]
+    out = offsets[:, None] + i_d[None, :]
+    acc += tl.load(dx_scan + out, mask=mask, other=0.0).to(tl.float32)
+    tl.store(dx + out, acc, mask=mask)
+
+
+@triton.jit
+def weight_gradient_kernel(
+    dproj, x, table, partial, M, LP, HW, tokens,
+    D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    BM: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, NS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """partial[split, k, row, :] = sum over a split's tokens of dproj[k, m, column(row)] * x[pixel(k, m), :]."""
+    k = tl.program_id(1)
+    split = tl.program_id(0)
+    i_s = (tl.program_id(2) % NS) * BS + tl.arange(0, BS)
+    i_d = (tl.program_id(2) // NS) * BD + tl.arange(0, BD)
+    acc = tl.zeros([BS, BD], tl.float32)
+    for m in range(split * tokens, min((split + 1) * tokens, M), BM):
+        i_m = m + tl.arange(0, BM)
+        offsets, is_pixel = _pixel_offsets(table, i_m, k, M, LP, HW, D)
+        in_proj = (i_m < M)[:, None] & (i_s < 2 * N + R)[None, :]
+        b_g = tl.load(dproj + (k.to(tl.int64) * M + i_m)[:, None] * S + i_s[None, :], mask=in_proj, other=0.0)
+        b_x = tl.load(x + offsets[:, None] + i_d[None, :], mask=is_pixel[:, None] & (i_d < D)[None, :], other=0.0)
+        acc = tl.dot(tl.trans(b_g), b_x.to(tl.float32), acc, input_precision=PRECISION)
+    rows = (split * tl.num_programs(1) + k) * (R + 2 * N) + _weight_row(i_s, N, R)
+    mask = (i_s < 2 * N + R)[:, None] & (i_d < D)[None, :]
+    tl.store(partial + rows[:, None] * D + i_d[None, :], acc, mask=mask)

@@ -1,0 +1,178 @@
+"""The Triton scans against the float64 definition, over shapes, types and all gradients.
+
+Needs a GPU, or Triton's interpreter: test_triton_interpreter.py runs this file there.
+"""
+
+import os
+
+import pytest
+import torch
+
+from evmamba.kernels import reference
+from evmamba.kernels.paths import GROUPS
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+pytestmark = [
+    pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="needs a GPU or TRITON_INTERPRET=1"),
+    *([] if INTERPRETED else [pytest.mark.gpu]),
+]
+if INTERPRETED or torch.cuda.is_available():
+    from evmamba.kernels import triton_es2d
+
+NAMES = ("x", "x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds")
+# Error relative to the definition's norm. dx is rounded twice to x's type, and the interpreter truncates to bfloat16.
+Y_TOLERANCE = {torch.float32: 1e-6 if INTERPRETED else 1e-5, torch.bfloat16: 1e-5, torch.float16: 1e-5}
+GRADIENT_TOLERANCE = {
+    torch.float32: 1e-6 if INTERPRETED else 1e-5,
+    torch.bfloat16: 2**-7 if INTERPRETED else 2**-8,
+    torch.float16: 2**-10,
+}
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """torch.empty gives NaN, so that an element no kernel wrote shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def make_inputs(B, H, W, D, N, R, pattern, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    K = GROUPS[pattern]
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    inputs = (
+        normal(B, H, W, D),
+        normal(K, R + 2 * N, D) * D**-0.5,
+        normal(K, D, R) * R**-0.5,
+        normal(K, D) - 1.5,
+        torch.log(torch.arange(1, N + 1.0)).repeat(K * D, 1) + 0.2 * normal(K * D, N),
+        1 + 0.2 * normal(K * D),
+    )
+    # Values of the map's type, so that rounding a weight to it changes nothing.
+    return [t.to(dtype).to(DEVICE) if i == 0 else t.to(dtype).float().to(DEVICE) for i, t in enumerate(inputs)]
+
+
+def relative_error(value, expected):
+    return ((value.double().cpu() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+
+def check(shape, pattern, dtype=torch.float32, gradients=True):
+    inputs = make_inputs(*shape, pattern, dtype)
+    exact = [t.detach().double().cpu().requires_grad_() for t in inputs]
+    expected = reference.scan(*exact, pattern)
+    dy = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    expected.backward(dy.double().cpu())
+
+    y, empty = triton_es2d.forward(*inputs, pattern, save=False)
+    assert empty.numel() == 0
+    assert y.dtype == torch.float32
+    assert y.shape == inputs[0].shape
+    assert relative_error(y, expected) < Y_TOLERANCE[dtype]
+    if not gradients:
+        return
+    y_train, states = triton_es2d.forward(*inputs, pattern, save=True)
+    assert torch.equal(y, y_train)
+    B, H, W, D, N, _ = shape
+    assert states.shape == triton_es2d.states_shape(B, H, W, D, N, pattern)
+    results = triton_es2d.backward(dy, *inputs, states, pattern)
+    errors = {n: relative_error(g, t.grad) for n, g, t in zip(NAMES, results, exact, strict=True)}
+    assert [g.dtype for g in results] == [t.dtype for t in inputs]
+    assert [g.shape for g in results] == [t.shape for t in inputs]
+    assert all(error < GRADIENT_TOLERANCE[dtype] for error in errors.values()), errors
+
+
+@pytest.mark.parametrize(
+    "shape",
+    # B, H, W, D, N, R
+    [
+        pytest.param((1, 1, 1, 8, 16, 1), id="one pixel"),
+        pytest.param((2, 1, 9, 8, 16, 2), id="one row"),
+        pytest.param((1, 5, 1, 8, 16, 2), id="one column"),
+        pytest.param((1, 4, 4, 8, 8, 1), id="even"),
+        pytest.param((1, 7, 5, 8, 4, 3), id="prime"),
+        pytest.param((1, 3, 3, 40, 4, 3), id="D not a multiple of a warp"),
+        pytest.param((1, 3, 3, 64, 8, 4), id="two channel blocks, N 8"),
+        pytest.param((1, 3, 2, 96, 4, 3), id="three channel blocks"),
+        pytest.param((1, 2, 2, 8, 32, 2), id="N 32"),
+        pytest.param((1, 3, 3, 8, 5, 2), id="N odd"),
+        pytest.param((1, 2, 3, 8, 1, 2), id="N 1"),
+        pytest.param((1, 1, 1, 8, 64, 1), id="N 64"),
+        pytest.param((1, 3, 3, 8, 4, 18), id="rank larger than the registers hold"),
+    ],
+)
+def test_es2d_equals_the_definition(shape):
+    check(shape, "es2d")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_types_lose_no_more_than_rounding(dtype):
+    check((1, 3, 5, 8, 4, 2), "es2d", dtype)
+
+
+@pytest.mark.parametrize("pattern", ["ss2d", "forward", "reverse"])
+def test_other_patterns_equal_the_definition(pattern):
+    check((1, 3, 5, 8, 4, 2), pattern)
+
+
+@pytest.mark.parametrize("pattern", ["forward", "reverse"])
+def test_segments_equal_one_long_scan(pattern):
+    shape = (1, 1, 149, 8, 2, 1)
+    assert triton_es2d.plan(1, 8, 149, 2, 1).segments == 3
+    check(shape, pattern)
+
+
+def test_state_survives_a_long_sequence():
+    check((1, 1, 300, 8, 2, 1), "forward", gradients=False)
+
+
+def test_non_contiguous_map_and_gradient():
+    x, *parameters = make_inputs(1, 4, 3, 8, 2, 2, "es2d")
+    strided = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    assert not strided.is_contiguous()
+    y, states = triton_es2d.forward(x, *parameters, "es2d", save=True)
+    assert torch.equal(triton_es2d.forward(strided, *parameters, "es2d", save=False)[0], y)
+    dy = torch.randn_like(strided)
+    gradients = triton_es2d.backward(dy, strided, *parameters, states, "es2d")
+    for got, wanted in zip(
+        gradients, triton_es2d.backward(dy.contiguous(), x, *parameters, states, "es2d"), strict=True
+    ):
+        assert torch.equal(got, wanted)
+
+
+def test_empty_batch_has_zero_gradients():
+    inputs = make_inputs(0, 4, 4, 8, 4, 2, "es2d")
+    y, states = triton_es2d.forward(*inputs, "es2d", save=True)
+    assert y.shape == (0, 4, 4, 8)
+    gradients = triton_es2d.backward(y, *inputs, states, "es2d")
+    assert [g.shape for g in gradients] == [t.shape for t in inputs]
+    assert all((g == 0).all() for g in gradients)
+
+
+def test_float64_is_refused():
+    inputs = make_inputs(1, 2, 2, 8, 4, 2, "es2d")
+    with pytest.raises(TypeError, match="float32"):
+        triton_es2d.forward(inputs[0].double(), *inputs[1:], "es2d", save=False)
+
+
+def test_large_step_sizes_do_not_overflow():
+    inputs = make_inputs(1, 3, 3, 8, 4, 2, "es2d")
+    inputs[3] = inputs[3] + 90  # softplus(90) = 90, exp(90) is beyond float32
+    expected = reference.scan(*(t.double().cpu() for t in inputs), "es2d")
+    assert relative_error(triton_es2d.forward(*inputs, "es2d", save=False)[0], expected) < 1e-5
+
+
+def test_autograd_through_the_public_op(monkeypatch):
+    from evmamba.kernels import es2d_scan
+
+    monkeypatch.setenv("EVMAMBA_BACKEND", "triton")
+    inputs = [t.requires_grad_() for t in make_inputs(1, 3, 3, 8, 4, 2, "es2d")]
+    es2d_scan(*inputs).square().sum().backward()
+    exact = [t.detach().double().cpu().requires_grad_() for t in inputs]
+    reference.scan(*exact, "es2d").square().sum().backward()
+    assert all(relative_error(t.grad, e.grad) < 1e-5 for t, e in zip(inputs, exact, strict=True))
