@@ -117,11 +117,12 @@ class DetectionData(TaskDataModule):
                 self._sets[split] = self._read(split, masks)
 
     def image_paths(self) -> tuple[list[Path], list[Path]]:
-        train, val = (
-            [folder / image["file_name"] for image in load_coco_json(file)["images"]]
-            for folder, file in (self.splits["train"], self.splits["val"])
-        )
-        return train, val
+        """The files of both splits that are there.
+
+        Raises:
+            UserError: some are not, and unreadable images are not to be skipped.
+        """
+        return self._listed_images("train"), self._listed_images("val")
 
     def description(self) -> dict[str, Any]:
         described = super().description()
@@ -133,6 +134,17 @@ class DetectionData(TaskDataModule):
         """Images stay lists: they differ in size and the detector resizes and pads them."""
         images, targets, paths = (list(column) for column in zip(*samples, strict=True))
         return {"images": images, "targets": targets, "path": paths}
+
+    def _listed_images(self, split: Split) -> list[Path]:
+        folder, file = self.splits[split]
+        paths = [folder / image["file_name"] for image in load_coco_json(file)["images"]]
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing and self.on_bad_image == "stop":
+            raise UserError(
+                f"{file} names {len(missing)} images that are not in {folder} ({first_few(missing)}); add them, or "
+                "leave them out with data.on_bad_image=skip"
+            )
+        return [path for path in paths if path.is_file()] if missing else paths
 
     def _read(self, split: Split, masks: bool) -> "CocoDataset":
         folder, file = self.splits[split]
@@ -147,6 +159,7 @@ class DetectionData(TaskDataModule):
         records = annotations.images
         if split == "train" and not self.train_without_boxes:
             records = [record for record in records if len(record.boxes)]
+        self._listed_images(split)
         readable = set(self.readable([folder / record.file_name for record in records], file.name))
         records = [record for record in records if folder / record.file_name in readable]
         check_sizes(folder, records, file)

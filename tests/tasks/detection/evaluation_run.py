@@ -2,7 +2,7 @@
 
     python evaluation_run.py DATA_FOLDER CHECKPOINT OUTPUT_FOLDER PROCESSES...
 
-Every rank writes ``run<processes>/rank<r>.json`` with the metrics and details that it holds; rank 0 also the detections.
+Every rank writes ``run<processes>/rank<r>.json`` with the metrics and details it holds; rank 0 also the detections.
 """
 
 import json

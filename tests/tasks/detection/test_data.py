@@ -114,11 +114,15 @@ def test_image_of_another_size_is_named(coco: Path) -> None:
 
 def test_missing_image_is_named_or_skipped(coco: Path) -> None:
     (coco / "images" / "train" / "0002.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 of 4 instances_train.json images .*0002.jpg"):
+    message = r"instances_train.json names 1 images that are not in .*train \(0002.jpg\)"
+    with pytest.raises(UserError, match=message):
         set_up(coco)
+    with pytest.raises(UserError, match=message):
+        DetectionData(str(coco)).description()
     with pytest.warns(UserWarning, match="0002.jpg"):
         data = set_up(coco, on_bad_image="skip")
     assert len(data.train_set) == 3
+    assert data.description()["train_images"] == 3
 
 
 def test_categories_must_agree_between_splits(coco: Path) -> None:
