@@ -66,7 +66,7 @@ def build_backbone(
     """
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise UserError(f"checkpoint not found: {checkpoint}")
-    ours = getattr(evmamba, "list_models", list)()
+    ours = evmamba.list_models()
     if name in ours:
         return evmamba.create_model(
             name,

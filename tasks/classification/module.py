@@ -151,5 +151,5 @@ class ClassificationModule(TaskModule):
     @property
     def class_names(self) -> list[str]:
         """The data's class names, or the numbers where no data module is attached."""
-        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+        names = getattr(getattr(self._trainer, "datamodule", None), "class_names", None)
         return names or [str(k) for k in range(self.num_classes)]
