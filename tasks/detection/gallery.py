@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.ops import nms
 
 from evmamba.tasks.detection.metrics import MASK_THRESHOLD
 
@@ -15,6 +16,7 @@ GAP = 8
 MIN_SCORE = 0.3
 # Shown of a detector that is not sure of anything.
 FALLBACK_COUNT = 5
+SAME_PLACE = 0.6  # intersection over union
 MASK_OPACITY = 0.45
 
 
@@ -23,12 +25,16 @@ def draw_comparison(
 ) -> Image.Image:
     """Draw the detections and, beside or under them, the annotated objects.
 
+    Of detections that share a place, whatever their classes, only the best is drawn.
+
     Args:
         image: [3, H, W] in 0..1.
         prediction: boxes [n, 4], labels [n], scores [n], perhaps masks [n, 1, H, W] in 0..1; pixels of `image`.
         target: boxes [m, 4], labels [m], perhaps masks [m, H, W] of 0 and 1.
         class_names: by label.
     """
+    distinct = nms(prediction["boxes"], prediction["scores"], SAME_PLACE)
+    prediction = {key: value[distinct] for key, value in prediction.items()}
     sure = prediction["scores"] >= MIN_SCORE
     if sure.any():
         title = f"prediction: {_count(int(sure.sum()))} with score at least {MIN_SCORE:.2f}"
