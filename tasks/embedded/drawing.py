@@ -29,7 +29,7 @@ class Tone:
 
 @dataclass(frozen=True)
 class Part:
-    """A filled outline: points [P, 2] as (x, y), y downwards; in units of the object until it is placed, then pixels."""
+    """A filled outline: points [P, 2] as (x, y), y downwards; in the object's own units, once placed in pixels."""
 
     points: np.ndarray
     tone: Tone
@@ -142,7 +142,7 @@ class Picture:
             whole.paste(ImageChops.lighter(whole.crop(box), mask), box)
         return whole
 
-    def save(self, path: Path, grain: int = 5) -> None:
+    def save(self, path: Path, grain: int = 3) -> None:
         """Write a JPEG, with a camera's noise of about ``grain`` grey levels."""
         noise = self.rng.integers(-grain, grain + 1, (self.size[1], self.size[0], 1), dtype=np.int16)
         pixels = np.asarray(self.image, dtype=np.int16) + noise

@@ -52,8 +52,8 @@ def _draw(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
     dusk = rng.random() < 0.3
     picture = Picture(rng, size, tone(0, 0, 0.5), cell=width // 5)
     _sky(picture, horizon, dusk)
-    for depth in range(rng.integers(0, 3)):
-        _hills(picture, horizon, depth, dusk)
+    for layer in range(rng.integers(0, 3)):
+        _hills(picture, horizon, layer, dusk)
     fine = clouds(rng, size, (5, 3))
     grass = tone(rng.uniform(0.19, 0.31), rng.uniform(0.4, 0.6), rng.uniform(0.5, 0.68) - 0.08 * dusk)
     picture.paint([Part(_rectangle(-1, horizon, width + 1, height + 1), grass)], _GRASS, texture=fine)
@@ -131,7 +131,9 @@ def _hills(picture: Picture, horizon: float, depth: int, dusk: bool) -> None:
     rng, (width, _) = picture.rng, picture.size
     colour = tone(rng.uniform(0.5, 0.68) - 0.1 * depth, 0.26 + 0.08 * depth, 0.62 - 0.1 * depth - 0.08 * dusk, 0.12)
     x = np.linspace(-0.05, 1.05, 40)
-    waves = sum(rng.uniform(0.2, 1.0) / k * np.sin(k * 4 * x + rng.uniform(0, 6)) for k in (1, 2, 3, 5))
+    waves = np.zeros_like(x)
+    for k in (1, 2, 3, 5):
+        waves += rng.uniform(0.2, 1.0) / k * np.sin(k * 4 * x + rng.uniform(0, 6))
     top = horizon * (1 - (0.16 + 0.1 * (1 - depth)) * (1.2 + waves / 1.6).clip(0.15, 3))
     ridge = np.stack([x * width, top], 1)
     picture.paint(

@@ -66,11 +66,12 @@ def _loops(mask: np.ndarray) -> list[list[tuple[int, int]]]:
     loops = []
     while steps:
         here = first = next(iter(steps))
-        loop, heading = [], (0, 0)
+        loop: list[tuple[int, int]] = []
+        heading = (0, 0)
         while not loop or here != first:
             ways = steps[here]
             # Where two pixels touch by a corner only, turning right keeps them apart.
-            there = max(ways, key=lambda p: heading[0] * (p[1] - here[1]) - heading[1] * (p[0] - here[0]))  # noqa: B023
+            there = max(ways, key=lambda p: heading[0] * (p[1] - here[1]) - heading[1] * (p[0] - here[0]))
             ways.remove(there)
             if not ways:
                 del steps[here]

@@ -99,9 +99,9 @@ def _sea(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
     ripples = clouds(rng, size, (side // 4, side // 14))
     sand = Tone((206, 190, 150), (240, 226, 188))
     for _ in range(rng.integers(1, 4)):
-        blob = polar(rng.uniform(0.75, 1.0, 9).repeat(4)) * (1.6, 0.8)
+        bank = _rounded(polar(rng.uniform(0.45, 1.15, 8).repeat(6)) * (1.6, 0.7), 4)
         centre = (rng.uniform(0, size[0]), rng.uniform(0.2, 1) * size[1])
-        for part in place([Part(_rounded(blob, 8), sand)], centre, side * rng.uniform(0.25, 0.6)):
+        for part in place([Part(bank, sand)], centre, side * rng.uniform(0.25, 0.6)):
             picture.fill(part, ripples)
     for _ in range(rng.integers(3, 10)):
         pebble = Part(
@@ -192,7 +192,7 @@ def _turtle(rng: np.random.Generator) -> list[Part]:
         Part(ellipse(0, 0, 0.72, 0.58), armour),
         Part(polar([0.24] * 6), plate),
         *(
-            Part(polar([0.15] * 6) + (0.42 * math.cos(a), 0.36 * math.sin(a)), plate)
+            Part(polar([0.15] * 6) + np.array([0.42 * math.cos(a), 0.36 * math.sin(a)]), plate)
             for a in np.arange(6) * math.pi / 3
         ),
         Part(ellipse(0.98, -0.09, 0.04, 0.04, n=12), _INK),
@@ -206,7 +206,10 @@ def _jellyfish(rng: np.random.Generator) -> list[Part]:
     dome = np.stack([0.75 * np.cos(t), 0.05 + 0.85 * np.sin(t)], 1)
     hem = np.stack([np.linspace(0.75, -0.75, 41), 0.05 + 0.09 * np.abs(np.sin(np.linspace(0, 5 * math.pi, 41)))], 1)
     tentacles = [
-        Part(_ribbon(0.0, rng.uniform(0.7, 0.9), 0.08, rng.uniform(0, 6)) + (x, 0.05), Tone(colour.dark, colour.light))
+        Part(
+            _ribbon(0.0, rng.uniform(0.7, 0.9), 0.08, rng.uniform(0, 6)) + np.array([x, 0.05]),
+            Tone(colour.dark, colour.light),
+        )
         for x in (-0.55, -0.2, 0.2, 0.55)
     ]
     glow = Part(ellipse(-0.2, -0.42, 0.2, 0.14, -0.5), Tone(colour.light, (255, 245, 255)))
@@ -223,7 +226,7 @@ def _ribbon(lean: float, length: float, width: float, phase: float) -> np.ndarra
 
 def _rounded(outline: np.ndarray, reach: int) -> np.ndarray:
     """Smooth a closed outline by averaging every point with ``reach`` neighbours on each side."""
-    return sum(np.roll(outline, k, axis=0) for k in range(-reach, reach + 1)) / (2 * reach + 1)
+    return np.mean([np.roll(outline, k, axis=0) for k in range(-reach, reach + 1)], axis=0)
 
 
 _INK = Tone((20, 20, 30), (40, 40, 55))

@@ -39,23 +39,18 @@ def write_classification(
 
 def _draw(rng: np.random.Generator, name: str, size: int) -> Picture:
     hue = rng.random()
-    bright_ground = rng.random() < 0.5
-    ground = tone(hue, rng.uniform(0.15, 0.45), rng.uniform(0.78, 0.9) if bright_ground else rng.uniform(0.3, 0.45))
+    ground = tone(hue, rng.uniform(0.1, 0.35), rng.uniform(0.78, 0.92), 0.1)
     picture = Picture(rng, (size, size), ground, cell=int(rng.integers(size // 6, size // 2)))
     _pattern(picture, ground)
-    for _ in range(rng.integers(2, 6)):
-        _clutter(picture, 0.07)
+    for _ in range(rng.integers(1, 5)):
+        _clutter(picture, 0.06)
 
-    # A hue away from the ground's and a value on the other side of it: the shape can always be seen.
-    colour = tone(
-        hue + rng.uniform(0.25, 0.75),
-        rng.uniform(0.45, 0.8),
-        rng.uniform(0.5, 0.7) if bright_ground else rng.uniform(0.8, 0.95),
-    )
-    scale = size * rng.uniform(0.2, 0.36)
+    # Another hue than the ground's, and darker: the shape can always be seen.
+    colour = tone(hue + rng.uniform(0.25, 0.75), rng.uniform(0.5, 0.8), rng.uniform(0.45, 0.72))
+    scale = size * rng.uniform(0.26, 0.4)
     reach = 1.05 * scale
     centre = (rng.uniform(reach, size - reach), rng.uniform(reach, size - reach))
-    parts = place([Part(_SHAPES[name](), colour)], centre, scale, rng.uniform(-0.35, 0.35), bool(rng.integers(2)))
+    parts = place([Part(_SHAPES[name](), colour)], centre, scale, rng.uniform(-0.25, 0.25), bool(rng.integers(2)))
     picture.paint(parts, relief=size / 60, shadow=size * rng.uniform(0.015, 0.05))
     for _ in range(rng.integers(0, 3)):
         _clutter(picture, 0.04)
@@ -122,7 +117,7 @@ def _disk() -> np.ndarray:
 
 
 def _flower() -> np.ndarray:
-    return polar([0.72 + 0.28 * math.cos(2 * math.pi * 6 * i / 96) for i in range(96)])
+    return polar([0.8 + 0.2 * math.cos(2 * math.pi * 6 * i / 96) for i in range(96)])
 
 
 def _heart() -> np.ndarray:
