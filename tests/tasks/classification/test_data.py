@@ -54,7 +54,7 @@ def test_evaluation_normalises_with_imagenet_statistics(tmp_path: Path):
 def test_evaluation_resizes_the_short_side_and_crops_the_centre(
     tmp_path: Path, size: int, crop_ratio: float, short_side: int
 ):
-    """A horizontal ramp twice as wide as high keeps its slope: the crop is size / (2 short_side) of it, in the middle."""
+    """A horizontal ramp twice as wide as high keeps its slope: the crop is the middle size / (2 short_side) of it."""
     ramp = np.broadcast_to(np.linspace(0, 255, 512)[None, :, None], (256, 512, 3)).astype(np.uint8)
     root = shades(tmp_path, per_class=1)
     Image.fromarray(ramp).save(root / "val" / "dark" / "0.png")

@@ -175,5 +175,5 @@ def test_options_out_of_range_are_named(options: dict, message: str):
 def test_mixing_odd_batches_is_refused(fixed: ClassificationModule):
     module = ClassificationModule("resnet10t", 3, mixup=0.2)
     module._trainer = SimpleNamespace(datamodule=SimpleNamespace(batch_size=5))
-    with pytest.raises(UserError, match="even data.batch_size, not 5"):
+    with pytest.raises(UserError, match=r"even data\.batch_size, not 5"):
         module.on_fit_start()
