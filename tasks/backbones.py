@@ -91,7 +91,8 @@ def build_backbone(
 
     # Counted from the last level: many networks have a stride-2 level first.
     body = _create_timm(name, options | {"features_only": True, "out_indices": tuple(i - 4 for i in out_indices)})
-    reductions = list(body.feature_info.reduction())
+    info: Any = body.feature_info
+    reductions = list(info.reduction())
     wanted = [STRIDES[i] for i in out_indices]
     if reductions != wanted:
         raise UserError(

@@ -67,7 +67,7 @@ class TaskModule(L.LightningModule):
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} at optimizer step {self.global_step} (epoch {self.current_epoch}, batch "
-                f"{batch_idx}; images {_named(batch['path'])}); the last checkpoint is still good: lower "
+                f"{batch_idx}; images {_named(batch['path'])}); checkpoints written before are kept: lower "
                 "optimizer.lr, lengthen the warm-up, set trainer.gradient_clip_val or use trainer.precision=32-true"
             )
         size = len(batch["path"])
@@ -124,11 +124,12 @@ class TaskModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A finite loss can still give infinite gradients; such weights must not replace the last good checkpoint.
-        broken = [name for name, value in checkpoint["state_dict"].items() if not torch.isfinite(value).all()]
+        weights = {name: value for name, value in checkpoint["state_dict"].items() if isinstance(value, Tensor)}
+        broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
         if broken:
             raise UserError(
                 f"weights are no longer finite at optimizer step {self.global_step} ({_named(broken)}); they are not "
-                "saved and the last checkpoint is still good: lower optimizer.lr or set trainer.gradient_clip_val"
+                "saved, checkpoints written before are kept: lower optimizer.lr or set trainer.gradient_clip_val"
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -201,7 +202,7 @@ class TaskDataModule(L.LightningDataModule):
     def _embedded_root(self) -> Path:
         from evmamba.tasks.embedded import ensure_embedded  # draws pictures: not needed for real data
 
-        return ensure_embedded(self.task)  # type: ignore[arg-type]
+        return ensure_embedded(self.task)
 
     def collate(self, samples: list[Any]) -> dict[str, Any]:
         """Turn a list of samples into a batch with at least ``path``, the files' names."""

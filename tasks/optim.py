@@ -84,7 +84,8 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict]:
         AdamW parameter groups; a group without parameters is left out.
     """
     exempt = exempt_names(module) if config.no_decay == "norm_bias_ssm" else set()
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue

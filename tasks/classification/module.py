@@ -78,7 +78,7 @@ class ClassificationModule(TaskModule):
         )
         self.mixed_loss = SoftTargetCrossEntropy()
         self.plain_loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-        metrics = MetricCollection(
+        self.metrics = MetricCollection(
             {
                 "top1": MulticlassAccuracy(num_classes, average="micro"),
                 "top5": MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro"),
@@ -86,8 +86,7 @@ class ClassificationModule(TaskModule):
             },
             compute_groups=False,
         )
-        self.metrics = nn.ModuleDict({stage: metrics.clone() for stage in ("val", "test")})
-        self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
+        self.mean_loss = MeanMetric()
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> logits [B, num_classes]."""
@@ -107,8 +106,8 @@ class ClassificationModule(TaskModule):
 
     def evaluation_step(self, batch: dict[str, Any], stage: str) -> None:
         logits, labels = self(batch["image"]).float(), batch["label"]
-        self.metrics[stage].update(logits, labels)
-        self.losses[stage].update(F.cross_entropy(logits, labels, reduction="none"))
+        self.metrics.update(logits, labels)
+        self.mean_loss.update(F.cross_entropy(logits, labels, reduction="none"))
         if stage == "test":
             names = self.class_names
             for path, scores, label in zip(batch["path"], logits.softmax(1), labels.tolist(), strict=True):
@@ -118,10 +117,10 @@ class ClassificationModule(TaskModule):
                 self.add_picture(draw_prediction(path, names[predicted], float(scores[predicted]), names[label]))
 
     def evaluation_end(self, stage: str) -> dict[str, Tensor | float]:
-        values: dict[str, Tensor] = self.metrics[stage].compute()
-        loss = self.losses[stage].compute()
-        self.metrics[stage].reset()
-        self.losses[stage].reset()
+        values: dict[str, Tensor] = self.metrics.compute()
+        loss = self.mean_loss.compute()
+        self.metrics.reset()
+        self.mean_loss.reset()
         confusion = values.pop("confusion")
         images = confusion.sum(1)
         accuracy = confusion.diag() / images.clamp(min=1)
