@@ -1,9 +1,10 @@
-"""Public scans over a map, as custom operators: what eager mode, autograd, torch.compile, torch.export and FLOP counting see.
+"""Public scans over a map as custom operators, which autograd, torch.compile, torch.export and FLOP counting see as one.
 
 No mathematics here: `reference.py` defines it, and the backends (`chunked.py`, `triton_es2d.py`) offer
-`forward(x, *parameters, pattern, save) -> (y, states)`, `backward(dy, x, *parameters, states, pattern) -> gradients` and
-`states_shape(B, H, W, D, N, pattern)`. The parameters, in order and stacked over K = 4 groups with step rank R, state size N:
-x_proj_weight `[K, R + 2N, D]`, dt_projs_weight `[K, D, R]`, dt_projs_bias `[K, D]`, A_logs `[K D, N]`, Ds `[K D]`.
+`forward(x, *parameters, pattern, save) -> (y, states)`, `backward(dy, x, *parameters, states, pattern) -> gradients`
+and `states_shape(B, H, W, D, N, pattern)`. The parameters, in order and stacked over K = 4 groups, with step rank R and
+state size N: x_proj_weight `[K, R + 2N, D]`, dt_projs_weight `[K, D, R]`, dt_projs_bias `[K, D]`, A_logs `[K D, N]`,
+Ds `[K D]`.
 """
 
 import importlib
@@ -37,9 +38,9 @@ def es2d_scan(
 ) -> Tensor:
     """Efficient 2D scanning: four atrous groups of the map, each scanned once (arXiv 2403.09977, section 3.2).
 
-    x `[B, H, W, D]` float32, float64, bfloat16 or float16, any strides, H and W odd or even; parameters as in the module's
-    docstring. Projections take x's type, the scan runs in float32 (float64 for float64 x), and so is the result
-    `[B, H, W, D]`, without normalisation or gate. Differentiable once in x and all parameters.
+    x `[B, H, W, D]` float32, float64, bfloat16 or float16, any strides, any H and W; parameters as in the module's
+    docstring, of any floating type. The projections take x's type; the scan runs in float32 (float64 for float64 x), and
+    that is the type of the result `[B, H, W, D]`, before normalisation and gate. Differentiable once in every input.
     Raises ValueError for shapes, types or devices that do not fit together and for a step other than 2.
     """
     if step != 2:
@@ -69,7 +70,7 @@ def scan_macs(B: int, H: int, W: int, D: int, N: int, R: int, pattern: str) -> t
 
 
 def backend_name(device_type: str, dtype: torch.dtype) -> str:
-    """Which backend scans tensors of this device and type: the one that EVMAMBA_BACKEND names, else the fastest there is.
+    """Which backend scans tensors of this device and type: the one EVMAMBA_BACKEND names, else the fastest there is.
 
     Raises ValueError if EVMAMBA_BACKEND names none, or one that cannot do it.
     """

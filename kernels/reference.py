@@ -1,7 +1,7 @@
 """The selective scan over a map, by definition: the oracle of every test, written to be read, not to be fast.
 
-EfficientVMamba, arXiv 2403.09977: eq. 2-4 (discretised state space), eq. 5 (atrous groups). Names: B, H, W, D batch, rows,
-columns, inner channels; N state size; R rank of the step projection; K groups of L tokens.
+EfficientVMamba, arXiv 2403.09977: eq. 2-4 (discretised state space), eq. 5 (atrous groups). Names: B, H, W, D batch,
+rows, columns, inner channels; N state size; R rank of the step projection; K groups of L tokens.
 """
 
 import torch
