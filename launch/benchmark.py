@@ -4,13 +4,15 @@
 leaves out what is finished already, and goes on after a failure.
 """
 
+import contextlib
 import datetime
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +27,7 @@ DETECTORS = ("retinanet", "maskrcnn", "fasterrcnn")
 PRESETS = ("tiny", "small", "paper")
 LOG_FILE = "run.log"
 RUNS_FOLDER = "runs"
+TIMING = {"warmup_steps": 10, "timed_steps": 40}
 THROUGHPUT_BATCH = {"cpu": 8, "cuda": 64}
 POLL_SECONDS = 0.2
 
@@ -42,8 +45,9 @@ class BenchOptions:
         preset: recipe of a run; None: small for a task with a data folder, tiny for embedded data.
         seed: of everything.
         device: "auto", "cpu" or "cuda".
-        precision: Lightning's name; None: bf16-mixed on a GPU that has it, else 32-true.
-        overrides: ``option=value`` of LightningCLI for every training, ``task.option=value`` for one task's.
+        precision: Lightning's name; None: bf16-mixed on a GPU that has it, elsewhere the recipe's.
+        overrides: ``option=value`` of LightningCLI for every training, ``task.option=value`` for one task's;
+            ``cost.batch_size``, ``cost.warmup_steps`` and ``cost.timed_steps`` for the measurement of the cost.
         force: also repeat finished runs.
     """
 
@@ -81,6 +85,8 @@ def plan(options: BenchOptions) -> list[RunSpec]:
     tasks = [t for t in TASKS if t in (options.tasks if options.tasks is not None else options.data or TASKS)]
     device = _device(options.device)
     precision = options.precision or _precision(device)
+    overrides = _split_overrides(options.overrides)
+    timing = _timing(overrides, device)
     fingerprints: dict[str, str] = {}
     checked: set[tuple[str, str | None]] = set()
 
@@ -88,10 +94,10 @@ def plan(options: BenchOptions) -> list[RunSpec]:
     for model in dict.fromkeys(options.backbones):
         _check_backbone(model, pyramid=any(task != "classification" for task in tasks))
         common = {"model": model, "seed": options.seed, "device": device, "precision": precision}
-        specs.append(RunSpec("cost", head=None, batch_size=THROUGHPUT_BATCH[device], **common))
+        specs.append(RunSpec("cost", head=None, timing=timing, **common))
         for task in tasks:
             for head in dict.fromkeys(options.detectors) if task == "detection" else (_only_head(task),):
-                spec = _training_spec(options, task, head, common)
+                spec = _training_spec(options, task, head, common, overrides)
                 if (task, head) not in checked:
                     # Once a task and head: a large annotation file should not be read for every backbone.
                     fingerprints.setdefault(task, _check_training(spec, options.output))
@@ -112,7 +118,7 @@ def run_here(
     """
     results: list[Result] = []
     interrupted = False
-    with progress:
+    with _terminated_is_interrupted(), progress:
         for spec in specs:
             folder = output / RUNS_FOLDER / spec.name
             previous = None if force else finished_before(spec, folder)
@@ -184,6 +190,16 @@ def run_one(spec: RunSpec, folder: Path, while_waiting: Callable[[], None]) -> R
     return result
 
 
+@contextlib.contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """Let SIGTERM (a time limit, say) end the benchmark like Ctrl-C, so that the run's process is not left behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _stop(process: subprocess.Popen) -> None:
     process.terminate()
     try:
@@ -197,7 +213,33 @@ def _only_head(task: str) -> str:
     return {"classification": "linear", "segmentation": "upernet"}[task]
 
 
-def _training_spec(options: BenchOptions, task: str, head: str, common: dict) -> RunSpec:
+def _split_overrides(texts: Sequence[str]) -> list[tuple[str | None, str, str]]:
+    """``[task.]option=value`` as (task, "cost" or None for every training; option; value)."""
+    overrides = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: write option=value, e.g. --set trainer.max_epochs=3")
+        owner, _, rest = name.partition(".")
+        overrides.append((owner, rest, value) if owner in ("cost", *TASKS) else (None, name, value))
+    return overrides
+
+
+def _timing(overrides: list[tuple[str | None, str, str]], device: str) -> dict[str, int]:
+    timing = TIMING | {"batch_size": THROUGHPUT_BATCH[device]}
+    for owner, name, value in overrides:
+        if owner == "cost":
+            if name not in timing:
+                raise unknown_name("option of cost", name, timing)
+            if not value.isdecimal() or (int(value) < 1 and name != "warmup_steps"):
+                raise UserError(f"--set cost.{name}={value}: write a positive whole number")
+            timing[name] = int(value)
+    return timing
+
+
+def _training_spec(
+    options: BenchOptions, task: str, head: str, common: dict, overrides: list[tuple[str | None, str, str]]
+) -> RunSpec:
     preset = options.preset or ("small" if task in options.data else "tiny")
     recipe = recipe_of(task, preset, head, common["model"])
     arguments = [f"--model.init_args.backbone={common['model']}", f"--data.init_args.seed={common['seed']}"]
@@ -207,16 +249,7 @@ def _training_spec(options: BenchOptions, task: str, head: str, common: dict) ->
         arguments.append(f"--data.init_args.data_dir={Path(options.data[task]).expanduser().resolve()}")
     elif preset != "tiny":
         arguments.append("--data.init_args.data_dir=embedded")
-    for override in options.overrides:
-        name, equals, value = override.partition("=")
-        if not equals:
-            raise UserError(f"--set {override}: write option=value, e.g. --set trainer.max_epochs=3")
-        owner, _, rest = name.partition(".")
-        if owner in TASKS:
-            if owner != task:
-                continue
-            name = rest
-        arguments.append(f"--{name}={value}")
+    arguments += [f"--{name}={value}" for owner, name, value in overrides if owner in (None, task)]
     text = recipe.read_text(encoding="utf-8")
     return RunSpec(task, head=head, recipe=str(recipe), recipe_hash=config_hash(text), arguments=arguments, **common)
 
@@ -248,12 +281,9 @@ def _check_training(spec: RunSpec, output: Path) -> str:
 
 
 def _check_backbone(name: str, pyramid: bool) -> None:
-    import torch
-
     from evmamba.tasks.backbones import build_backbone
 
-    with torch.device("meta"):
-        build_backbone(name, features_only=pyramid)
+    build_backbone(name, features_only=pyramid)
 
 
 def _check_writable(output: Path) -> None:
@@ -278,7 +308,7 @@ def _device(wanted: str) -> str:
     return "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
 
 
-def _precision(device: str) -> str:
+def _precision(device: str) -> str | None:
     import torch
 
-    return "bf16-mixed" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    return "bf16-mixed" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else None

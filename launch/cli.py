@@ -116,7 +116,10 @@ def _bench(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, default=Path("bench"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--precision", help="Lightning's name, e.g. 32-true, bf16-mixed (default: what the device has)")
+    parser.add_argument(
+        "--precision",
+        help="Lightning's name, e.g. 32-true, bf16-mixed (default: bf16-mixed on a GPU, else the recipe's)",
+    )
     parser.add_argument(
         "--set",
         action="append",

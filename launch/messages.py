@@ -85,7 +85,8 @@ def _essence(message: str) -> str:
     said = [re.sub(r"<class '(\w+)'>", r"\1", line) for line in lines if line and not NOISE.match(line)]
     said = [line for line in dict.fromkeys(said) if not line.startswith("Parser key ")]
     given = next((line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")), None)
-    text = (f"{where[-1]}: " if where else "") + "; ".join(said)
+    said = [re.sub(r"Expected a typing.Literal\[([^]]*)\]", r"one of \1", line) for line in said]
+    text = (f"{where[-1]}: " if where else "") + " or ".join(said)
     if given is not None and "NestedArg" not in given and "Got value" not in text and len(given) < 80:
         text += f", not '{given}'"
     return text

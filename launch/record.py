@@ -17,8 +17,8 @@ from evmamba.launch.results import Result, device_name, provenance, write_result
 from evmamba.tasks.base import TaskDataModule, TaskModule
 
 CURVE_POINTS = 200
-# Names under which the data modules keep the size of what the network sees.
-SIZE_ARGUMENTS = ("image_size", "min_size", "max_size", "crop_size")
+# Names under which the tasks keep the size of what the network sees.
+SIZE_ARGUMENTS = ("image_size", "min_size", "max_size", "inference")
 
 
 class ResultWriter(Callback):
@@ -57,7 +57,7 @@ class ResultWriter(Callback):
         """Collect the result of the test that just ended."""
         device = trainer.strategy.root_device.type
         model, head = model_and_head(module.task, self.config)
-        arguments = self.config["data"].get("init_args", {})
+        arguments = self.config["data"].get("init_args", {}) | self.config["model"].get("init_args", {})
         return Result(
             run=self.run,
             task=module.task,
@@ -72,7 +72,9 @@ class ResultWriter(Callback):
             cost={"parameters": sum(p.numel() for p in module.parameters())},
             protocol={
                 "weights": self.weights or (f"checkpoint {trainer.ckpt_path}" if trainer.ckpt_path else "untrained"),
-                "test_time_augmentation": "none",
+                "test_time_augmentation": "multi-scale and flip for mIoU ms"
+                if arguments.get("multi_scale")
+                else "none",
                 "eval_batch_size": data.eval_batch_size,
                 **{name: arguments[name] for name in SIZE_ARGUMENTS if name in arguments},
             },

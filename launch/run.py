@@ -34,8 +34,8 @@ class RunSpec:
         arguments: LightningCLI options on top of the recipe.
         seed: of everything.
         device: ``"cpu"`` or ``"cuda"``.
-        precision: Lightning's name, e.g. ``"32-true"`` or ``"bf16-mixed"``.
-        batch_size: of the throughput measurement of a cost run.
+        precision: Lightning's name, e.g. ``"32-true"`` or ``"bf16-mixed"``; None leaves it to the recipe.
+        timing: of a cost run: batch_size of the throughput measurement, warmup_steps, timed_steps.
         data_fingerprint: of the data set, so that changed data is another run.
     """
 
@@ -44,11 +44,11 @@ class RunSpec:
     head: str | None
     seed: int
     device: str
-    precision: str
+    precision: str | None
     recipe: str | None = None
     recipe_hash: str | None = None
     arguments: list[str] = dataclasses.field(default_factory=list)
-    batch_size: int = 1
+    timing: dict[str, int] = dataclasses.field(default_factory=dict)
     data_fingerprint: str | None = None
 
     @property
@@ -75,7 +75,7 @@ class RunSpec:
             f"--seed_everything={self.seed}",
             f"--trainer.accelerator={self.device}",
             "--trainer.devices=1",
-            f"--trainer.precision={self.precision}",
+            *([f"--trainer.precision={self.precision}"] if self.precision else []),
             f"--trainer.default_root_dir={folder}",
             "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
             f"--trainer.logger.save_dir={folder}",
@@ -93,7 +93,7 @@ def failed_result(spec: RunSpec, reason: str, start: datetime.datetime) -> Resul
         config=dataclasses.asdict(spec),
         seed=spec.seed,
         device=device_name(spec.device),
-        precision=spec.precision,
+        precision=spec.precision or "",
         start=start,
     )
     return Result(
@@ -153,9 +153,11 @@ def measure_cost(spec: RunSpec, folder: Path) -> None:
     size = (3, 224, 224)
     model = build_backbone(spec.model, features_only=False, num_classes=1000)
     macs = cost.count_macs(model, size)
-    amp = spec.precision.startswith("bf16")
-    single = cost.measure_inference(model, size, 1, device=spec.device, amp=amp)
-    batch = cost.measure_inference(model, size, spec.batch_size, device=spec.device, amp=amp)
+    precision = spec.precision or "32-true"
+    steps: dict[str, Any] = {"warmup": spec.timing["warmup_steps"], "steps": spec.timing["timed_steps"]}
+    where: dict[str, Any] = {"device": spec.device, "amp": precision.startswith("bf16")}
+    single = cost.measure_inference(model, size, 1, **steps, **where)
+    batch = cost.measure_inference(model, size, spec.timing["batch_size"], **steps, **where)
     write_result(
         Result(
             run=spec.name,
@@ -168,16 +170,16 @@ def measure_cost(spec: RunSpec, folder: Path) -> None:
                 "latency_ms_median": single["latency_ms_median"],
                 "latency_ms_p95": single["latency_ms_p95"],
                 "images_per_s": batch["images_per_s"],
-                "batch_size": spec.batch_size,
+                "batch_size": spec.timing["batch_size"],
                 "peak_memory_mb": batch["peak_memory_mb"],
                 "peak_memory_kind": batch["peak_memory_kind"],
             },
-            protocol={"input_size": list(size), "num_classes": 1000, "warmup_steps": 10, "timed_steps": 40},
+            protocol={"input_size": list(size), "num_classes": 1000} | spec.timing,
             provenance=provenance(
                 config=dataclasses.asdict(spec),
                 seed=spec.seed,
                 device=device_name(spec.device),
-                precision=spec.precision,
+                precision=precision,
                 start=start,
             )
             | {"spec_hash": spec.hash, "threads": torch.get_num_threads()},

@@ -22,6 +22,8 @@ HEADS = {
     "fasterrcnn": "Faster R-CNN",
     "upernet": "UPerNet",
 }
+# Lightning's names, for people.
+PRECISIONS = {"32-true": "float32", "64-true": "float64", "bf16-mixed": "mixed bfloat16", "16-mixed": "mixed float16"}
 DAGGER = "†"
 DASH = "\N{EN DASH}"
 
@@ -268,8 +270,9 @@ def _measured_cells(result: Result | None, group: Group, label: str, notes: list
             cells.append(Cell(column.show(value), "measured", value, run=result.run))
     if undefined:
         names = ", ".join(column.header.split(" (")[0] for column in undefined)
-        known = all(column.key in numbers for column in undefined)
-        notes.append(f"{where}: {names} {'undefined on this data' if known else 'not measured'}")
+        # A task leaves out what its data does not define, e.g. APs without small objects.
+        unmeasured = group.task == "cost" or any(column.optional for column in undefined)
+        notes.append(f"{where}: {names} {'not measured' if unmeasured else 'undefined on this data'}")
     return cells
 
 
@@ -314,7 +317,7 @@ def _first_of_task(groups: list[Group]) -> list[Group]:
 def _caption(results: list[Result]) -> str:
     """One line: data, device, precision, versions, date."""
     data: dict[str, dict[str, Any]] = {}
-    places: dict[str, None] = {}
+    places: dict[str, dict[str, None]] = {}
     software: dict[str, None] = {}
     days: list[str] = []
     for result in results:
@@ -322,7 +325,8 @@ def _caption(results: list[Result]) -> str:
             data.setdefault(result.data["name"], {}).setdefault(result.task, result.data.get("val_images", "?"))
         origin = result.provenance
         if origin.get("device"):
-            places.setdefault(f"{origin['device']}, {origin.get('precision', '')}".rstrip(", "))
+            precision = str(origin.get("precision", ""))
+            places.setdefault(origin["device"], {}).setdefault(PRECISIONS.get(precision, precision))
         if origin.get("versions"):
             names = ("evmamba", "torch")
             software.setdefault(", ".join(f"{n} {origin['versions'][n]}" for n in names if n in origin["versions"]))
@@ -330,5 +334,6 @@ def _caption(results: list[Result]) -> str:
             days.append(str(origin["start"])[:10])
     when = f"{min(days)} to {max(days)}" if days and min(days) != max(days) else "".join(days[:1])
     sets = [f"{name} ({', '.join(f'{t} {n}' for t, n in tasks.items())} test images)" for name, tasks in data.items()]
-    parts = ["; ".join(sets), "; ".join(places), "; ".join(software), when]
+    devices = [", ".join(filter(None, [device, *kinds])) for device, kinds in places.items()]
+    parts = ["; ".join(sets), "; ".join(devices), "; ".join(software), when]
     return " | ".join(part for part in parts if part)

@@ -4,11 +4,13 @@ Adds to LightningCLI: the number of classes goes from the data to the model, rec
 installed package too, every run has one stable folder, ``test`` writes a result, and wrong options are one line.
 """
 
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -17,6 +19,11 @@ from evmamba.launch.messages import short_error
 from evmamba.launch.recipes import find_recipe
 from evmamba.launch.record import ResultWriter
 from evmamba.tasks.base import TaskDataModule, TaskModule
+
+# Errors are raised, not printed; and max_epoch is a mistake, not max_epochs.
+PARSER_OPTIONS: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+# What Lightning takes for a checkpoint besides a file.
+NAMED_CHECKPOINTS = ("best", "last", "hpc", "registry")
 
 
 class EvmambaCLI(LightningCLI):
@@ -41,7 +48,7 @@ class EvmambaCLI(LightningCLI):
             # Lightning's sampler pads the last batch by repeating images; the data modules bring exact ones.
             trainer_defaults={"use_distributed_sampler": False},
             seed_everything_default=0,
-            parser_kwargs={"exit_on_error": False},
+            parser_kwargs=PARSER_OPTIONS | {name: PARSER_OPTIONS.copy() for name in self.subcommands()},
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -57,7 +64,11 @@ class EvmambaCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise short_error(error.message or str(error), list(_options(parser))) from error
+            raise short_error(error.message or str(error), set(_options(parser))) from error
+        subcommand = self.config.get("subcommand")
+        checkpoint = self.config[subcommand].get("ckpt_path") if subcommand else None
+        if checkpoint is not None and not str(checkpoint).startswith(NAMED_CHECKPOINTS):
+            _check_checkpoint(Path(checkpoint))
 
     def before_instantiate_classes(self) -> None:
         trainer = self._get(self.config, "trainer")
@@ -90,7 +101,16 @@ def train(args: Sequence[str]) -> None:
     Raises:
         UserError: see `EvmambaCLI`.
     """
-    EvmambaCLI(args)
+    try:
+        EvmambaCLI(args)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        if not lines or "loading state_dict" not in lines[0]:
+            raise
+        more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+        raise UserError(
+            f"the checkpoint does not fit this model: {lines[1]}{more}; was it trained with other options?"
+        ) from error
 
 
 def resolve_configs(args: Sequence[str]) -> tuple[list[str], str | None]:
@@ -102,6 +122,7 @@ def resolve_configs(args: Sequence[str]) -> tuple[list[str], str | None]:
         option, _, value = arg.partition("=")
         if pending or (option in ("--config", "-c") and value):
             path = find_recipe(arg if pending else value)
+            _check_yaml(path)
             recipe = f"{path.resolve().parent.name}-{path.stem}"
             resolved += [str(path)] if pending else [option, str(path)]
             pending = False
@@ -109,6 +130,24 @@ def resolve_configs(args: Sequence[str]) -> tuple[list[str], str | None]:
             resolved.append(arg)
             pending = arg in ("--config", "-c")
     return resolved, recipe
+
+
+def _check_yaml(path: Path) -> None:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{path}{where}: no valid YAML ({getattr(error, 'problem', None) or error})") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: a recipe has 'model:', 'data:' and 'trainer:' at its top, this file has not")
+
+
+def _check_checkpoint(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"checkpoint not found: {path} (--ckpt_path)")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is no checkpoint of Lightning, or it is truncated (--ckpt_path)")
 
 
 def _options(parser: LightningArgumentParser) -> Iterator[str]:

@@ -1,0 +1,122 @@
+"""The report's formats: the same numbers in each, and a page that needs nothing from outside."""
+
+import base64
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from evmamba.errors import UserError
+from evmamba.launch.report import print_table, report_from, to_csv, to_html, to_json, to_markdown, write_report
+from evmamba.launch.results import FILE_NAME
+from evmamba.launch.table import Table, build_table
+
+from .handmade import made_result
+
+
+@pytest.fixture
+def table(result_folder: Path) -> Table:
+    return report_from([result_folder])
+
+
+def cells_of(table: Table) -> list[list[str]]:
+    return [[cell.text for part in row.cells for cell in part] for row in table.rows]
+
+
+def printed(table: Table, width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    print_table(table, console)
+    return console.file.getvalue()
+
+
+def test_every_format_shows_the_same_cells(table: Table):
+    expected = cells_of(table)
+    rows = list(csv.reader(io.StringIO(to_csv(table))))
+    assert [row[2:] for row in rows[1:]] == expected
+    assert [row[1] for row in rows[1:]] == ["measured", "published", "measured"]
+
+    markdown = [line for line in to_markdown(table).splitlines() if line.startswith("|")][2:]
+    plain = [[text.strip().strip("*") for text in line.strip("|").split("|")][1:] for line in markdown]
+    assert plain == expected
+
+    document = to_json(table)
+    assert [[cell["text"] for part in row["cells"] for cell in part] for row in document["rows"]] == expected
+
+    body = re.search(r"<tbody>(.*?)</tbody>", to_html(table), re.DOTALL)
+    assert body
+    lines = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in body[1].split("</tr>")[:-1]]
+    assert lines == expected
+
+    terminal = printed(table, 400).splitlines()
+    at = next(i for i, line in enumerate(terminal) if line.startswith("EfficientVMamba-T"))
+    assert [terminal[at + i].split()[1:] for i in range(3)] == [[t for t in row if t] for row in expected]
+
+
+@pytest.mark.parametrize("width", [72, 80, 120, 200])
+def test_no_number_is_cut_in_a_narrow_terminal(table: Table, width: int):
+    text = printed(table, width)
+    assert "…" not in text
+    for row in cells_of(table):
+        for cell in row:
+            assert cell in text
+
+
+def test_caption_and_notes_stand_in_every_format_for_people(table: Table):
+    for text in (to_markdown(table), to_html(table), " ".join(printed(table, 400).split())):
+        assert "Some CPU, 2 cores" in text
+        assert "torch 2.14.1" in text
+        assert "loss is nan at step 3 (a.jpg)" in text
+
+
+def test_the_page_asks_for_nothing_from_outside(table: Table):
+    page = to_html(table)
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:|#)""", page)
+    assert not re.search(r"url\((?!#)|@import|<link|<script|<iframe", page)
+    assert page.count("data:image/jpeg;base64,") == 1
+    assert page.count("<svg") == 3  # one figure a task
+
+
+def test_pictures_are_scaled_down(table: Table, result_folder: Path):
+    picture = next(result_folder.rglob("*.jpg"))
+    data = re.search(r"data:image/jpeg;base64,([^\"]+)", to_html(table))
+    assert data
+    shown = Image.open(io.BytesIO(base64.b64decode(data[1])))
+    assert Image.open(picture).width == 900
+    assert shown.size == (640, 427)
+
+
+def test_what_a_user_wrote_cannot_break_the_page():
+    failed = made_result(
+        "classification", "resnet18", status="failed", reason="<script>alert(1)</script> | x", metrics={}
+    )
+    table = build_table([failed])
+    assert "<script>" not in to_html(table)
+    assert to_html(table).count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 2  # note and run
+
+
+def test_a_report_without_cost_or_without_quality_is_still_a_report():
+    assert "<svg" not in to_html(build_table([made_result("classification", "resnet18")]))
+    assert "<svg" not in to_html(build_table([made_result("cost", "resnet18")]))
+
+
+def test_the_page_is_the_same_from_run_to_run(table: Table):
+    assert to_html(table) == to_html(table)
+
+
+def test_all_files_are_written(table: Table, tmp_path: Path):
+    written = write_report(table, tmp_path / "new" / "folder")
+    assert [path.name for path in written] == ["report.md", "report.csv", "report.json", "report.html"]
+    assert all(path.stat().st_size for path in written)
+    assert json.loads(written[2].read_text())["schema"] == 1
+
+
+def test_a_broken_result_stops_the_report_and_is_named(result_folder: Path):
+    broken = next(result_folder.rglob(FILE_NAME))
+    broken.write_text("{")
+    with pytest.raises(UserError, match=re.escape(str(broken))):
+        report_from([result_folder])

@@ -1,0 +1,111 @@
+"""The table: what stands in which cell, and that nothing missing goes unsaid."""
+
+from pathlib import Path
+
+import pytest
+
+from evmamba.launch.report import report_from
+from evmamba.launch.table import DASH, build_table, published
+
+from .handmade import made_result, origin
+
+
+def texts(table, row: int, group: int) -> list[str]:
+    return [cell.text for cell in table.rows[row].cells[group]]
+
+
+def test_numbers_stand_in_their_columns_in_the_printed_unit(result_folder: Path):
+    table = report_from([result_folder])
+    assert [group.title for group in table.groups] == [
+        "cost",
+        "classification",
+        "detection · RetinaNet",
+        "segmentation · UPerNet",
+    ]
+    assert [row.label for row in table.rows] == ["EfficientVMamba-T", "published", "resnet18"]
+    assert texts(table, 0, 0) == ["6.49", "0.81", "41.2", "62.3", "0.40"]
+    assert texts(table, 0, 1) == ["81.3", "99.0"]
+    assert texts(table, 0, 2) == ["25.1", "55.0", "20.0", DASH, "31.0", "40.2"]
+    assert table.rows[0].cells[1][0].value == pytest.approx(81.337)
+
+
+def test_a_failed_a_missing_and_an_undefined_cell_each_have_their_line(result_folder: Path):
+    table = report_from([result_folder])
+    assert texts(table, 2, 2)[0] == "failed"
+    assert texts(table, 2, 3) == ["missing"]
+    assert "resnet18, detection · RetinaNet: failed: loss is nan at step 3 (a.jpg)" in table.notes
+    assert "resnet18, segmentation · UPerNet: not run" in table.notes
+    assert "EfficientVMamba-T, detection · RetinaNet: APs undefined on this data" in table.notes
+    measured = [part for row in table.rows if row.kind == "measured" for part in row.cells]
+    assert all(cell.text for part in measured for cell in part)
+
+
+def test_the_best_of_a_column_is_marked_only_among_several(result_folder: Path):
+    table = report_from([result_folder])
+    best = [[cell.best for cell in part] for part in table.rows[0].cells]
+    assert best[0][0]  # fewer parameters
+    assert not best[0][2]  # the slower one
+    assert best[1][0]
+    assert not any(best[2])  # nobody to compare with
+    assert not any(cell.best for part in table.rows[1].cells for cell in part)  # published numbers do not compete
+
+
+def test_published_numbers_on_other_data_are_marked(result_folder: Path):
+    table = report_from([result_folder])
+    assert texts(table, 1, 0)[:2] == ["6", "0.8"]
+    assert texts(table, 1, 1) == ["76.5†", ""]
+    assert table.notes[-1].startswith("† published on ImageNet-1K, COCO 2017, ADE20K, not on the data of this table")
+
+
+def test_published_numbers_on_the_papers_data_are_not_marked():
+    data = {"name": "imagenet", "fingerprint": "x", "num_classes": 1000, "val_images": 50000}
+    table = build_table([made_result("classification", "efficientvmamba_b", data=data)])
+    assert texts(table, 1, 0) == ["81.8", ""]
+    assert not [note for note in table.notes if "†" in note]
+
+
+def test_two_data_sets_of_one_task_never_share_a_column():
+    other = {"name": "clothing", "fingerprint": "b", "num_classes": 10, "val_images": 300}
+    table = build_table(
+        [made_result("classification", "resnet18"), made_result("classification", "resnet18", data=other)]
+    )
+    assert [group.title for group in table.groups] == ["classification · clothing", "classification · embedded"]
+
+
+def test_of_two_runs_of_the_same_thing_the_newer_counts_and_the_other_is_mentioned():
+    old = made_result("classification", "resnet18", provenance=origin("2026-01-01T00:00:00+00:00"))
+    new = made_result("classification", "resnet18", metrics={"top1": 0.5, "top5": 0.9})
+    for order in ([old, new], [new, old]):
+        table = build_table(order)
+        assert texts(table, 0, 0) == ["50.0", "90.0"]
+        assert table.notes == ["1 older run of the same things not shown"]
+
+
+def test_a_failure_does_not_hide_the_finished_run_before_it():
+    finished = made_result("classification", "resnet18", provenance=origin("2026-01-01T00:00:00+00:00"))
+    failed = made_result("classification", "resnet18", status="failed", reason="no space", metrics={})
+    assert texts(build_table([finished, failed]), 0, 0) == ["81.3", "99.0"]
+
+
+def test_rows_follow_the_order_asked_for_and_show_who_never_ran():
+    results = [made_result("cost", "resnet18"), made_result("cost", "efficientvmamba_t")]
+    table = build_table(results, models=["resnet18", "efficientvmamba_s", "efficientvmamba_t"])
+    assert [row.model for row in table.rows if row.kind == "measured"] == [
+        "resnet18",
+        "efficientvmamba_s",
+        "efficientvmamba_t",
+    ]
+    assert "EfficientVMamba-S, cost: not run" in table.notes
+
+
+def test_mask_rcnn_shows_boxes_and_masks():
+    metrics = {f"{kind}{key}": 0.4 for kind in ("", "mask_") for key in ("AP", "AP50", "AP75")}
+    table = build_table([made_result("detection", "efficientvmamba_t", head="maskrcnn", metrics=metrics)])
+    assert [column.header for column in table.groups[0].columns][::3] == ["box AP", "mask AP"]
+    assert texts(table, 1, 0) == ["35.6†", "", "", "33.2†", "", ""]
+
+
+def test_the_papers_numbers_carry_their_tables():
+    for paper in published()["models"].values():
+        for task in ("classification", "detection", "segmentation"):
+            assert all(1 <= numbers["table"] <= 8 for numbers in paper[task].values())
