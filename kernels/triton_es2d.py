@@ -5,7 +5,6 @@ are float32; inputs float32, bfloat16 or float16. Runs on CUDA tensors, or on CP
 (TRITON_INTERPRET=1 in the environment before triton is imported).
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -16,14 +15,17 @@ import triton.language as tl
 from torch import Tensor
 
 from .paths import GROUPS, VISITS, padded_paths, path_length
-from .triton_backward import CHUNK, scan_backward_kernel
+from .triton_backward import scan_backward_kernel
 from .triton_forward import CHECKPOINT, carry_kernel, decay_kernel, scan_forward_kernel, segment_state_kernel
+from .triton_math import on_device
 from .triton_project import input_gradient_kernel, project_kernel, projection_width, weight_gradient_kernel
 
 # One-warp programs below which a GPU is far from full: scanning in segments then pays for twice the exponentials.
 FEW_PROGRAMS = 1000
 SHORTEST_SEGMENT = 64
 RANK_IN_REGISTERS = 16
+# Three backward warps a scheduler instead of two are worth 14 spilled values a state.
+BACKWARD_OPTIONS = {"maxnreg": 168}
 WEIGHT_GRADIENT_SPLITS = 64
 
 
@@ -34,15 +36,13 @@ class Plan:
     block: int  # channels of a forward program
     tokens: int  # tokens of a segment
     segments: int
-    channel_blocks: int  # blocks of 32 channels of a backward program
 
 
 def plan(B: int, D: int, L: int, N: int, K: int) -> Plan:
     """The choice among the kernels by shape.
 
     Forward: 64 channels a program where that leaves enough programs (two channels a thread keep the exponential unit
-    busiest), else 32. Sequences that are long and few are cut into segments. Backward: up to three blocks of 32
-    channels share the folds of dB and dC.
+    busiest), else 32. Sequences that are long and few are cut into segments, in both directions.
     """
     rows = B * K
     block = 64 if D % 64 == 0 and N <= 16 and rows * D // 64 >= FEW_PROGRAMS else 32
@@ -51,8 +51,7 @@ def plan(B: int, D: int, L: int, N: int, K: int) -> Plan:
     if 0 < programs < FEW_PROGRAMS and L >= 2 * SHORTEST_SEGMENT:
         tokens = max(SHORTEST_SEGMENT, ceil(L * programs / (2 * FEW_PROGRAMS)))
     tokens = ceil(tokens / CHECKPOINT) * CHECKPOINT
-    channel_blocks = 3 if D % 96 == 0 else 2 if D % 64 == 0 else 1
-    return Plan(block, tokens, ceil(L / tokens), channel_blocks)
+    return Plan(block, tokens, ceil(L / tokens))
 
 
 def states_shape(B: int, H: int, W: int, D: int, N: int, pattern: str) -> tuple[int, ...]:
@@ -102,10 +101,6 @@ class _Call:
         return options
 
 
-def _on(device: torch.device) -> AbstractContextManager:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
 def _prepare(
     x: Tensor, x_proj_weight: Tensor, dt_projs_weight: Tensor, dt_projs_bias: Tensor, A_logs: Tensor, Ds: Tensor,
     pattern: str,
@@ -115,7 +110,7 @@ def _prepare(
     B, H, W, D = x.shape
     K, N, R = GROUPS[pattern], A_logs.shape[1], dt_projs_weight.shape[2]
     L = path_length(H, W, pattern)
-    Lp = ceil(L / CHUNK) * CHUNK
+    Lp = ceil(L / CHECKPOINT) * CHECKPOINT
     S = projection_width(N, R)
     x, x_proj_weight = x.contiguous(), x_proj_weight.contiguous()
     nvidia = x.is_cuda and torch.version.hip is None
@@ -170,7 +165,7 @@ def forward(
     y = x.new_empty(visits, B, H, W, D, dtype=torch.float32)
     if y.numel() == 0:
         return y[0], states
-    with _on(x.device):
+    with on_device(x.device):
         call = _prepare(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, pattern)
         cut = call.plan
         starts = _segment_states(call, call.x, reverse=False) if cut.segments > 1 else call.decay
@@ -191,24 +186,24 @@ def backward(
     if x.numel() == 0:
         zeros = [torch.zeros_like(p) for p in parameters]
         return torch.zeros_like(x), zeros[0], zeros[1], zeros[2], zeros[3], zeros[4]
-    with _on(x.device):
+    with on_device(x.device):
         call = _prepare(x, *parameters, pattern)
         K, D, N, R, S = (call.sizes[name] for name in "KDNRS")
         B, cut, M, visits = call.B, call.plan, call.tokens_of_group, VISITS[pattern]
         dy = dy.contiguous()
         carry = _segment_states(call, dy, reverse=True)
-        blocks = ceil(D / (32 * cut.channel_blocks))
+        blocks = ceil(D / 32)
         dx_scan = x.new_empty(visits, *x.shape)
-        dproj = torch.empty(blocks, K * M, S, dtype=torch.float32, device=x.device)
+        # Sums over 32 channels each; bfloat16 has float32's range, float16 has not.
+        dproj_type = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+        dproj = torch.empty(blocks, K * M, S, dtype=dproj_type, device=x.device)
         partial = torch.empty(K, B * cut.segments, N + R + 2, D, dtype=torch.float32, device=x.device)
         scan_backward_kernel[(B * cut.segments * K * blocks,)](
-            call.x, *call.scan_arguments(), call.skip, call.table, dy, states, carry, torch.empty_like(carry),
-            dx_scan, dproj, partial,
+            call.x, *call.scan_arguments(), call.skip, call.table, dy, states, carry, dx_scan, dproj, partial,
             B, call.HW, call.L, call.Lp, call.NC, cut.segments, cut.tokens,
-            CH=cut.channel_blocks, PER_GROUP=visits > 1, DTYPE=call.dtype, NVIDIA=call.nvidia, num_warps=1,
-            **call.sizes,
+            PER_GROUP=visits > 1, DTYPE=call.dtype, NVIDIA=call.nvidia, num_warps=1, **call.sizes,
+            **(BACKWARD_OPTIONS if call.nvidia else {}),
         )  # fmt: skip
-        dproj = dproj[0] if blocks == 1 else dproj.sum(0)
         dx = _input_gradient(call, dproj, dx_scan, visits)
         d_x_proj = _weight_gradient(call, dproj)
         sums = partial.sum(1)  # [K, N + R + 2, D]
@@ -231,7 +226,7 @@ def _input_gradient(call: _Call, dproj: Tensor, dx_scan: Tensor, visits: int) ->
     input_gradient_kernel[(triton.cdiv(call.tokens_of_group, 128), call.sizes["K"], triton.cdiv(D, BD))](
         dproj, call.x_proj_weight, call.table, dx_scan, dx, call.tokens_of_group, call.Lp, call.HW,
         BM=128, BS=BS, BD=BD, PER_GROUP=visits > 1, PRECISION=call.precision,
-        **{name: call.sizes[name] for name in "DNRS"},
+        NB=dproj.shape[0], **call.sizes,
     )  # fmt: skip
     return dx[0] if visits == 1 else dx.sum(0)
 
@@ -247,6 +242,6 @@ def _weight_gradient(call: _Call, dproj: Tensor) -> Tensor:
     NS = triton.cdiv(S, BS)
     weight_gradient_kernel[(splits, K, NS * triton.cdiv(D, BD))](
         dproj, call.x, call.table, partial, M, call.Lp, call.HW, tokens,
-        D=D, N=N, R=R, S=S, BM=64, BS=BS, BD=BD, NS=NS, PRECISION=call.precision,
+        NB=dproj.shape[0], BM=64, BS=BS, BD=BD, NS=NS, PRECISION=call.precision, **call.sizes,
     )  # fmt: skip
     return partial.sum(0)

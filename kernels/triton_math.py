@@ -1,12 +1,21 @@
-"""Device functions shared by the scan kernels: step size, packed pairs, and sums across the lanes of a warp."""
+"""What the kernels share: step size, packed pairs, sums across the lanes of a warp, and the device of a launch."""
 
 # ruff: noqa: RUF005 (Triton joins tuples with +)
+# mypy: disable-error-code="assignment"
 
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 import triton
 import triton.language as tl
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+
+def on_device(device: torch.device) -> AbstractContextManager:
+    """Launch on this device, whichever is current; nothing to do for CPU tensors in the interpreter."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @triton.jit
@@ -49,7 +58,7 @@ def high_float(pair):
 
 @triton.jit
 def fold(values, lane, M: tl.constexpr):
-    """Halve a tuple of 2K vectors of 32 lanes: lanes with bit M in their number sum the upper K, the others the lower K.
+    """Halve a tuple of 2K vectors of 32 lanes: lanes with bit M in their number sum the upper K, the rest the lower.
 
     After folding 2^m vectors m times with M = 16, 8, ... the leading m bits of a lane's number say whose sum it has.
     A fold costs one shuffle and three instructions a vector, a plain sum of each vector five shuffles.

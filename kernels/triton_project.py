@@ -56,9 +56,23 @@ def project_kernel(
 
 
 @triton.jit
+def _sum_blocks(
+    dproj, i_m, i_s, k, M,
+    K: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr, NB: tl.constexpr,
+):  # fmt: skip
+    # A tile of dproj [NB, K, M, S], summed over the blocks of channels that the scan's programs wrote.
+    mask = (i_m < M)[:, None] & (i_s < 2 * N + R)[None, :]  # columns past it were never written
+    p_g = dproj + (k.to(tl.int64) * M + i_m)[:, None] * S + i_s[None, :]
+    b_g = tl.load(p_g, mask=mask, other=0.0).to(tl.float32)
+    for block in range(1, NB):
+        b_g += tl.load(p_g + block * (tl.cast(M, tl.int64) * K * S), mask=mask, other=0.0).to(tl.float32)
+    return b_g
+
+
+@triton.jit
 def input_gradient_kernel(
     dproj, weight, table, dx_scan, dx, M, LP, HW,
-    D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr, NB: tl.constexpr,
     BM: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PER_GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dx[pixel(k, m), :] = dx_scan[pixel(k, m), :] + dproj[k, m, :] @ x_proj_weight[k]; PER_GROUP: one map a group."""
@@ -71,8 +85,7 @@ def input_gradient_kernel(
     acc = tl.zeros([BM, BD], tl.float32)
     for s in range(0, S, BS):
         i_s = s + tl.arange(0, BS)
-        in_proj = (i_m < M)[:, None] & (i_s < 2 * N + R)[None, :]  # columns past it were never written
-        b_g = tl.load(dproj + (k.to(tl.int64) * M + i_m)[:, None] * S + i_s[None, :], mask=in_proj, other=0.0)
+        b_g = _sum_blocks(dproj, i_m, i_s, k, M, K, N, R, S, NB)
         rows = k * (R + 2 * N) + _weight_row(i_s, N, R)
         in_weight = (i_s < 2 * N + R)[:, None] & (i_d < D)[None, :]
         b_w = tl.load(weight + rows[:, None] * D + i_d[None, :], mask=in_weight, other=0.0).to(tl.float32)
@@ -86,7 +99,7 @@ def input_gradient_kernel(
 @triton.jit
 def weight_gradient_kernel(
     dproj, x, table, partial, M, LP, HW, tokens,
-    D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr, NB: tl.constexpr,
     BM: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, NS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """partial[split, k, row, :] = sum over a split's tokens of dproj[k, m, column(row)] * x[pixel(k, m), :]."""
@@ -98,8 +111,7 @@ def weight_gradient_kernel(
     for m in range(split * tokens, min((split + 1) * tokens, M), BM):
         i_m = m + tl.arange(0, BM)
         offsets, is_pixel = _pixel_offsets(table, i_m, k, M, LP, HW, D)
-        in_proj = (i_m < M)[:, None] & (i_s < 2 * N + R)[None, :]
-        b_g = tl.load(dproj + (k.to(tl.int64) * M + i_m)[:, None] * S + i_s[None, :], mask=in_proj, other=0.0)
+        b_g = _sum_blocks(dproj, i_m, i_s, k, M, K, N, R, S, NB)
         b_x = tl.load(x + offsets[:, None] + i_d[None, :], mask=is_pixel[:, None] & (i_d < D)[None, :], other=0.0)
         acc = tl.dot(tl.trans(b_g), b_x.to(tl.float32), acc, input_precision=PRECISION)
     rows = (split * tl.num_programs(1) + k) * (R + 2 * N) + _weight_row(i_s, N, R)

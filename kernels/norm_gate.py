@@ -1,0 +1,76 @@
+"""LayerNorm of the scan's output and its gate: one fused operator on GPUs, plain PyTorch elsewhere."""
+
+import importlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .ops import backend_name
+
+
+def norm_gate(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """`LayerNorm(y) * SiLU(z)`: how ES2D leaves its scan (arXiv 2403.09977, figure 4; step 6 of the layer).
+
+    y `[..., D]`, the scan's output, of any float type; z of the same shape, before its SiLU, any strides;
+    weight and bias `[D]`. Returns `[..., D]` in z's type; the normalisation runs in y's type, at least float32.
+    Differentiable once in all four tensors. Raises ValueError for shapes that do not fit together.
+    """
+    D = y.shape[-1]
+    if z.shape != y.shape or weight.shape != (D,) or bias.shape != (D,):
+        raise ValueError(
+            f"y and z must have one shape and weight and bias be [{D}], got y {list(y.shape)}, z {list(z.shape)}, "
+            f"weight {list(weight.shape)}, bias {list(bias.shape)}"
+        )
+    if _fused(y.device.type, y.dtype):
+        return fused_norm_gate(y, z, weight, bias, eps)
+    dtype = torch.promote_types(y.dtype, torch.float32)
+    with torch.autocast(y.device.type, enabled=False):
+        n = F.layer_norm(y.to(dtype), (D,), weight.to(dtype), bias.to(dtype), eps)
+        return n.to(z.dtype) * F.silu(z)
+
+
+@torch.compiler.assume_constant_result
+def _fused(device_type: str, dtype: torch.dtype) -> bool:
+    return backend_name(device_type, dtype) == "triton"
+
+
+def _kernels() -> Any:
+    return importlib.import_module(".triton_norm", __package__)
+
+
+@torch.library.custom_op("evmamba::norm_gate", mutates_args=())
+def fused_norm_gate(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """The Triton kernel behind `norm_gate`."""
+    return _kernels().forward(y, z, weight, bias, eps)
+
+
+@torch.library.custom_op("evmamba::norm_gate_backward", mutates_args=())
+def fused_norm_gate_backward(
+    dout: Tensor, y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of y, z, weight and bias, each in its own type."""
+    return _kernels().backward(dout, y, z, weight, bias, eps)
+
+
+@fused_norm_gate.register_fake
+def _(y, z, weight, bias, eps):
+    return z.new_empty(z.shape)
+
+
+@fused_norm_gate_backward.register_fake
+def _(dout, y, z, weight, bias, eps):
+    return tuple(t.new_empty(t.shape) for t in (y, z, weight, bias))
+
+
+def _save_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    y, z, weight, bias, ctx.eps = inputs
+    ctx.save_for_backward(y, z, weight, bias)
+
+
+def _backward(ctx: Any, dout: Tensor) -> tuple:
+    return *fused_norm_gate_backward(dout, *ctx.saved_tensors, ctx.eps), None
+
+
+fused_norm_gate.register_autograd(_backward, setup_context=_save_for_backward)

@@ -1,0 +1,137 @@
+"""LayerNorm and gate in one pass over the map, and their backward in another: Triton kernels and launches.
+
+    out = (LayerNorm(y) weight + bias) * z sigmoid(z)
+
+Rows are the map's pixels, D channels each; everything between loads and stores is float32. A row of z may lie in a
+wider tensor (half of a projection's output), so z comes with a row stride. Gradients of weight and bias are summed by
+a fixed number of programs, each over rows of its own, and added up afterwards: they repeat bit for bit.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .triton_math import on_device
+
+TILE = 4096  # elements a program holds at once
+PROGRAMS = 1056  # of the backward: eight for each of 132 multiprocessors
+
+
+@triton.jit
+def _load_row_tile(p, i_m, i_d, stride, mask):
+    return tl.load(p + i_m.to(tl.int64)[:, None] * stride + i_d[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _normalise(b_y, mask, eps, D: tl.constexpr):
+    mean = tl.sum(b_y, 1) / D
+    centred = tl.where(mask, b_y - mean[:, None], 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / D + eps)
+    return centred * scale[:, None], scale
+
+
+@triton.jit
+def norm_gate_kernel(
+    y, z, weight, bias, out, rows, z_stride, eps, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr
+):  # fmt: skip
+    """out [rows, D] = LayerNorm(y) * SiLU(z) for BM rows."""
+    i_m = tl.program_id(0) * BM + tl.arange(0, BM)
+    i_d = tl.arange(0, BD)
+    mask = (i_m < rows)[:, None] & (i_d < D)[None, :]
+    b_w = tl.load(weight + i_d, mask=i_d < D, other=0.0).to(tl.float32)
+    b_b = tl.load(bias + i_d, mask=i_d < D, other=0.0).to(tl.float32)
+    b_n, _ = _normalise(_load_row_tile(y, i_m, i_d, D, mask), mask, eps, D)
+    b_z = _load_row_tile(z, i_m, i_d, z_stride, mask)
+    b_out = (b_n * b_w[None, :] + b_b[None, :]) * b_z * tl.sigmoid(b_z)
+    tl.store(out + i_m.to(tl.int64)[:, None] * D + i_d[None, :], b_out, mask=mask)
+
+
+@triton.jit
+def norm_gate_backward_kernel(
+    dout, y, z, weight, bias, dy, dz, partial, rows, z_stride, eps,
+    D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """dy, dz [rows, D], and this program's share of d weight and d bias in partial [programs, 2, D]."""
+    pid = tl.program_id(0)
+    i_d = tl.arange(0, BD)
+    b_w = tl.load(weight + i_d, mask=i_d < D, other=0.0).to(tl.float32)
+    b_b = tl.load(bias + i_d, mask=i_d < D, other=0.0).to(tl.float32)
+    d_weight = tl.zeros([BD], tl.float32)
+    d_bias = tl.zeros([BD], tl.float32)
+    for first in range(pid * BM, rows, tl.num_programs(0) * BM):
+        i_m = first + tl.arange(0, BM)
+        mask = (i_m < rows)[:, None] & (i_d < D)[None, :]
+        b_n, scale = _normalise(_load_row_tile(y, i_m, i_d, D, mask), mask, eps, D)
+        b_z = _load_row_tile(z, i_m, i_d, z_stride, mask)
+        b_g = _load_row_tile(dout, i_m, i_d, D, mask)
+        b_s = tl.sigmoid(b_z)
+        p_row = i_m.to(tl.int64)[:, None] * D + i_d[None, :]
+        d_z = b_g * (b_n * b_w[None, :] + b_b[None, :]) * b_s * (1.0 + b_z * (1.0 - b_s))
+        tl.store(dz + p_row, d_z, mask=mask)
+        d_n = b_g * b_z * b_s
+        d_weight += tl.sum(d_n * b_n, 0)
+        d_bias += tl.sum(d_n, 0)
+        d_n = d_n * b_w[None, :]
+        along = tl.sum(d_n * b_n, 1) / D
+        d_y = (d_n - (tl.sum(d_n, 1) / D)[:, None] - b_n * along[:, None]) * scale[:, None]
+        tl.store(dy + p_row, d_y, mask=mask)
+    tl.store(partial + pid * 2 * D + i_d, d_weight, mask=i_d < D)
+    tl.store(partial + pid * 2 * D + D + i_d, d_bias, mask=i_d < D)
+
+
+def _rows(t: Tensor) -> tuple[Tensor, int]:
+    """`t` as rows whose elements are adjacent, and their stride; copied only if it does not lie so."""
+    D = t.shape[-1]
+    try:
+        rows = t.view(-1, D)
+    except RuntimeError:
+        rows = t.reshape(-1, D)
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
+    return rows, rows.stride(0)
+
+
+def _tile(rows: int, D: int) -> tuple[int, int]:
+    BD = triton.next_power_of_2(D)
+    return max(1, min(TILE // BD, triton.next_power_of_2(rows))), BD
+
+
+def forward(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """`LayerNorm(y) * SiLU(z)` in z's type."""
+    D = y.shape[-1]
+    out = torch.empty(y.shape, dtype=z.dtype, device=z.device)
+    if out.numel() == 0:
+        return out
+    y_rows, _ = _rows(y.contiguous())
+    z_rows, z_stride = _rows(z)
+    BM, BD = _tile(len(y_rows), D)
+    with on_device(y.device):
+        norm_gate_kernel[(triton.cdiv(len(y_rows), BM),)](
+            y_rows, z_rows, weight.contiguous(), bias.contiguous(), out, len(y_rows), z_stride, eps, D=D, BM=BM, BD=BD
+        )
+    return out
+
+
+def backward(
+    dout: Tensor, y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of y, z, weight and bias, each in its own type."""
+    D = y.shape[-1]
+    dy = torch.empty(y.shape, dtype=y.dtype, device=y.device)
+    dz = torch.empty(z.shape, dtype=z.dtype, device=z.device)
+    if dy.numel() == 0:
+        return dy, dz, torch.zeros_like(weight), torch.zeros_like(bias)
+    y_rows, _ = _rows(y.contiguous())
+    z_rows, z_stride = _rows(z)
+    BM, BD = _tile(len(y_rows), D)
+    BM = max(1, BM // 2)
+    programs = min(PROGRAMS, triton.cdiv(len(y_rows), BM))
+    partial = torch.empty(programs, 2, D, dtype=torch.float32, device=y.device)
+    with on_device(y.device):
+        norm_gate_backward_kernel[(programs,)](
+            dout.contiguous(), y_rows, z_rows, weight.contiguous(), bias.contiguous(), dy, dz, partial,
+            len(y_rows), z_stride, eps, D=D, BM=BM, BD=BD,
+        )  # fmt: skip
+    sums = partial.sum(0)
+    return dy, dz, sums[0].to(weight.dtype, copy=True), sums[1].to(bias.dtype, copy=True)

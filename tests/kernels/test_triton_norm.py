@@ -1,0 +1,65 @@
+"""The fused LayerNorm and gate against PyTorch in float64.
+
+Needs a GPU, or Triton's interpreter: test_triton_interpreter.py runs this file there.
+"""
+
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+pytestmark = [
+    pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="needs a GPU or TRITON_INTERPRET=1"),
+    *([] if INTERPRETED else [pytest.mark.gpu]),
+]
+# The interpreter truncates to bfloat16 where hardware rounds.
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-7 if INTERPRETED else 2**-8, torch.float16: 2**-10}
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """torch.empty gives NaN, so that an element no kernel wrote shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 96), (1, 1, 1, 8), (700, 40)], ids=str)
+def test_norm_and_gate_equal_pytorch(shape, dtype, monkeypatch):
+    from evmamba.kernels.norm_gate import norm_gate
+
+    monkeypatch.setenv("EVMAMBA_BACKEND", "triton")
+    torch.manual_seed(0)
+    D = shape[-1]
+    y = (3 + 2 * torch.randn(shape, device=DEVICE)).requires_grad_()
+    projected = torch.randn(*shape[:-1], 2 * D, device=DEVICE).to(dtype).requires_grad_()
+    z = projected.chunk(2, dim=-1)[1]
+    weight, bias = (torch.randn(D, device=DEVICE).requires_grad_() for _ in range(2))
+    out = norm_gate(y, z, weight, bias)
+    dout = torch.randn(shape, device=DEVICE).to(dtype)
+    out.backward(dout)
+
+    exact = [t.detach().double().cpu().requires_grad_() for t in (y, projected, weight, bias)]
+    expected = F.layer_norm(exact[0], (D,), exact[2], exact[3]) * F.silu(exact[1].chunk(2, dim=-1)[1])
+    expected.backward(dout.double().cpu())
+
+    def error(value, wanted):
+        return ((value.double().cpu() - wanted).norm() / wanted.norm()).item()
+
+    assert out.dtype == dtype
+    assert error(out, expected) < TOLERANCE[dtype]
+    for got, wanted in zip((y, projected, weight, bias), exact, strict=True):
+        assert error(got.grad, wanted.grad) < TOLERANCE[got.dtype], got.shape
+
+
+def test_empty_map():
+    from evmamba.kernels import triton_norm
+
+    y = torch.empty(0, 4, 4, 8, device=DEVICE)
+    weight = torch.ones(8, device=DEVICE)
+    assert triton_norm.forward(y, y, weight, weight, 1e-5).shape == y.shape
+    assert all((t == 0).all() for t in triton_norm.backward(y, y, y, weight, weight, 1e-5)[2:])
