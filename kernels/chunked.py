@@ -1,13 +1,13 @@
 """The pure-PyTorch backend: any device, no compiler, a backward of its own (arXiv 2403.09977, eq. 2-5; reference.py).
 
-The recurrence is walked token by token, but all that does not depend on the previous token is done for a chunk of tokens
-at once, in buffers small enough to stay in the cache: exponentials, the products that enter the state, and the sums over
-state and channels (as batched matrix products). The forward saves the state before every chunk; the backward recomputes
-the others. Only products of decays are formed, never their quotients or logarithms, so nothing overflows.
+The recurrence is walked token by token, but all that does not depend on the previous token is done for a chunk of
+tokens at once, in buffers small enough to stay in the cache: exponentials, the products that enter the state, and the
+sums over state and channels (as batched matrix products). The forward saves the state before every chunk; the backward
+recomputes the others. Only products of decays are formed, never quotients or logarithms, so nothing overflows.
 
-Names: B batch, b batch elements walked together, K groups of L tokens, T tokens of a chunk, D channels, N states, R rank
-of the step projection. Values of a token lie as `[L, b, K, ...]`, with a state axis as `[T, b, K, N, D]`: time comes
-first, so that a token is one piece of memory, and channels come last, so that no vector instruction crosses rows.
+Names: B batch, b batch elements walked together, K groups of L tokens, T tokens of a chunk, D channels, N states, R
+rank of the step projection. Values of a token lie as `[L, b, K, ...]`, with a state axis as `[T, b, K, N, D]`: time
+comes first, so that a token is one piece of memory, and channels last, so that no vector instruction crosses rows.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Public scans over a map as custom operators, which autograd, torch.compile, torch.export and FLOP counting see as one.
+"""Public scans over a map as custom operators: autograd, torch.compile, torch.export and FLOP counting see one op.
 
 No mathematics here: `reference.py` defines it, and the backends (`chunked.py`, `triton_es2d.py`) offer
 `forward(x, *parameters, pattern, save) -> (y, states)`, `backward(dy, x, *parameters, states, pattern) -> gradients`
@@ -39,13 +39,13 @@ def es2d_scan(
     """Efficient 2D scanning: four atrous groups of the map, each scanned once (arXiv 2403.09977, section 3.2).
 
     x `[B, H, W, D]` float32, float64, bfloat16 or float16, any strides, any H and W; parameters as in the module's
-    docstring, of any floating type. The projections take x's type; the scan runs in float32 (float64 for float64 x), and
-    that is the type of the result `[B, H, W, D]`, before normalisation and gate. Differentiable once in every input.
+    docstring, of any floating type. The projections take x's type; the scan runs in float32 (float64 for float64 x),
+    and that is the type of the result `[B, H, W, D]`, before normalisation and gate. Differentiable once.
     Raises ValueError for shapes, types or devices that do not fit together and for a step other than 2.
     """
     if step != 2:
         raise ValueError(f"es2d_scan is defined for step 2 only, got step {step}")
-    return _scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, "es2d")
+    return _scan(x, (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds), "es2d")
 
 
 def ss2d_scan(
@@ -60,7 +60,7 @@ def ss2d_scan(
 
     Shapes, types and errors as `es2d_scan`.
     """
-    return _scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, "ss2d")
+    return _scan(x, (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds), "ss2d")
 
 
 def scan_macs(B: int, H: int, W: int, D: int, N: int, R: int, pattern: str) -> tuple[int, int]:
@@ -77,13 +77,11 @@ def backend_name(device_type: str, dtype: torch.dtype) -> str:
     forced = os.environ.get("EVMAMBA_BACKEND", "")
     if forced not in ("", *BACKENDS):
         raise ValueError(f"EVMAMBA_BACKEND is {forced!r}, expected one of {', '.join(BACKENDS)}")
-    name = forced
-    if forced in ("", "triton"):
-        obstacle = _triton_obstacle(device_type, dtype)
-        if forced and obstacle:
-            raise ValueError(f"EVMAMBA_BACKEND=triton cannot be followed: {obstacle}")
-        name = "torch" if obstacle or (device_type != "cuda" and not forced) else "triton"
-    _log_once(name, device_type, dtype)
+    obstacle = _triton_obstacle(device_type, dtype)
+    if forced == "triton" and obstacle:
+        raise ValueError(f"EVMAMBA_BACKEND=triton cannot be followed: {obstacle}")
+    name = forced or ("triton" if device_type == "cuda" and not obstacle else "torch")
+    _log_once(name, device_type, dtype, obstacle if device_type == "cuda" and not forced else None)
     return name
 
 
@@ -105,8 +103,8 @@ def _triton_backend() -> ModuleType | str:
 
 
 @lru_cache
-def _log_once(name: str, device_type: str, dtype: torch.dtype) -> None:
-    logger.info("scan backend for %s on %s: %s", dtype, device_type, name)
+def _log_once(name: str, device_type: str, dtype: torch.dtype, reason: str | None) -> None:
+    logger.info("scan backend for %s on %s: %s%s", dtype, device_type, name, f", because {reason}" if reason else "")
 
 
 def _backend(x: Tensor) -> Any:
@@ -120,9 +118,7 @@ def _definition_is_forced() -> bool:
     return os.environ.get("EVMAMBA_BACKEND") == "reference"
 
 
-def _scan(x: Tensor, *arguments: Any) -> Tensor:
-    parameters: tuple[Tensor, ...] = arguments[:-1]
-    pattern: str = arguments[-1]
+def _scan(x: Tensor, parameters: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], pattern: str) -> Tensor:
     _check(x, *parameters)
     if _definition_is_forced():
         with torch.autocast(x.device.type, enabled=False):
