@@ -1,0 +1,256 @@
+"""Time and memory of every scan backend at the networks' shapes, beside the hardware's floor and the original's recipe.
+
+    python -m evmamba.kernels.bench [--shapes T-s1 ...] [--backends triton original] [--output FOLDER]
+
+On a GPU all shapes in bfloat16, on a CPU the small ones in float32. Prints a table; with --output also writes it as
+JSON (with device and versions) and Markdown, and a plot if matplotlib is installed. A backend that fails at a shape
+(out of memory, say) is reported with its error, not left out.
+"""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .ops import es2d_scan
+from .original import original_es2d, scan_name
+from .paths import path_length
+
+N = 16
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A scan as one stage of a network runs it: batch, map, inner channels and rank."""
+
+    name: str
+    B: int
+    H: int
+    W: int
+    D: int
+    R: int
+
+    @property
+    def tokens(self) -> int:
+        return 4 * self.B * path_length(self.H, self.W, "es2d")
+
+
+GPU_SHAPES = (
+    Shape("T-s1 classification", 128, 56, 56, 96, 3),
+    Shape("T-s2 classification", 128, 28, 28, 192, 6),
+    Shape("S-s1 classification", 128, 56, 56, 128, 4),
+    Shape("S-s2 classification", 128, 28, 28, 256, 8),
+    Shape("B-s1 classification", 128, 56, 56, 192, 6),
+    Shape("B-s2 classification", 128, 28, 28, 384, 12),
+    Shape("T-s1 detection", 2, 200, 333, 96, 3),
+    Shape("B-s1 detection", 2, 200, 333, 192, 6),
+    Shape("T-s1 segmentation", 4, 128, 128, 96, 3),
+    Shape("B-s1 segmentation", 4, 128, 128, 192, 6),
+)
+CPU_SHAPES = (
+    Shape("T-s1 one image", 1, 56, 56, 96, 3),
+    Shape("T-s2 one image", 1, 28, 28, 192, 6),
+    Shape("B-s1 one image", 1, 56, 56, 192, 6),
+)
+
+
+def floor_ms(shape: Shape, device: torch.device, training: bool) -> float | None:
+    """No kernel of this recurrence is faster: the larger of memory traffic and exponentials; None for unknown devices.
+
+    Memory: x read and y written (backward: x, dy read, dx written), bfloat16. Exponentials: 16 a token and channel and
+    two for the step size (backward: one more for its slope), 16 a clock and multiprocessor.
+    """
+    properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    if properties is None or "H200" not in properties.name:
+        return None
+    elements = shape.tokens * shape.D
+    exponentials_a_second = 16 * properties.multi_processor_count * 1.98e9
+    bytes_a_second = 4.3e12  # a copy's, measured
+    forward = max(4 * elements / bytes_a_second, (N + 2) * elements / exponentials_a_second)
+    backward = max(6 * elements / bytes_a_second, (N + 3) * elements / exponentials_a_second)
+    return 1e3 * (forward + backward if training else forward)
+
+
+def make_inputs(shape: Shape, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """Random inputs of ordinary size, ready for gradients."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, device=device)
+
+    D, R = shape.D, shape.R
+    inputs = [
+        normal(shape.B, shape.H, shape.W, D).to(dtype),
+        normal(4, R + 2 * N, D) * D**-0.5,
+        normal(4, D, R) * R**-0.5,
+        normal(4, D) - 4,
+        torch.log(torch.arange(1, N + 1.0, device=device)).repeat(4 * D, 1),
+        torch.ones(4 * D, device=device),
+    ]
+    return [t.requires_grad_() for t in inputs]
+
+
+def measure(call: Callable[[], object], device: torch.device, seconds: float = 1.0) -> tuple[float, float | None]:
+    """(median milliseconds, MB of GPU memory beyond what was allocated; None on a CPU) after a warm-up."""
+    call()
+    if device.type != "cuda":
+        times = []
+        end = time.perf_counter() + seconds
+        while len(times) < 3 or time.perf_counter() < end:
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        return 1e3 * statistics.median(times), None
+    from triton.testing import do_bench
+
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize()
+    memory = (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    return do_bench(call, warmup=200, rep=int(1e3 * seconds), return_mode="median"), memory
+
+
+@contextmanager
+def forced_backend(name: str) -> Iterator[None]:
+    """EVMAMBA_BACKEND=name for a while."""
+    before = os.environ.get("EVMAMBA_BACKEND")
+    os.environ["EVMAMBA_BACKEND"] = name
+    try:
+        yield
+    finally:
+        os.environ.pop("EVMAMBA_BACKEND")
+        if before is not None:
+            os.environ["EVMAMBA_BACKEND"] = before
+
+
+def run(shape: Shape, backend: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """One row: forward without gradients, and forward with backward."""
+    inputs = make_inputs(shape, device, dtype)
+    scan = original_es2d if backend == "original" else es2d_scan
+    dy = torch.randn(inputs[0].shape, device=device)
+
+    def training() -> None:
+        torch.autograd.grad(scan(*inputs), inputs, dy)
+
+    sizes = {"B": shape.B, "H": shape.H, "W": shape.W, "D": shape.D, "R": shape.R, "N": N}
+    row: dict[str, Any] = {"shape": shape.name, "backend": backend, **sizes}
+    try:
+        with forced_backend("torch" if backend == "original" else backend):
+            with torch.inference_mode():
+                row["forward_ms"], row["forward_mb"] = measure(lambda: scan(*inputs), device)
+            row["training_ms"], row["training_mb"] = measure(training, device)
+    except (torch.OutOfMemoryError, ValueError, RuntimeError) as error:
+        row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    for key, in_training in (("forward", False), ("training", True)):
+        floor = floor_ms(shape, device, in_training)
+        if floor is not None:
+            row[f"{key}_floor_ms"] = floor
+    gc.collect()
+    return row
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table; "x original" is how many times faster than the original's recipe."""
+    originals = {row["shape"]: row for row in rows if row["backend"] == "original"}
+    lines = [
+        "| shape | backend | forward ms | x floor | x original | MB | training ms | x floor | x original | MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [row["shape"], row["backend"]]
+        if "error" in row:
+            lines.append(f"| {row['shape']} | {row['backend']} | {row['error']} |" + " |" * 7)
+            continue
+        for key in ("forward", "training"):
+            value = row[f"{key}_ms"]
+            floor, original = row.get(f"{key}_floor_ms"), originals.get(row["shape"], {}).get(f"{key}_ms")
+            memory = row[f"{key}_mb"]
+            cells.append(f"{value:.3f}")
+            cells.append(f"{value / floor:.2f}" if floor else "")
+            cells.append(f"{original / value:.1f}" if original else "")
+            cells.append(f"{memory:.0f}" if memory is not None else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Bars of time for every shape and backend, forward and training, logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    backends = list(dict.fromkeys(row["backend"] for row in rows))
+    figure, axes = plt.subplots(1, 2, figsize=(12, 0.5 * len(shapes) * len(backends) / 2 + 2), sharey=True)
+    for axis, key in zip(axes, ("forward", "training"), strict=True):
+        for i, backend in enumerate(backends):
+            values = {row["shape"]: row.get(f"{key}_ms", float("nan")) for row in rows if row["backend"] == backend}
+            heights = [j + 0.8 * (i + 0.5) / len(backends) - 0.4 for j in range(len(shapes))]
+            axis.barh(heights, [values.get(s, float("nan")) for s in shapes], 0.8 / len(backends), label=backend)
+        axis.set_xscale("log")
+        axis.set_xlabel(f"{key}, ms")
+        axis.set_yticks(range(len(shapes)), shapes)
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Time the scan backends at the networks' shapes.")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shapes = GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
+    backends = ["triton", "torch", "original"] if device.type == "cuda" else ["torch", "original"]
+    parser.add_argument(
+        "--shapes", nargs="+", default=[], metavar="WORD", help="only shapes whose name has one of these"
+    )
+    parser.add_argument("--backends", nargs="+", default=backends, choices=["triton", "torch", "reference", "original"])
+    parser.add_argument("--output", type=Path, help="folder for kernels.json, kernels.md and kernels.png")
+    options = parser.parse_args()
+    chosen = [shape for shape in shapes if not options.shapes or any(word in shape.name for word in options.shapes)]
+    if not chosen:
+        parser.error(f"no shape has one of these words; there are: {', '.join(shape.name for shape in shapes)}")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    about = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "dtype": str(dtype).removeprefix("torch."),
+        "original_scan": scan_name(),
+    }
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    rows = []
+    for shape in chosen:
+        for backend in options.backends:
+            rows.append(run(shape, backend, device, dtype))
+            print(f"  {shape.name}, {backend}: {rows[-1].get('error', 'done')}", flush=True)
+    table = markdown(rows)
+    print(table)
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "kernels.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+        heading = "\n".join(f"- {key}: {value}" for key, value in about.items())
+        (options.output / "kernels.md").write_text(f"# Scan backends\n\n{heading}\n\n{table}\n")
+        try:
+            plot(rows, options.output / "kernels.png")
+        except ImportError:
+            print("no plot: matplotlib is not installed")
+
+
+if __name__ == "__main__":
+    main()

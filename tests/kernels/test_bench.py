@@ -1,0 +1,29 @@
+"""The benchmark: the recipe it compares with computes the same function, and its table says what was measured."""
+
+import torch
+
+from evmamba.kernels import bench, reference
+from evmamba.kernels.original import original_es2d
+
+
+def test_original_recipe_computes_the_definition():
+    for H, W in ((4, 6), (5, 7)):
+        shape = bench.Shape("small", 2, H, W, 8, 2)
+        ours, theirs = (bench.make_inputs(shape, torch.device("cpu"), torch.float32) for _ in range(2))
+        y, expected = original_es2d(*theirs), reference.scan(*ours, "es2d")
+        torch.testing.assert_close(y, expected)
+        dy = torch.randn_like(y)
+        for got, wanted in zip(
+            torch.autograd.grad(y, theirs, dy), torch.autograd.grad(expected, ours, dy), strict=True
+        ):
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_and_table_of_a_small_shape(monkeypatch):
+    monkeypatch.setattr(bench, "measure", lambda call, device: (call(), (2.0, None))[1])
+    shape = bench.Shape("small", 1, 4, 4, 8, 2)
+    rows = [bench.run(shape, name, torch.device("cpu"), torch.float32) for name in ("torch", "original", "triton")]
+    table = bench.markdown(rows)
+    assert "| small | torch | 2.000 |  | 1.0 |  | 2.000 |  | 1.0 |  |" in table
+    assert "EVMAMBA_BACKEND=triton cannot be followed" in rows[2]["error"]
+    assert rows[2]["error"] in table

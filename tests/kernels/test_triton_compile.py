@@ -1,0 +1,137 @@
+"""Holds the kernels to the registers, spills and instructions they were tuned to; compiling needs no GPU.
+
+An instruction more in an inner loop is a slower kernel: at EfficientVMamba-T, stage 1, batch 128, each of the 157 a
+token costs in the forward is 1.2 us of an H200. Figures and what they mean: docs/kernels.md.
+"""
+
+import os
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter has no compiler", allow_module_level=True)
+
+import triton.language as tl  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from evmamba.kernels import triton_backward, triton_es2d, triton_forward, triton_norm, triton_project  # noqa: E402
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+POINTERS = dict.fromkeys(("x", "dx", "dx_scan", "dproj", "z", "dz", "out", "dout"), "*bf16") | {
+    "bc": "*i64",
+    "table": "*i32",
+}
+SCALARS = dict.fromkeys(("B", "HW", "L", "LP", "NC", "M", "segments", "tokens", "rows", "z_stride"), "i32")
+NOT_ALIGNED = ("decay", "states", "starts", "ends")  # do_not_specialize_on_alignment of the forward kernels
+
+FORWARD = {"K": 4, "N": 16, "NP": 16, "START": False, "PER_GROUP": False, "DTYPE": tl.bfloat16, "IN_REGISTERS": True}
+T_STAGE_1 = {**FORWARD, "D": 96, "R": 3, "S": 36, "BD": 32}
+S_STAGE_1 = {**FORWARD, "D": 128, "R": 4, "S": 36, "BD": 64}
+BACKWARD = {"K": 4, "D": 96, "N": 16, "R": 3, "S": 36, "PER_GROUP": False, "DTYPE": tl.bfloat16}
+
+
+def compile_for(target, kernel, constants, num_warps=1, **options):
+    is_amd = target == "gfx942"
+    if "NVIDIA" in kernel.arg_names:
+        constants = {**constants, "NVIDIA": not is_amd}
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        signature[name] = "constexpr" if name in constants else SCALARS.get(name, POINTERS.get(name, "*fp32"))
+        if name == "eps":
+            signature[name] = "fp32"
+        if signature[name].startswith("*") and name not in NOT_ALIGNED:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    gpu = GPUTarget("hip", "gfx942", 64) if is_amd else GPUTarget("cuda", target, 32)
+    return triton.compile(source, target=gpu, options={"num_warps": num_warps, **options})
+
+
+def disassemble(compiled, tmp_path):
+    """(registers, bytes of stack, the innermost loop with exponentials as a count of instructions by name)."""
+    if not CUOBJDUMP.exists():
+        pytest.skip("this Triton ships no cuobjdump")
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+
+    def dump(what):
+        return subprocess.run([CUOBJDUMP, what, cubin], capture_output=True, text=True, check=True).stdout
+
+    resources = re.search(r"REG:(\d+) STACK:(\d+)", dump("-res-usage"))
+    assert resources
+    line = re.compile(r"^\s*/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?);", re.MULTILINE)
+    code = [(int(at, 16), name, operands) for at, name, operands in line.findall(dump("-sass"))]
+    loops = []
+    for at, name, operands in code:
+        target = re.search(r"0x([0-9a-f]+)", operands) if name.startswith("BRA") else None
+        if target and int(target[1], 16) < at:
+            loop = Counter(n for a, n, _ in code if int(target[1], 16) <= a <= at)
+            if loop["MUFU.EX2"]:
+                loops.append(loop)
+    return int(resources[1]), int(resources[2]), min(loops, key=lambda loop: loop.total(), default=Counter())
+
+
+@pytest.mark.parametrize(
+    ("capability", "constants", "save", "registers", "instructions"),
+    [
+        pytest.param(80, T_STAGE_1, True, 128, 149, id="sm_80"),
+        pytest.param(90, T_STAGE_1, False, 80, 156, id="sm_90, inference"),
+        pytest.param(90, T_STAGE_1, True, 128, 157, id="sm_90, training"),
+        pytest.param(90, S_STAGE_1, False, 128, 282, id="sm_90, 64 channels"),
+        pytest.param(100, T_STAGE_1, True, 128, 142, id="sm_100"),
+    ],
+)
+def test_forward_spends_its_loop_on_exponentials(capability, constants, save, registers, instructions, tmp_path):
+    constants = {**constants, "SAVE": save}
+    used, stack, loop = disassemble(compile_for(capability, triton_forward.scan_forward_kernel, constants), tmp_path)
+    channels = constants["BD"] // 32
+    assert stack == 0
+    assert used <= registers
+    assert loop["MUFU.EX2"] == 17 * channels  # one a state and one for the softplus
+    assert loop["MUFU.LG2"] == channels
+    assert loop.total() <= instructions
+
+
+@pytest.mark.parametrize(
+    ("capability", "stack", "instructions"),
+    [pytest.param(90, 168, 421, id="sm_90"), pytest.param(100, 184, 393, id="sm_100")],
+)
+def test_backward_keeps_three_warps_a_scheduler(capability, stack, instructions, tmp_path):
+    compiled = compile_for(capability, triton_backward.scan_backward_kernel, BACKWARD, **triton_es2d.BACKWARD_OPTIONS)
+    used, spilled, loop = disassemble(compiled, tmp_path)
+    assert used <= 168
+    assert spilled <= stack
+    assert loop["MUFU.EX2"] == 16  # tokens; nothing is exponentiated twice
+    assert sum(count for name, count in loop.items() if name.startswith("SHFL")) == 31  # 32 sums over 32 lanes
+    assert loop.total() <= instructions
+
+
+def test_amd_compiles_without_spills():
+    for kernel, constants in (
+        (triton_forward.scan_forward_kernel, {**T_STAGE_1, "SAVE": True}),
+        (triton_backward.scan_backward_kernel, BACKWARD),
+    ):
+        assembly = compile_for("gfx942", kernel, constants).asm["amdgcn"]
+        assert re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", assembly) == ["0", "0"]
+
+
+@pytest.mark.parametrize("target", [80, 100, "gfx942"], ids=str)
+def test_other_kernels_compile(target):
+    sizes = {"D": 96, "N": 16, "R": 3, "S": 36}
+    dots = {"BM": 64, "BS": 64, "BD": 64, "PRECISION": "ieee" if target == "gfx942" else "tf32"}
+    states = {**T_STAGE_1, "REVERSE": True}
+    for name in ("START", "PER_GROUP"):
+        del states[name]
+    for kernel, constants in (
+        (triton_project.project_kernel, {**sizes, "BM": 128, "BS": 64, "BK": 32, "HALF_DOT": True}),
+        (triton_project.input_gradient_kernel, {**sizes, **dots, "K": 4, "NB": 3, "PER_GROUP": False}),
+        (triton_project.weight_gradient_kernel, {**sizes, **dots, "K": 4, "NB": 3, "NS": 1}),
+        (triton_norm.norm_gate_backward_kernel, {"D": 96, "BM": 16, "BD": 128}),
+    ):
+        assert compile_for(target, kernel, constants, num_warps=4).asm
+    assert compile_for(target, triton_forward.segment_state_kernel, states).asm
