@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from evmamba.errors import UserError
 from evmamba.tasks.segmentation.metrics import IGNORE_INDEX
@@ -42,7 +42,7 @@ def read_label(path: Path) -> np.ndarray:
     return pixels // _STRETCH[raw_mode] if raw_mode in _STRETCH else pixels
 
 
-def _raw_mode(image: Image.Image) -> str:
+def _raw_mode(image: ImageFile.ImageFile) -> str:
     """How the pixels are stored, e.g. "L;4"; must be asked before the image is decoded."""
     arguments = image.tile[0].args if image.tile else None
     return arguments if isinstance(arguments, str) else arguments[0] if arguments else image.mode
