@@ -17,7 +17,7 @@ from evmamba.tasks.embedded.signs import write_classification
 _log = logging.getLogger(__name__)
 
 # Part of the folder's name: raise it when a drawn pixel or a label changes, and every user gets the new set.
-VERSION = 1
+VERSION = 2
 
 _WRITERS: dict[str, Callable[[Path], None]] = {
     "classification": lambda root: write_classification(root, train=600, val=200),

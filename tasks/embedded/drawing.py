@@ -117,11 +117,13 @@ class Picture:
             relief: width in pixels of the lit and dark rims, 0 for a flat object.
             shadow: distance in pixels between object and ground, 0 for no shadow.
         """
-        outline = self.silhouette(parts)
+        whole = self.silhouette(parts)
+        box = _grown(whole.getbbox() or (0, 0, 1, 1), math.ceil(3 * max(shadow, relief)), self.size)
+        outline = whole.crop(box)
         if shadow:
             offset = max(1, round(shadow))
             cast = _shifted(outline, offset, offset).filter(ImageFilter.GaussianBlur(shadow * 0.6))
-            self.image.paste((24, 26, 40), (0, 0), cast.point(_SHADOW))
+            self.image.paste((24, 26, 40), box, cast.point(_SHADOW))
         for part in parts:
             self.fill(part, texture)
         if relief:
@@ -130,9 +132,9 @@ class Picture:
             for direction, colour in ((-1, (20, 16, 40)), (1, (255, 252, 240))):
                 moved = _shifted(outline, direction * width, direction * width)
                 rim = ImageChops.multiply(ImageChops.subtract(outline, moved).filter(soft), outline)
-                self.image.paste(colour, (0, 0), rim.point(_RIM))
+                self.image.paste(colour, box, rim.point(_RIM))
         if owner is not None:
-            self.owner[np.asarray(outline) >= 128] = owner
+            self.owner[np.asarray(whole) >= 128] = owner
 
     def silhouette(self, parts: Iterable[Part]) -> Image.Image:
         """Return the coverage of all parts together: mode L, the picture's size, 255 is fully covered."""
@@ -172,6 +174,11 @@ def _coverage(points: np.ndarray, size: tuple[int, int]) -> tuple[Image.Image, B
     corners = np.rint((points - (left, top)) * SUPERSAMPLE).astype(int)
     ImageDraw.Draw(fine).polygon([(int(x), int(y)) for x, y in corners], fill=255)
     return fine.reduce(SUPERSAMPLE), (left, top, right, bottom)
+
+
+def _grown(box: Box, margin: int, size: tuple[int, int]) -> Box:
+    left, top, right, bottom = box
+    return max(left - margin, 0), max(top - margin, 0), min(right + margin, size[0]), min(bottom + margin, size[1])
 
 
 def _shifted(mask: Image.Image, dx: int, dy: int) -> Image.Image:

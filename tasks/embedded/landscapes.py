@@ -82,8 +82,9 @@ def _draw(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
         if kind == "car":
             _car(picture, road.centre(y) + road.width(y) * rng.choice([-0.25, 0.25]), y, road.width(y) * 0.21)
         else:
-            x = _beside(rng, road, y, width, scale)
-            (_tree if kind == "tree" else _house)(picture, x, y, scale)
+            x = _free_spot(picture, y, scale)
+            if x is not None:
+                (_tree if kind == "tree" else _house)(picture, x, y, scale)
     return picture
 
 
@@ -168,13 +169,15 @@ def _paint_road(picture: Picture, road: _Road) -> None:
         picture.fill(Part(road.strip(top + reach * near * 0.84, top + reach * near, 0, 0.015), white))
 
 
-def _beside(rng: np.random.Generator, road: _Road, y: float, width: int, scale: float) -> float:
-    """Return where a thing stands at row y, off the road where there is room for that."""
-    for _ in range(8):
-        x = rng.uniform(0, width)
-        if abs(x - road.centre(y)) > road.width(y) / 2 + scale:
-            break
-    return float(x)
+def _free_spot(picture: Picture, y: float, half: float) -> float | None:
+    """Return where a thing can stand on grass at row y, ``None`` where there is hardly room."""
+    width, height = picture.size
+    ground = picture.owner[min(int(y), height - 1)]
+    for _ in range(10):
+        x = picture.rng.uniform(0, width)
+        if (ground[int(max(x - half, 0)) : int(x + half) + 1] == _GRASS).all():
+            return float(x)
+    return None
 
 
 def _tree(picture: Picture, x: float, y: float, scale: float) -> None:
