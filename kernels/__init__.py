@@ -1,5 +1,6 @@
-"""Selective-scan kernels: definition, PyTorch and Triton backends behind two functions."""
+"""Selective-scan kernels: definition, PyTorch and Triton backends behind a few functions, and what follows a scan."""
 
-from .ops import es2d_scan, scan_macs, ss2d_scan
+from .norm_gate import norm_gate
+from .ops import es2d_scan, scan_macs, selective_scan_1d, ss2d_scan
 
-__all__ = ["es2d_scan", "scan_macs", "ss2d_scan"]
+__all__ = ["es2d_scan", "norm_gate", "scan_macs", "selective_scan_1d", "ss2d_scan"]

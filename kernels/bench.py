@@ -105,7 +105,7 @@ def measure(call: Callable[[], object], device: torch.device, seconds: float = 1
     """(median milliseconds, MB of GPU memory beyond what was allocated; None on a CPU) after a warm-up."""
     call()
     if device.type != "cuda":
-        times = []
+        times: list[float] = []
         end = time.perf_counter() + seconds
         while len(times) < 3 or time.perf_counter() < end:
             start = time.perf_counter()

@@ -63,6 +63,26 @@ def ss2d_scan(
     return _scan(x, (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds), "ss2d")
 
 
+def selective_scan_1d(
+    x: Tensor,
+    x_proj_weight: Tensor,
+    dt_proj_weight: Tensor,
+    dt_proj_bias: Tensor,
+    A_log: Tensor,
+    D_skip: Tensor,
+    reverse: bool = False,
+) -> Tensor:
+    """Plain selective scan of sequences, first token to last or in `reverse` (Mamba; both for Vim, arXiv 2401.09417).
+
+    x `[B, L, D]` and result as in `es2d_scan`; x_proj_weight `[R + 2N, D]`, dt_proj_weight `[D, R]`, dt_proj_bias
+    `[D]`, A_log `[D, N]`, D_skip `[D]`. Raises ValueError for shapes, types or devices that do not fit together.
+    """
+    if x.dim() != 3:
+        raise ValueError(f"x must be [B, L, D], got {list(x.shape)}")
+    parameters = (x_proj_weight[None], dt_proj_weight[None], dt_proj_bias[None], A_log, D_skip)
+    return _scan(x[:, None], parameters, "reverse" if reverse else "forward")[:, 0]
+
+
 def scan_macs(B: int, H: int, W: int, D: int, N: int, R: int, pattern: str) -> tuple[int, int]:
     """Multiply-adds of one call: (both projections, the scan as the paper counts it), padding tokens included."""
     tokens = GROUPS[pattern] * B * path_length(H, W, pattern)
@@ -119,7 +139,7 @@ def _definition_is_forced() -> bool:
 
 
 def _scan(x: Tensor, parameters: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], pattern: str) -> Tensor:
-    _check(x, *parameters)
+    _check(x, *parameters, K=GROUPS[pattern])
     if _definition_is_forced():
         with torch.autocast(x.device.type, enabled=False):
             return reference.scan(x, *parameters, pattern)
@@ -129,22 +149,28 @@ def _scan(x: Tensor, parameters: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], 
 
 
 def _check(
-    x: Tensor, x_proj_weight: Tensor, dt_projs_weight: Tensor, dt_projs_bias: Tensor, A_logs: Tensor, Ds: Tensor
+    x: Tensor,
+    x_proj_weight: Tensor,
+    dt_projs_weight: Tensor,
+    dt_projs_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    K: int,
 ) -> None:
     if x.dim() != 4 or x.shape[1] < 1 or x.shape[2] < 1 or x.shape[3] < 1:
         raise ValueError(f"x must be [B, H, W, D] with at least one row, column and channel, got {list(x.shape)}")
     if dt_projs_weight.dim() != 3 or A_logs.dim() != 2:
         raise ValueError(
-            "dt_projs_weight must be [4, D, R] and A_logs [4 D, N], "
+            f"dt_projs_weight must be [{K}, D, R] and A_logs [{K * x.shape[3]}, N], "
             f"got {list(dt_projs_weight.shape)} and {list(A_logs.shape)}"
         )
     D, R, N = x.shape[3], dt_projs_weight.shape[2], A_logs.shape[1]
     expected = {
-        "x_proj_weight": (x_proj_weight, (4, R + 2 * N, D)),
-        "dt_projs_weight": (dt_projs_weight, (4, D, R)),
-        "dt_projs_bias": (dt_projs_bias, (4, D)),
-        "A_logs": (A_logs, (4 * D, N)),
-        "Ds": (Ds, (4 * D,)),
+        "x_proj_weight": (x_proj_weight, (K, R + 2 * N, D)),
+        "dt_projs_weight": (dt_projs_weight, (K, D, R)),
+        "dt_projs_bias": (dt_projs_bias, (K, D)),
+        "A_logs": (A_logs, (K * D, N)),
+        "Ds": (Ds, (K * D,)),
     }
     if x.dtype not in DTYPES:
         raise ValueError(f"x must be float32, float64, bfloat16 or float16, got {x.dtype}")
