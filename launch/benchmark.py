@@ -5,7 +5,9 @@ leaves out what is finished already, and goes on after a failure.
 """
 
 import contextlib
+import dataclasses
 import datetime
+import functools
 import os
 import shutil
 import signal
@@ -93,11 +95,11 @@ def plan(options: BenchOptions) -> list[RunSpec]:
     specs = []
     for model in dict.fromkeys(options.backbones):
         _check_backbone(model, pyramid=any(task != "classification" for task in tasks))
-        common = {"model": model, "seed": options.seed, "device": device, "precision": precision}
-        specs.append(RunSpec("cost", head=None, timing=timing, **common))
+        bare = RunSpec("cost", model, head=None, seed=options.seed, device=device, precision=precision)
+        specs.append(dataclasses.replace(bare, timing=timing))
         for task in tasks:
             for head in dict.fromkeys(options.detectors) if task == "detection" else (_only_head(task),):
-                spec = _training_spec(options, task, head, common, overrides)
+                spec = _training_spec(options, task, head, bare, overrides)
                 if (task, head) not in checked:
                     # Once a task and head: a large annotation file should not be read for every backbone.
                     fingerprints.setdefault(task, _check_training(spec, options.output))
@@ -132,7 +134,7 @@ def run_here(
                 continue
             progress.start(spec)
             try:
-                result = run_one(spec, folder, lambda folder=folder: progress.update(folder))
+                result = run_one(spec, folder, functools.partial(progress.update, folder))
             except KeyboardInterrupt:
                 interrupted = True
                 result = failed_result(spec, "interrupted", start)
@@ -215,7 +217,7 @@ def _only_head(task: str) -> str:
 
 def _split_overrides(texts: Sequence[str]) -> list[tuple[str | None, str, str]]:
     """``[task.]option=value`` as (task, "cost" or None for every training; option; value)."""
-    overrides = []
+    overrides: list[tuple[str | None, str, str]] = []
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
@@ -238,11 +240,11 @@ def _timing(overrides: list[tuple[str | None, str, str]], device: str) -> dict[s
 
 
 def _training_spec(
-    options: BenchOptions, task: str, head: str, common: dict, overrides: list[tuple[str | None, str, str]]
+    options: BenchOptions, task: str, head: str, bare: RunSpec, overrides: list[tuple[str | None, str, str]]
 ) -> RunSpec:
     preset = options.preset or ("small" if task in options.data else "tiny")
-    recipe = recipe_of(task, preset, head, common["model"])
-    arguments = [f"--model.init_args.backbone={common['model']}", f"--data.init_args.seed={common['seed']}"]
+    recipe = recipe_of(task, preset, head, bare.model)
+    arguments = [f"--model.init_args.backbone={bare.model}", f"--data.init_args.seed={bare.seed}"]
     if task == "detection":
         arguments.append(f"--model.init_args.detector={head}")
     if task in options.data:
@@ -251,7 +253,9 @@ def _training_spec(
         arguments.append("--data.init_args.data_dir=embedded")
     arguments += [f"--{name}={value}" for owner, name, value in overrides if owner in (None, task)]
     text = recipe.read_text(encoding="utf-8")
-    return RunSpec(task, head=head, recipe=str(recipe), recipe_hash=config_hash(text), arguments=arguments, **common)
+    return dataclasses.replace(
+        bare, task=task, head=head, recipe=str(recipe), recipe_hash=config_hash(text), arguments=arguments
+    )
 
 
 def recipe_of(task: str, preset: str, head: str, model: str) -> Path:

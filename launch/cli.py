@@ -135,11 +135,12 @@ def _bench(arguments: list[str]) -> int:
 
     from evmamba.launch import benchmark
     from evmamba.launch.progress import RunProgress
+    from evmamba.launch.quiet import quiet_logs, quiet_warnings
     from evmamba.launch.report import print_table, write_report
-    from evmamba.launch.run import quiet_libraries
     from evmamba.launch.table import build_table
 
-    quiet_libraries()
+    quiet_warnings()
+    quiet_logs()
     options = benchmark.BenchOptions(
         output=given.output,
         backbones=_names(given.backbones),

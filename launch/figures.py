@@ -63,9 +63,12 @@ def _panel(axes: Any, group: Group, points: list[tuple[str, float, float]]) -> N
     x, y = [x for _, x, _ in points], [y for _, _, y in points]
     data = (group.data or {}).get("name")
     axes.scatter(x, y, s=46, color="#030303", label=f"measured, on {data}" if data else "measured", zorder=3)
-    for name, x, y in [*points, *((label.removeprefix("EfficientVMamba-"), x, y) for label, x, y in reference)]:
-        color = "#010101" if (name, x, y) in points else "#020202"
-        axes.annotate(name, (x, y), xytext=(6, 5), textcoords="offset points", color=color, fontsize=8)
+    for name, macs, quality in [
+        *points,
+        *((label.removeprefix("EfficientVMamba-"), x, y) for label, x, y in reference),
+    ]:
+        color = "#010101" if (name, macs, quality) in points else "#020202"
+        axes.annotate(name, (macs, quality), xytext=(6, 5), textcoords="offset points", color=color, fontsize=8)
     axes.set_title(group.title, fontsize=10, loc="left")
     axes.set_xlabel("multiply-adds of the backbone at 224 x 224 (G)")
     axes.set_ylabel(group.columns[0].header)
@@ -76,7 +79,7 @@ def _panel(axes: Any, group: Group, points: list[tuple[str, float, float]]) -> N
 
 
 def _macs(table: Table) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for g, group in enumerate(table.groups):
         if group.task != "cost":
             continue

@@ -7,7 +7,7 @@ import inspect
 import re
 import typing
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from evmamba.errors import UserError, unknown_name
 
@@ -21,10 +21,10 @@ NOISE = re.compile(
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are UserErrors that offer the nearest option."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+    def __init__(self, prog: str, description: str | None = None) -> None:
+        super().__init__(prog, description=description, allow_abbrev=False)
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+    def parse_args(self, args=None, namespace=None):
         parsed, rest = self.parse_known_args(args, namespace)
         if rest:
             raise unknown_name("option", rest[0].partition("=")[0], self._option_string_actions)
@@ -69,7 +69,7 @@ def _unknown_option(name: str, classes: list[str]) -> UserError:
 
 def _parameters(kind: type) -> list[str]:
     """Names of a class's arguments; those of a dataclass argument as ``argument.field``."""
-    hints = typing.get_type_hints(kind.__init__)
+    hints = typing.get_type_hints(inspect.getattr_static(kind, "__init__"))
     names = []
     for name in list(inspect.signature(kind).parameters):
         names.append(name)

@@ -103,8 +103,13 @@ def model_and_head(task: str, config: Mapping[str, Any]) -> tuple[str, str]:
 
 def weights_in_memory(trainer: L.Trainer) -> str:
     """Which weights the module holds after training."""
-    averaged = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)
+    averaged = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     return f"{'EMA of the ' if averaged else ''}last epoch"
+
+
+def add_callbacks(trainer: L.Trainer, *callbacks: Callback) -> None:
+    """Append callbacks to a trainer that exists already."""
+    trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
 
 
 def total_steps(trainer: L.Trainer) -> int:

@@ -20,7 +20,7 @@ from evmamba.launch.results import Result, find_results, read_result, write_json
 from evmamba.launch.table import DASH, HEADS, Cell, Table, build_table, label_of
 
 REPORT_SCHEMA = 1
-PICTURE_WIDTH = 640
+PICTURE_WIDTH = 900
 PICTURES_A_RUN = 6
 
 
@@ -231,17 +231,19 @@ def _percent_or_count(value: Any) -> str:
     return DASH if value is None else str(value)
 
 
-def _pictures(result: Result) -> list[str]:
-    """The first pictures of a run's gallery, scaled down, as data URIs."""
-    uris = []
+def _pictures(result: Result) -> list[dict[str, Any]]:
+    """The first pictures of a run's gallery, scaled down, as data URIs; wide ones show several views side by side."""
+    pictures = []
     for name in result.gallery[:PICTURES_A_RUN]:
         path = (result.folder or Path()) / name
         if not path.is_file():
             continue
         with Image.open(path) as picture:
             small = picture.convert("RGB")
-            small.thumbnail((PICTURE_WIDTH, PICTURE_WIDTH * 2))
+            wide = small.width > 1.5 * small.height
+            small.thumbnail((PICTURE_WIDTH if wide else PICTURE_WIDTH // 2, PICTURE_WIDTH))
         data = io.BytesIO()
         small.save(data, "JPEG", quality=82)
-        uris.append("data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode())
-    return uris
+        uri = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+        pictures.append({"uri": uri, "wide": wide, "size": small.size})
+    return pictures

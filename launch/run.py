@@ -7,15 +7,14 @@ also when it fails. Exit status: 0 finished, 1 failed. While it works, ``progres
 import dataclasses
 import datetime
 import json
-import logging
 import sys
 import traceback
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evmamba.errors import UserError
+from evmamba.launch.quiet import quiet_logs, quiet_warnings
 from evmamba.launch.results import Result, config_hash, device_name, provenance, write_json, write_result
 
 SPEC_FILE = "spec.json"
@@ -121,7 +120,14 @@ def run(spec: RunSpec, folder: Path) -> None:
 
 def fit_and_test(spec: RunSpec, folder: Path) -> None:
     """Train as the recipe says, then test the weights that the training ends with (averaged ones if it averages)."""
-    from evmamba.launch.record import ProgressWriter, ResultWriter, TrainingRecord, weights_in_memory, write_progress
+    from evmamba.launch.record import (
+        ProgressWriter,
+        ResultWriter,
+        TrainingRecord,
+        add_callbacks,
+        weights_in_memory,
+        write_progress,
+    )
     from evmamba.launch.train import EvmambaCLI
 
     write_progress(folder, "preparing")
@@ -130,7 +136,7 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
     writer = ResultWriter(
         folder, cli.plain_config(), spec.name, weights=weights_in_memory(cli.trainer), extra={"spec_hash": spec.hash}
     )
-    cli.trainer.callbacks += [record, ProgressWriter(folder, record), writer]
+    add_callbacks(cli.trainer, record, ProgressWriter(folder, record), writer)
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     if cli.trainer.interrupted:
         raise KeyboardInterrupt
@@ -196,7 +202,8 @@ def main(argv: list[str] | None = None) -> int:
     path = Path(arguments[0])
     spec, folder = RunSpec.read(path), path.parent
     start = datetime.datetime.now(datetime.UTC)
-    quiet_libraries()
+    quiet_warnings()
+    quiet_logs()
     try:
         run(spec, folder)
     except KeyboardInterrupt:
@@ -213,18 +220,6 @@ def main(argv: list[str] | None = None) -> int:
     print(f"failed: {reason}", file=sys.stderr)
     write_result(failed_result(spec, reason, start), folder)
     return 1
-
-
-def quiet_libraries() -> None:
-    """Silence the advice that Lightning repeats in every run and that nobody can follow here."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-    for advice in (
-        ".*does not have many workers.*",
-        ".*is smaller than the logging interval.*",
-        ".*exists and is not empty.*",
-    ):
-        warnings.filterwarnings("ignore", message=advice)
 
 
 if __name__ == "__main__":

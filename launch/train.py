@@ -16,8 +16,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from evmamba.errors import UserError
 from evmamba.launch.messages import short_error
+from evmamba.launch.quiet import quiet_warnings
 from evmamba.launch.recipes import find_recipe
-from evmamba.launch.record import ResultWriter
+from evmamba.launch.record import ResultWriter, add_callbacks
 from evmamba.tasks.base import TaskDataModule, TaskModule
 
 # Errors are raised, not printed; and max_epoch is a mistake, not max_epochs.
@@ -86,7 +87,7 @@ class EvmambaCLI(LightningCLI):
         if self.subcommand == "test":
             folder = Path(trainer.default_root_dir)
             self.model.output_dir = folder
-            trainer.callbacks.append(ResultWriter(folder, self.plain_config(), run=self.recipe or folder.name))
+            add_callbacks(trainer, ResultWriter(folder, self.plain_config(), run=self.recipe or folder.name))
         return trainer
 
     def plain_config(self) -> dict[str, Any]:
@@ -101,6 +102,7 @@ def train(args: Sequence[str]) -> None:
     Raises:
         UserError: see `EvmambaCLI`.
     """
+    quiet_warnings()
     try:
         EvmambaCLI(args)
     except RuntimeError as error:

@@ -87,7 +87,7 @@ def test_pictures_are_scaled_down(table: Table, result_folder: Path):
     assert data
     shown = Image.open(io.BytesIO(base64.b64decode(data[1])))
     assert Image.open(picture).width == 900
-    assert shown.size == (640, 427)
+    assert shown.size == (450, 300)
 
 
 def test_what_a_user_wrote_cannot_break_the_page():
