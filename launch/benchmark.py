@@ -30,7 +30,7 @@ PRESETS = ("tiny", "small", "paper")
 LOG_FILE = "run.log"
 RUNS_FOLDER = "runs"
 TIMING = {"warmup_steps": 10, "timed_steps": 40}
-THROUGHPUT_BATCH = {"cpu": 8, "cuda": 64}
+THROUGHPUT_BATCH = {"cpu": 4, "cuda": 64}
 POLL_SECONDS = 0.2
 
 

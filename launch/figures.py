@@ -63,10 +63,8 @@ def _panel(axes: Any, group: Group, points: list[tuple[str, float, float]]) -> N
     x, y = [x for _, x, _ in points], [y for _, _, y in points]
     data = (group.data or {}).get("name")
     axes.scatter(x, y, s=46, color="#030303", label=f"measured, on {data}" if data else "measured", zorder=3)
-    for name, macs, quality in [
-        *points,
-        *((label.removeprefix("EfficientVMamba-"), x, y) for label, x, y in reference),
-    ]:
+    short = [(label.removeprefix("EfficientVMamba-"), macs, quality) for label, macs, quality in reference]
+    for name, macs, quality in [*points, *short]:
         color = "#010101" if (name, macs, quality) in points else "#020202"
         axes.annotate(name, (macs, quality), xytext=(6, 5), textcoords="offset points", color=color, fontsize=8)
     axes.set_title(group.title, fontsize=10, loc="left")

@@ -203,7 +203,7 @@ def test_a_small_bench_from_command_line_to_report(tmp_path: Path, capsys: pytes
         "--set=trainer.max_steps=3",
         "--set=trainer.limit_test_batches=1",
         "--set=classification.data.init_args.image_size=32",
-        "--set=segmentation.model.init_args.optimizer.lr=1.0e+38",  # no loss is finite after such a step
+        "--set=segmentation.model.init_args.optimizer.lr=1.0e+30",  # no loss is finite after such a step
         "--set=segmentation.model.init_args.schedule.warmup_steps=0",
         *(f"--set={override}" for override in QUICK_COST),
     ]
