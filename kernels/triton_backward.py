@@ -109,9 +109,11 @@ def scan_backward_kernel(
         xs = _load_tokens(p_x, p_table, in_d, D)
         dys = _load_tokens(p_dy, p_table, in_d, D)
         steps = _load_steps(p_dt, w, bias, in_d, R, S, DTYPE, NVIDIA)
+        us = ()  # delta x
         gb = ()  # sum_n g B
         gqa = ()  # sum_n g q A log2(e)
-        for _ in tl.static_range(T):
+        for t in tl.static_range(T):
+            us = us + (steps[t] * xs[t],)
             gb = gb + (tl.zeros([32], tl.float32),)
             gqa = gqa + (tl.zeros([32], tl.float32),)
 
@@ -128,7 +130,7 @@ def scan_backward_kernel(
             for t in tl.static_range(T):
                 a = tl.exp2(steps[t] * A)
                 q = a * h
-                h = q + (steps[t] * xs[t]) * low_float(tl.load(p_bc + t * (S // 2) + n))
+                h = q + us[t] * low_float(tl.load(p_bc + t * (S // 2) + n))
                 a_t = a_t + (a,)
                 q_t = q_t + (q,)
             d_bc = ()
@@ -137,14 +139,13 @@ def scan_backward_kernel(
             for t in tl.static_range(T - 1, -1, -1):
                 pair = tl.load(p_bc + t * (S // 2) + n)
                 b_b = low_float(pair)
-                du = steps[t] * xs[t]
                 g += high_float(pair) * dys[t]
                 gq = g * q_t[t]
                 d_a += gq * steps[t]
                 gb_new = (gb[t] + g * b_b,) + gb_new
                 gqa_new = (gqa[t] + gq * A,) + gqa_new
                 # The first of five folds as early as its operands are there: half the registers.
-                d_bc = fold((g * du, dys[t] * (q_t[t] + du * b_b)), lane, 16) + d_bc
+                d_bc = fold((g * us[t], dys[t] * (q_t[t] + us[t] * b_b)), lane, 16) + d_bc
                 g = a_t[t] * g
             gb = gb_new
             gqa = gqa_new
@@ -156,12 +157,14 @@ def scan_backward_kernel(
 
         d_logit = ()  # gradient before the softplus
         for t in tl.static_range(T):
+            # x again: registers are dearer than a second load from L1.
             pixel = tl.load(p_table + t)
+            b_x = tl.load(p_x + pixel.to(tl.int64) * D, mask=in_d & (pixel >= 0), other=0.0).to(tl.float32)
             d_x = steps[t] * gb[t] + skip_d * dys[t]
             tl.store(p_dx + pixel.to(tl.int64) * D, d_x, mask=in_d & (pixel >= 0))
-            d_t = (gb[t] * xs[t] + gqa[t] * LN2) * softplus_slope(steps[t])
+            d_t = (gb[t] * b_x + gqa[t] * LN2) * softplus_slope(steps[t])
             d_logit = d_logit + (d_t,)
-            d_skip += dys[t] * xs[t]
+            d_skip += dys[t] * b_x
             d_bias += d_t
         for r in range(R):
             b_w = load_rounded(w + r, in_d, DTYPE)

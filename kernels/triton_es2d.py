@@ -114,8 +114,8 @@ def _prepare(
     S = projection_width(N, R)
     x, x_proj_weight = x.contiguous(), x_proj_weight.contiguous()
     nvidia = x.is_cuda and torch.version.hip is None
-    # float32 means float32; half types keep ten bits of mantissa or more in the gradient's products.
-    precision = "tf32" if nvidia and x.dtype != torch.float32 else "ieee"
+    # Products of float32 keep its digits (three tf32 products are one of float32); gradients of half types get tf32's.
+    precision = ("tf32x3" if x.dtype == torch.float32 else "tf32") if nvidia else "ieee"
     table = padded_paths(H, W, pattern, x.device, Lp)
     decay = torch.empty(K, N, D, dtype=torch.float32, device=x.device)
     A_logs = A_logs.contiguous()
@@ -126,8 +126,8 @@ def _prepare(
     BS = min(64, max(16, triton.next_power_of_2(S)))
     project_kernel[(triton.cdiv(M, 128), K, triton.cdiv(S, BS))](
         x, x_proj_weight, table, proj, M, Lp, H * W,
-        D=D, N=N, R=R, S=S, BM=128, BS=BS, BK=64 if D % 64 == 0 else 32,
-        HALF_DOT=x.is_cuda and x.dtype != torch.float32,
+        D=D, N=N, R=R, S=S, BM=128, BS=BS, BK=64 if D % 64 == 0 and x.dtype != torch.float32 else 32,
+        HALF_DOT=x.is_cuda and x.dtype != torch.float32, PRECISION=precision,
     )  # fmt: skip
     return _Call(
         x, x_proj_weight, dt_projs_weight.contiguous(), dt_projs_bias.contiguous(), Ds.contiguous(), table, decay, proj,
@@ -223,9 +223,9 @@ def _input_gradient(call: _Call, dproj: Tensor, dx_scan: Tensor, visits: int) ->
     dx = torch.empty_like(dx_scan)
     BS = min(64, max(16, triton.next_power_of_2(S)))
     BD = 64 if D > 32 else 32
-    input_gradient_kernel[(triton.cdiv(call.tokens_of_group, 128), call.sizes["K"], triton.cdiv(D, BD))](
+    input_gradient_kernel[(triton.cdiv(call.tokens_of_group, 64), call.sizes["K"], triton.cdiv(D, BD))](
         dproj, call.x_proj_weight, call.table, dx_scan, dx, call.tokens_of_group, call.Lp, call.HW,
-        BM=128, BS=BS, BD=BD, PER_GROUP=visits > 1, PRECISION=call.precision,
+        BM=64, BS=BS, BD=BD, PER_GROUP=visits > 1, PRECISION=call.precision, num_stages=1,
         NB=dproj.shape[0], **call.sizes,
     )  # fmt: skip
     return dx[0] if visits == 1 else dx.sum(0)
@@ -242,6 +242,7 @@ def _weight_gradient(call: _Call, dproj: Tensor) -> Tensor:
     NS = triton.cdiv(S, BS)
     weight_gradient_kernel[(splits, K, NS * triton.cdiv(D, BD))](
         dproj, call.x, call.table, partial, M, call.Lp, call.HW, tokens,
-        NB=dproj.shape[0], BM=64, BS=BS, BD=BD, NS=NS, PRECISION=call.precision, **call.sizes,
+        NB=dproj.shape[0], BM=64, BS=BS, BD=BD, NS=NS, PRECISION=call.precision, num_stages=2,
+        **call.sizes,
     )  # fmt: skip
     return partial.sum(0)

@@ -17,7 +17,7 @@ decay = A * log2(e) [K, N, D]; states [K, B, ceil(L/16), N, D], the state before
 import triton
 import triton.language as tl
 
-from .triton_math import LOG2E, high_float, low_float, softplus
+from .triton_math import LOG2E, high_float, low_float, prefetch, softplus
 
 CHECKPOINT = 16  # tokens between saved states
 
@@ -112,6 +112,10 @@ def scan_forward_kernel(
     b_x = tl.load(p_x + pixel.to(tl.int64) * D, mask=in_d & (pixel >= 0), other=0.0)
     b_bc = tl.load(p_bc, mask=i_n < N, other=0)
     for checkpoint in range(first, last, 16):
+        if NVIDIA:  # one token ahead hides L2's latency, not that of the memory behind it
+            ahead = min(checkpoint + 16, LP - 16)
+            x_block = x + b.to(tl.int64) * HW * D + (pid % NB) * BD
+            _prefetch_tokens(x_block, dt_low + (row * LP + ahead) * S, table + k * LP + ahead, D, S, BD, NVIDIA)
         if SAVE:
             tl.store(p_state, h, mask=in_nd)
             p_state += N * D
@@ -130,6 +134,18 @@ def scan_forward_kernel(
             h = tl.exp2(delta[None, :] * A) * h + (delta * now_x)[None, :] * low_float(now_bc)[:, None]
             out = tl.sum(h * high_float(now_bc)[:, None], 0) + skip_d * now_x
             tl.store(p_y + now_pixel.to(tl.int64) * D, out, mask=in_d & (now_pixel >= 0))
+
+
+@triton.jit
+def _prefetch_tokens(
+    x, dt_low, p_table, D: tl.constexpr, S: tl.constexpr, BD: tl.constexpr, NVIDIA: tl.constexpr
+):  # fmt: skip
+    # Sixteen tokens of x (two 32-byte sectors of a half type's 32 channels) and their rows of proj.
+    i = tl.arange(0, 32)
+    pixel = tl.maximum(tl.load(p_table + i // 2), 0)
+    prefetch(x + pixel.to(tl.int64) * D + (i % 2) * (BD // 2), NVIDIA)
+    SECTORS: tl.constexpr = triton.next_power_of_2(2 * S)
+    prefetch(dt_low + tl.minimum(8 * tl.arange(0, SECTORS), 16 * S - 1), NVIDIA)
 
 
 @triton.jit(do_not_specialize_on_alignment=["decay", "ends"])

@@ -45,6 +45,20 @@ def softplus_slope(delta):
 
 
 @triton.jit
+def prefetch(pointers, NVIDIA: tl.constexpr):
+    """Ask for what these pointers point at to be brought to L2 (NVIDIA only; results do not depend on it)."""
+    if NVIDIA:
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [pointers.to(tl.int64)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+@triton.jit
 def low_float(pair):
     """First float32 of two packed in an int64 (B of a (B, C) pair)."""
     return pair.to(tl.int32).to(tl.float32, bitcast=True)

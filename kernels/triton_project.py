@@ -30,7 +30,7 @@ def _pixel_offsets(table, i_m, k, M, LP, HW, D):
 def project_kernel(
     x, weight, table, proj, M, LP, HW,
     D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    BM: tl.constexpr, BS: tl.constexpr, BK: tl.constexpr, HALF_DOT: tl.constexpr,
+    BM: tl.constexpr, BS: tl.constexpr, BK: tl.constexpr, HALF_DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """proj[k, m, :] = x[pixel(k, m), :] @ x_proj_weight[k]^T for M = B * Lp tokens of each group.
 
@@ -50,7 +50,7 @@ def project_kernel(
         if not HALF_DOT:
             b_x = b_x.to(tl.float32)
             b_w = b_w.to(tl.float32)
-        acc = tl.dot(b_x, tl.trans(b_w), acc, input_precision="ieee")
+        acc = tl.dot(b_x, tl.trans(b_w), acc, input_precision=PRECISION)
     out = proj + (k.to(tl.int64) * M + i_m)[:, None] * S + i_s[None, :]
     tl.store(out, acc, mask=(i_m < M)[:, None] & (i_s < S)[None, :])
 
