@@ -22,7 +22,9 @@ from .reference import scan_type
 
 CHUNK = 16  # tokens between saved states
 LN2 = 0.6931471805599453
-BLOCK = 40_000  # state elements of a token that are walked together
+# State elements of a token that are walked together: enough for two cores (torch keeps 32768 on one), few enough for
+# the caches.
+BLOCK = 49_152
 
 
 def states_shape(B: int, H: int, W: int, D: int, N: int, pattern: str) -> tuple[int, ...]:
@@ -36,11 +38,12 @@ def forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Scan `x` `[B, H, W, D]`: `(y [B, H, W, D], states)` in the scan's type; without `save` the states are empty."""
     weights = _Weights.of(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
-    N, D = weights.A.shape[1:]
+    B, H, W, D = x.shape
+    N = A_logs.shape[1]
     y = x.new_empty(x.shape, dtype=weights.A.dtype)
-    states = y.new_empty(states_shape(*x.shape, N, pattern) if save else (0,))
-    order = _order(x.shape[1], x.shape[2], pattern, x.device)
-    for block in _blocks(x.shape[0], weights.A.numel()):
+    states = y.new_empty(states_shape(B, H, W, D, N, pattern) if save else (0,))
+    order = _order(H, W, pattern, x.device)
+    for block in _blocks(B, weights.A.numel()):
         tokens = order.gather(x[block]).to(y.dtype)
         steps = _project(tokens, weights)
         walk = _Walk(steps, weights.A)

@@ -273,7 +273,8 @@ scan2d_backward.register_autograd(_no_double_backward)
 
 
 def _flops(x_shape, x_proj_shape, dt_shape, bias_shape, A_shape, D_shape, pattern, *, out_shape=None) -> int:
-    return 2 * sum(scan_macs(*x_shape, A_shape[1], dt_shape[2], pattern))
+    B, H, W, D = x_shape
+    return 2 * sum(scan_macs(B, H, W, D, A_shape[1], dt_shape[2], pattern))
 
 
 def _backward_flops(
