@@ -175,13 +175,13 @@ def _run_for_page(result: Result) -> dict[str, Any]:
     commit = origin.get("git_commit")
     facts = {
         "data": _sentence(
-            result.data or {}, ("name", "root", "train_images", "val_images", "num_classes", "fingerprint")
+            result.data or {}, ("name", "split", "train_images", "val_images", "num_classes", "fingerprint")
         ),
         "metrics": _sentence({k: f"{v:.4f}" for k, v in result.metrics.items() if v is not None}),
         "cost": _sentence(result.cost),
         "protocol": _sentence(result.protocol),
         "training": _sentence({k: v for k, v in result.training.items() if not isinstance(v, list | dict)}),
-        "device": _sentence(origin, ("device", "precision", "nodes", "processes", "host")),
+        "device": _sentence(origin, ("device", "precision", "nodes", "processes")),
         "code": f"{commit[:12]}{' with changes' if origin.get('git_dirty') else ''}" if commit else "installed package",
         "versions": _sentence(origin.get("versions", {})),
         "configuration": _sentence(origin, ("config_hash", "seed")),
@@ -213,6 +213,8 @@ def _short(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, list | tuple):
         return "x".join(map(str, value))
+    if isinstance(value, dict):
+        return f"({_sentence(value)})"
     return str(value)
 
 

@@ -214,7 +214,6 @@ def provenance(
         "versions": versions(),
         "device": device,
         "precision": precision,
-        "host": platform.node(),
         "nodes": nodes,
         "processes": processes,
         "start": start.astimezone(datetime.UTC).isoformat(timespec="seconds"),
