@@ -15,6 +15,8 @@ def quiet_warnings() -> None:
     for module in (r"lightning\.pytorch\.cli", r"lightning\.pytorch\.utilities\._pytree"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=module)
+    # An advertisement, in every run.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
 
 
 def quiet_logs() -> None:
