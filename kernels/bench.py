@@ -2,9 +2,9 @@
 
     python -m evmamba.kernels.bench [--shapes T-s1 ...] [--backends triton original] [--output FOLDER]
 
-On a GPU all shapes in bfloat16, on a CPU the small ones in float32. Prints a table; with --output also writes it as
-JSON (with device and versions) and Markdown, and a plot if matplotlib is installed. A backend that fails at a shape
-(out of memory, say) is reported with its error, not left out.
+On a GPU all shapes in bfloat16, on a CPU the small ones in float32. Prints a table of medians; with --output also
+writes it as JSON (with device, versions, 20th and 80th percentiles) and Markdown, and a plot if matplotlib is
+installed. A backend that fails at a shape (out of memory, say) is reported with its error, not left out.
 """
 
 import argparse
@@ -17,11 +17,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from .ops import es2d_scan
 from .original import original_es2d, scan_name
@@ -101,8 +104,18 @@ def make_inputs(shape: Shape, device: torch.device, dtype: torch.dtype) -> list[
     return [t.requires_grad_() for t in inputs]
 
 
-def measure(call: Callable[[], object], device: torch.device, seconds: float = 1.0) -> tuple[float, float | None]:
-    """(median milliseconds, MB of GPU memory beyond what was allocated; None on a CPU) after a warm-up."""
+@dataclass(frozen=True)
+class Measurement:
+    """Milliseconds of a call (20th percentile, median, 80th percentile) and MB it allocates beyond its inputs."""
+
+    p20: float
+    median: float
+    p80: float
+    memory: float
+
+
+def measure(call: Callable[[], object], device: torch.device, seconds: float = 1.0) -> Measurement:
+    """Time and peak memory, after a warm-up."""
     call()
     if device.type != "cuda":
         times: list[float] = []
@@ -110,8 +123,9 @@ def measure(call: Callable[[], object], device: torch.device, seconds: float = 1
         while len(times) < 3 or time.perf_counter() < end:
             start = time.perf_counter()
             call()
-            times.append(time.perf_counter() - start)
-        return 1e3 * statistics.median(times), None
+            times.append(1e3 * (time.perf_counter() - start))
+        p20, _, _, p80 = statistics.quantiles(times, n=5)
+        return Measurement(p20, statistics.median(times), p80, _cpu_memory(call))
     from triton.testing import do_bench
 
     torch.cuda.synchronize()
@@ -120,7 +134,21 @@ def measure(call: Callable[[], object], device: torch.device, seconds: float = 1
     call()
     torch.cuda.synchronize()
     memory = (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    return do_bench(call, warmup=200, rep=int(1e3 * seconds), return_mode="median"), memory
+    p20, median, p80 = do_bench(call, warmup=200, rep=int(1e3 * seconds), quantiles=[0.2, 0.5, 0.8])
+    return Measurement(p20, median, p80, memory)
+
+
+def _cpu_memory(call: Callable[[], object]) -> float:
+    """Peak MB of the tensors that a call allocates: the profiler's trace has every allocation and release."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report starting and stopping
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        call()
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        trace.export_chrome_trace(str(file))
+        events = json.loads(file.read_text())["traceEvents"]
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
+    return max(accumulate(size for _, size in changes), default=0) / 1e6
 
 
 @contextmanager
@@ -150,8 +178,8 @@ def run(shape: Shape, backend: str, device: torch.device, dtype: torch.dtype) ->
     try:
         with forced_backend("torch" if backend == "original" else backend):
             with torch.inference_mode():
-                row["forward_ms"], row["forward_mb"] = measure(lambda: scan(*inputs), device)
-            row["training_ms"], row["training_mb"] = measure(training, device)
+                row |= _columns("forward", measure(lambda: scan(*inputs), device))
+            row |= _columns("training", measure(training, device))
     except (torch.OutOfMemoryError, ValueError, RuntimeError) as error:
         row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     for key, in_training in (("forward", False), ("training", True)):
@@ -160,6 +188,15 @@ def run(shape: Shape, backend: str, device: torch.device, dtype: torch.dtype) ->
             row[f"{key}_floor_ms"] = floor
     gc.collect()
     return row
+
+
+def _columns(name: str, measured: Measurement) -> dict[str, float]:
+    return {
+        f"{name}_ms": measured.median,
+        f"{name}_p20_ms": measured.p20,
+        f"{name}_p80_ms": measured.p80,
+        f"{name}_mb": measured.memory,
+    }
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -177,11 +214,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         for key in ("forward", "training"):
             value = row[f"{key}_ms"]
             floor, original = row.get(f"{key}_floor_ms"), originals.get(row["shape"], {}).get(f"{key}_ms")
-            memory = row[f"{key}_mb"]
             cells.append(f"{value:.3f}")
             cells.append(f"{value / floor:.2f}" if floor else "")
             cells.append(f"{original / value:.1f}" if original else "")
-            cells.append(f"{memory:.0f}" if memory is not None else "")
+            cells.append(f"{row[f'{key}_mb']:.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

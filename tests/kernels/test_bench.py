@@ -20,10 +20,20 @@ def test_original_recipe_computes_the_definition():
 
 
 def test_rows_and_table_of_a_small_shape(monkeypatch):
-    monkeypatch.setattr(bench, "measure", lambda call, device: (call(), (2.0, None))[1])
+    monkeypatch.setattr(bench, "measure", lambda call, device: (call(), bench.Measurement(1.0, 2.0, 3.0, 4.0))[1])
     shape = bench.Shape("small", 1, 4, 4, 8, 2)
     rows = [bench.run(shape, name, torch.device("cpu"), torch.float32) for name in ("torch", "original", "triton")]
     table = bench.markdown(rows)
-    assert "| small | torch | 2.000 |  | 1.0 |  | 2.000 |  | 1.0 |  |" in table
+    assert "| small | torch | 2.000 |  | 1.0 | 4 | 2.000 |  | 1.0 | 4 |" in table
     assert "EVMAMBA_BACKEND=triton cannot be followed" in rows[2]["error"]
     assert rows[2]["error"] in table
+
+
+def test_cpu_memory_is_the_peak_of_live_tensors():
+    def call():
+        first = torch.empty(1_000_000)
+        second = torch.empty(2_000_000)
+        del first
+        return torch.empty(500_000), second
+
+    assert bench.measure(call, torch.device("cpu"), seconds=0.01).memory == 12.0
