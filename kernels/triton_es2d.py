@@ -20,11 +20,12 @@ from .triton_forward import CHECKPOINT, carry_kernel, decay_kernel, scan_forward
 from .triton_math import on_device
 from .triton_project import input_gradient_kernel, project_kernel, projection_width, weight_gradient_kernel
 
-# One-warp programs below which a GPU is far from full: scanning in segments then pays for twice the exponentials.
+BLOCK = 32  # channels of a program of one warp
+# Programs below which a GPU is far from full: scanning in segments then pays for twice the exponentials.
 FEW_PROGRAMS = 1000
 SHORTEST_SEGMENT = 64
 RANK_IN_REGISTERS = 16
-# Three backward warps a scheduler instead of two are worth 14 spilled values a state.
+# Three backward warps a scheduler instead of two are worth a few spilled values.
 BACKWARD_OPTIONS = {"maxnreg": 168}
 WEIGHT_GRADIENT_SPLITS = 64
 
@@ -33,25 +34,22 @@ WEIGHT_GRADIENT_SPLITS = 64
 class Plan:
     """How a shape is cut into programs; depends on nothing but the shape, so that results repeat."""
 
-    block: int  # channels of a forward program
     tokens: int  # tokens of a segment
     segments: int
 
 
-def plan(B: int, D: int, L: int, N: int, K: int) -> Plan:
+def plan(B: int, D: int, L: int, K: int) -> Plan:
     """The choice among the kernels by shape.
 
-    Forward: 64 channels a program where that leaves enough programs (two channels a thread keep the exponential unit
-    busiest), else 32. Sequences that are long and few are cut into segments, in both directions.
+    Sequences that are long and few are cut into segments, in both directions: that costs each exponential twice in the
+    forward, but fills the GPU. All others are scanned from end to end.
     """
-    rows = B * K
-    block = 64 if D % 64 == 0 and N <= 16 and rows * D // 64 >= FEW_PROGRAMS else 32
-    programs = rows * ceil(D / block)
+    programs = B * K * ceil(D / BLOCK)
     tokens = L
     if 0 < programs < FEW_PROGRAMS and L >= 2 * SHORTEST_SEGMENT:
         tokens = max(SHORTEST_SEGMENT, ceil(L * programs / (2 * FEW_PROGRAMS)))
     tokens = ceil(tokens / CHECKPOINT) * CHECKPOINT
-    return Plan(block, tokens, ceil(L / tokens))
+    return Plan(tokens, ceil(L / tokens))
 
 
 def states_shape(B: int, H: int, W: int, D: int, N: int, pattern: str) -> tuple[int, ...]:
@@ -96,7 +94,7 @@ class _Call:
     def state_options(self) -> dict[str, Any]:
         options: dict[str, Any] = dict(self.sizes)
         N, R = self.sizes["N"], self.sizes["R"]
-        options.update(NP=triton.next_power_of_2(N), BD=self.plan.block, IN_REGISTERS=R <= RANK_IN_REGISTERS)
+        options.update(NP=triton.next_power_of_2(N), BD=BLOCK, IN_REGISTERS=R <= RANK_IN_REGISTERS)
         options.update(NVIDIA=self.nvidia, DTYPE=self.dtype, num_warps=1 if N <= 32 else 4)
         return options
 
@@ -132,7 +130,7 @@ def _prepare(
     return _Call(
         x, x_proj_weight, dt_projs_weight.contiguous(), dt_projs_bias.contiguous(), Ds.contiguous(), table, decay, proj,
         {"K": K, "D": D, "N": N, "R": R, "S": S},
-        plan(B, D, L, N, K), B, H * W, L, Lp, ceil(L / CHECKPOINT), nvidia, precision,
+        plan(B, D, L, K), B, H * W, L, Lp, ceil(L / CHECKPOINT), nvidia, precision,
     )  # fmt: skip
 
 
@@ -144,7 +142,7 @@ def _segment_states(call: _Call, values: Tensor, reverse: bool) -> Tensor:
     if cut.segments == 1:
         return ends.zero_()
     sums = torch.empty(K, B, cut.segments, D, dtype=torch.float32, device=values.device)
-    segment_state_kernel[(B * cut.segments * K * ceil(D / cut.block),)](
+    segment_state_kernel[(B * cut.segments * K * ceil(D / BLOCK),)](
         values, *call.scan_arguments(), call.table, ends, sums,
         B, call.HW, call.L, call.Lp, cut.segments, cut.tokens, REVERSE=reverse, **call.state_options(),
     )  # fmt: skip
@@ -169,7 +167,7 @@ def forward(
         call = _prepare(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, pattern)
         cut = call.plan
         starts = _segment_states(call, call.x, reverse=False) if cut.segments > 1 else call.decay
-        scan_forward_kernel[(B * cut.segments * call.sizes["K"] * ceil(D / cut.block),)](
+        scan_forward_kernel[(B * cut.segments * call.sizes["K"] * ceil(D / BLOCK),)](
             call.x, *call.scan_arguments(), call.skip, call.table, starts, y, states,
             B, call.HW, call.L, call.Lp, call.NC, cut.segments, cut.tokens,
             SAVE=save, START=cut.segments > 1, PER_GROUP=visits > 1, **call.state_options(),
@@ -192,7 +190,7 @@ def backward(
         B, cut, M, visits = call.B, call.plan, call.tokens_of_group, VISITS[pattern]
         dy = dy.contiguous()
         carry = _segment_states(call, dy, reverse=True)
-        blocks = ceil(D / 32)
+        blocks = ceil(D / BLOCK)
         dx_scan = x.new_empty(visits, *x.shape)
         # Sums over 32 channels each; bfloat16 has float32's range, float16 has not.
         dproj_type = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32

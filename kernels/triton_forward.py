@@ -40,14 +40,24 @@ def load_rounded(p, mask, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def load_low(dt_low, R: tl.constexpr, IN_REGISTERS: tl.constexpr):
+    """The R numbers that dt_proj turns into one token's step sizes; none if the rank is too large to keep them."""
+    low = ()
+    if IN_REGISTERS:
+        for r in tl.static_range(R):
+            low = low + (tl.load(dt_low + r),)
+    return low
+
+
+@triton.jit
 def step_logits(
-    bias, weights, w, dt_low, in_d, R: tl.constexpr, DTYPE: tl.constexpr, IN_REGISTERS: tl.constexpr
+    bias, weights, low, w, dt_low, in_d, R: tl.constexpr, DTYPE: tl.constexpr, IN_REGISTERS: tl.constexpr
 ):  # fmt: skip
     """bias + dt_proj row . dt_low of one token. The weights of a small rank live in registers, of a large one in L1."""
     v = bias
     if IN_REGISTERS:
         for r in tl.static_range(R):
-            v += weights[r] * tl.load(dt_low + r)
+            v += weights[r] * low[r]
     else:
         for r in range(R):
             v += load_rounded(w + r, in_d, DTYPE) * tl.load(dt_low + r)
@@ -111,6 +121,7 @@ def scan_forward_kernel(
     next_pixel = tl.load(p_table + 1)
     b_x = tl.load(p_x + pixel.to(tl.int64) * D, mask=in_d & (pixel >= 0), other=0.0)
     b_bc = tl.load(p_bc, mask=i_n < N, other=0)
+    low = load_low(p_dt, R, IN_REGISTERS)
     for checkpoint in range(first, last, 16):
         if NVIDIA:  # one token ahead hides L2's latency, not that of the memory behind it
             ahead = min(checkpoint + 16, LP - 16)
@@ -121,7 +132,7 @@ def scan_forward_kernel(
             p_state += N * D
         for _ in range(checkpoint, min(checkpoint + 16, last)):
             now_pixel, now_x, now_bc = pixel, b_x.to(tl.float32), b_bc
-            v = step_logits(bias, weights, w, p_dt, in_d, R, DTYPE, IN_REGISTERS)
+            v = step_logits(bias, weights, low, w, p_dt, in_d, R, DTYPE, IN_REGISTERS)
             p_table += 1
             p_bc += S // 2
             p_dt += S
@@ -129,6 +140,7 @@ def scan_forward_kernel(
             next_pixel = tl.load(p_table + 1)
             b_x = tl.load(p_x + pixel.to(tl.int64) * D, mask=in_d & (pixel >= 0), other=0.0)
             b_bc = tl.load(p_bc, mask=i_n < N, other=0)
+            low = load_low(p_dt, R, IN_REGISTERS)
 
             delta = softplus(v, NVIDIA)
             h = tl.exp2(delta[None, :] * A) * h + (delta * now_x)[None, :] * low_float(now_bc)[:, None]
@@ -179,20 +191,28 @@ def segment_state_kernel(
     p_v = values + b.to(tl.int64) * HW * D + i_d
     h = tl.zeros([NP, BD], tl.float32)
     total = tl.zeros([BD], tl.float32)
-    for i in range(count):
-        t = first + count - 1 - i if REVERSE else first + i
+    t = first + (count - 1 if REVERSE else 0)
+    pixel = tl.load(table + k * LP + t)
+    b_v = tl.load(p_v + pixel.to(tl.int64) * D, mask=in_d & (pixel >= 0), other=0.0)
+    b_bc = tl.load(bc + (row * LP + t) * (S // 2) + i_n, mask=i_n < N, other=0)
+    p_dt = dt_low + (row * LP + t) * S + 2 * N
+    low = load_low(p_dt, R, IN_REGISTERS)
+    for _ in range(count):
+        now_v, now_bc = b_v.to(tl.float32), b_bc
+        delta = softplus(step_logits(bias, weights, low, w, p_dt, in_d, R, DTYPE, IN_REGISTERS), NVIDIA)
+        t = tl.maximum(t - 1, 0) if REVERSE else t + 1
         pixel = tl.load(table + k * LP + t)
-        b_v = tl.load(p_v + pixel.to(tl.int64) * D, mask=in_d & (pixel >= 0), other=0.0).to(tl.float32)
+        b_v = tl.load(p_v + pixel.to(tl.int64) * D, mask=in_d & (pixel >= 0), other=0.0)
         b_bc = tl.load(bc + (row * LP + t) * (S // 2) + i_n, mask=i_n < N, other=0)
-        delta = softplus(
-            step_logits(bias, weights, w, dt_low + (row * LP + t) * S + 2 * N, in_d, R, DTYPE, IN_REGISTERS), NVIDIA
-        )
+        p_dt = dt_low + (row * LP + t) * S + 2 * N
+        low = load_low(p_dt, R, IN_REGISTERS)
+
         total += delta
         a = tl.exp2(delta[None, :] * A)
         if REVERSE:
-            h = a * (h + b_v[None, :] * high_float(b_bc)[:, None])
+            h = a * (h + now_v[None, :] * high_float(now_bc)[:, None])
         else:
-            h = a * h + (delta * b_v)[None, :] * low_float(b_bc)[:, None]
+            h = a * h + (delta * now_v)[None, :] * low_float(now_bc)[:, None]
     tl.store(ends + ((row * segments + segment) * N + i_n)[:, None] * D + i_d[None, :], h, mask=in_nd)
     tl.store(sums + (row * segments + segment) * D + i_d, total, mask=in_d)
 

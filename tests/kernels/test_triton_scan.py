@@ -124,15 +124,13 @@ def test_other_patterns_equal_the_definition(pattern):
 @pytest.mark.parametrize("pattern", ["forward", "reverse"])
 def test_segments_equal_one_long_scan(pattern, monkeypatch):
     monkeypatch.setattr(triton_es2d, "SHORTEST_SEGMENT", 16)
-    assert triton_es2d.plan(1, 8, 39, 2, 1).segments == 3
+    assert triton_es2d.plan(1, 8, 39, 1).segments == 3
     check((1, 1, 39, 8, 2, 1), pattern)
 
 
 def test_plan_cuts_long_and_few_sequences_only():
-    classification = triton_es2d.plan(128, 96, 784, 16, 4)
-    assert (classification.block, classification.segments) == (32, 1)
-    assert triton_es2d.plan(128, 128, 784, 16, 4).block == 64
-    detection = triton_es2d.plan(2, 96, 100 * 167, 16, 4)
+    assert triton_es2d.plan(128, 96, 784, 4).segments == 1
+    detection = triton_es2d.plan(2, 96, 100 * 167, 4)
     assert detection.tokens % triton_es2d.CHECKPOINT == 0
     assert 1000 <= 2 * 4 * 3 * detection.segments <= 3000
 
