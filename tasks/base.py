@@ -44,6 +44,7 @@ class TaskModule(L.LightningModule):
         self.output_dir: Path | None = None
         self.gallery_size = 8
         self.details: dict[str, Any] = {}
+        self._tested = 0
         self._pictures = 0
 
     def training_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -94,7 +95,7 @@ class TaskModule(L.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         self._reset_metrics()
-        self._pictures = 0
+        self._tested = self._pictures = 0
 
     def _reset_metrics(self) -> None:
         """Reset at the start too: states left by validate() are inference tensors, which fit() could not add to."""
@@ -109,13 +110,21 @@ class TaskModule(L.LightningModule):
         metrics = self.evaluation_end(stage)
         self.log_dict({f"{stage}/{name}": float(value) for name, value in metrics.items()}, prog_bar=stage == "val")
 
-    @property
     def wants_picture(self) -> bool:
-        """Whether this process should still draw a prediction for the gallery."""
-        return self.output_dir is not None and self.trainer.is_global_zero and self._pictures < self.gallery_size
+        """Whether to draw this test image for the gallery; ask once for every image, in order.
+
+        The pictures are spread over the images of this process: neighbours in a data set are often alike.
+        """
+        index = self._tested
+        self._tested += 1
+        if self.output_dir is None or not self.trainer.is_global_zero or self._pictures >= self.gallery_size:
+            return False
+        loader = self.trainer.test_dataloaders
+        images = min(len(loader.sampler), int(sum(self.trainer.num_test_batches)) * loader.batch_size)
+        return index % max(images // self.gallery_size, 1) == 0
 
     def add_picture(self, picture: Image.Image) -> None:
-        """Write a picture to ``output_dir/gallery/NNN.jpg``; call it only where :attr:`wants_picture`."""
+        """Write a picture to ``output_dir/gallery/NNN.jpg``; for an image that :meth:`wants_picture`."""
         assert self.output_dir is not None
         folder = self.output_dir / "gallery"
         folder.mkdir(parents=True, exist_ok=True)

@@ -111,10 +111,9 @@ class ClassificationModule(TaskModule):
         if stage == "test":
             names = self.class_names
             for path, scores, label in zip(batch["path"], logits.softmax(1), labels.tolist(), strict=True):
-                if not self.wants_picture:
-                    break
-                predicted = int(scores.argmax())
-                self.add_picture(draw_prediction(path, names[predicted], float(scores[predicted]), names[label]))
+                if self.wants_picture():
+                    predicted = int(scores.argmax())
+                    self.add_picture(draw_prediction(path, names[predicted], float(scores[predicted]), names[label]))
 
     def evaluation_end(self, stage: str) -> dict[str, Tensor | float]:
         values: dict[str, Tensor] = self.metrics.compute()

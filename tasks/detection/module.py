@@ -100,7 +100,7 @@ class DetectionModule(TaskModule):
     def evaluation_step(self, batch: dict[str, Any], stage: str) -> None:
         for image, target, prediction in zip(batch["images"], batch["targets"], self(batch["images"]), strict=True):
             self._detections.add(target["image_id"], prediction)
-            if stage == "test" and self.wants_picture:
+            if stage == "test" and self.wants_picture():
                 self.add_picture(draw_comparison(image, prediction, target, self._data.class_names))
 
     def evaluation_end(self, stage: str) -> dict[str, Tensor | float]:

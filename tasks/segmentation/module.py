@@ -110,7 +110,7 @@ class SegmentationModule(TaskModule):
         if stage == "test" and self.multi_scale:
             config = InferenceConfig(**{**vars(self.inference), "scales": MULTI_SCALE_RATIOS, "flip": True})
             self._metric("test_ms").update(predict_labels(self, images, size, config), labels)
-        if stage == "test" and self.wants_picture and self._is_spread_out(metric.update_count - 1):
+        if stage == "test" and self.wants_picture():
             self._draw(batch["path"][0], labels[0], predicted[0])
 
     def evaluation_end(self, stage: str) -> dict[str, Tensor | float]:
@@ -180,11 +180,6 @@ class SegmentationModule(TaskModule):
             },
             "confusion": confusion.tolist(),
         }
-
-    def _is_spread_out(self, index: int) -> bool:
-        """Whether this test image is one for the gallery: neighbours in a data set are often alike."""
-        batches = int(sum(self.trainer.num_test_batches))
-        return index % max(batches // max(self.gallery_size, 1), 1) == 0
 
     def _draw(self, path: str, label: Tensor, predicted: Tensor) -> None:
         truth, prediction = (x.to(torch.uint8).cpu().numpy() for x in (label, predicted))

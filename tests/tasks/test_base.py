@@ -130,21 +130,23 @@ def test_missing_data_folder_is_named(tmp_path: Path):
         ToyData(tmp_path / "nowhere", [1.0])
 
 
-def test_gallery_holds_at_most_gallery_size_pictures(tmp_path: Path):
+def test_gallery_pictures_are_few_and_spread_over_the_test_set(tmp_path: Path):
     class Painter(ToyModule):
         def evaluation_step(self, batch: dict, stage: str) -> None:
-            for _ in batch["path"]:
-                if self.wants_picture:
+            for image, _ in enumerate(batch["path"]):
+                if self.wants_picture():
                     self.add_picture(Image.new("RGB", (8, 8)))
+                    drawn.append(image)
 
+    drawn: list[int] = []
     module = Painter()
-    quiet_trainer(tmp_path).test(module, ToyData(tmp_path, [1.0] * 5), verbose=False)
-    assert not list(tmp_path.rglob("*.jpg"))  # no output_dir, no files
+    data = ToyData(tmp_path, [1.0] * 9, batch_size=9)
+    quiet_trainer(tmp_path).test(module, data, verbose=False)
+    assert not drawn  # no output_dir, no files
     module.output_dir, module.gallery_size = tmp_path / "out", 3
     for _ in range(2):  # a second test starts a new gallery
-        quiet_trainer(tmp_path).test(module, ToyData(tmp_path, [1.0] * 5), verbose=False)
-        assert sorted(path.name for path in (tmp_path / "out" / "gallery").iterdir()) == [
-            "000.jpg",
-            "001.jpg",
-            "002.jpg",
-        ]
+        drawn.clear()
+        quiet_trainer(tmp_path).test(module, data, verbose=False)
+        assert drawn == [0, 3, 6]
+        names = sorted(path.name for path in (tmp_path / "out" / "gallery").iterdir())
+        assert names == ["000.jpg", "001.jpg", "002.jpg"]
