@@ -10,7 +10,6 @@ or -1 where the map was padded. A table replaces every partition, flip, transpos
 """
 
 from functools import lru_cache
-from math import ceil
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ VISITS = {"es2d": 1, "ss2d": 4, "forward": 1, "reverse": 1}
 
 def path_length(H: int, W: int, pattern: str) -> int:
     """Tokens of a group, padding tokens included."""
-    return ceil(H / 2) * ceil(W / 2) if pattern == "es2d" else H * W
+    return (H + 1) // 2 * ((W + 1) // 2) if pattern == "es2d" else H * W
 
 
 def scan_paths(H: int, W: int, pattern: str, device: torch.device | str = "cpu") -> Tensor:

@@ -54,7 +54,7 @@ def plan(B: int, D: int, L: int, K: int) -> Plan:
 
 def states_shape(B: int, H: int, W: int, D: int, N: int, pattern: str) -> tuple[int, ...]:
     """Shape of the float32 states that the forward saves: the state before every 16th token."""
-    return GROUPS[pattern], B, ceil(path_length(H, W, pattern) / CHECKPOINT), N, D
+    return GROUPS[pattern], B, (path_length(H, W, pattern) + CHECKPOINT - 1) // CHECKPOINT, N, D
 
 
 @dataclass(frozen=True)

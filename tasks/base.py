@@ -119,7 +119,7 @@ class TaskModule(L.LightningModule):
         self._tested += 1
         if self.output_dir is None or not self.trainer.is_global_zero or self._pictures >= self.gallery_size:
             return False
-        loader = self.trainer.test_dataloaders
+        loader: Any = self.trainer.test_dataloaders
         images = min(len(loader.sampler), int(sum(self.trainer.num_test_batches)) * loader.batch_size)
         return index % max(images // self.gallery_size, 1) == 0
 

@@ -56,6 +56,15 @@ def test_norm_and_gate_equal_pytorch(shape, dtype, monkeypatch):
         assert error(got.grad, wanted.grad) < TOLERANCE[got.dtype], got.shape
 
 
+def test_operator_follows_the_library_rules():
+    from evmamba.kernels.norm_gate import fused_norm_gate
+
+    torch.use_deterministic_algorithms(False)  # opcheck compares two runs and takes NaN for a difference
+    y, z = (torch.randn(2, 3, 8, device=DEVICE, requires_grad=True) for _ in range(2))
+    weight, bias = (torch.randn(8, device=DEVICE, requires_grad=True) for _ in range(2))
+    torch.library.opcheck(fused_norm_gate, (y, z, weight, bias, 1e-5))
+
+
 def test_empty_map():
     from evmamba.kernels import triton_norm
 
