@@ -16,7 +16,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from evmamba.errors import unknown_name
-from evmamba.kernels import es2d_scan, ss2d_scan
+from evmamba.kernels import es2d_scan, norm_gate, ss2d_scan
 
 Scan = Literal["es2d", "ss2d"]
 
@@ -84,19 +84,14 @@ class ES2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         signal, gate = self.in_proj(x).chunk(2, dim=-1)
         signal = F.silu(to_channels_last(self.conv2d(to_channels_first(signal))))
-        y = self._normalise(self._scan(signal)).to(signal.dtype)
-        return self.out_proj(y * F.silu(gate))
+        norm = self.out_norm
+        return self.out_proj(norm_gate(self._scan(signal), gate, norm.weight, norm.bias, norm.eps))
 
     def _scan(self, x: Tensor) -> Tensor:
         parameters = (self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds)
         if self.scan == "ss2d":
             return ss2d_scan(x, *parameters)
         return es2d_scan(x, *parameters, step=self.step)
-
-    def _normalise(self, y: Tensor) -> Tensor:
-        # The scan answers in float32 at least, also when the model itself was cast to a smaller type.
-        norm = self.out_norm
-        return F.layer_norm(y, norm.normalized_shape, norm.weight.to(y.dtype), norm.bias.to(y.dtype), norm.eps)
 
     def extra_repr(self) -> str:
         return f"scan={self.scan}, step={self.step}"
