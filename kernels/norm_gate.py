@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .ops import backend_name
+from .reference import scan_type
 
 
 def norm_gate(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
@@ -25,10 +26,9 @@ def norm_gate(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float = 1
         )
     if _fused(y.device.type, y.dtype):
         return fused_norm_gate(y, z, weight, bias, eps)
-    dtype = torch.promote_types(y.dtype, torch.float32)
-    with torch.autocast(y.device.type, enabled=False):
-        n = F.layer_norm(y.to(dtype), (D,), weight.to(dtype), bias.to(dtype), eps)
-        return n.to(z.dtype) * F.silu(z)
+    dtype = scan_type(y)
+    n = F.layer_norm(y.to(dtype), (D,), weight.to(dtype), bias.to(dtype), eps)
+    return n.to(z.dtype) * F.silu(z)
 
 
 @torch.compiler.assume_constant_result
