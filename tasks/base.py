@@ -33,6 +33,8 @@ class TaskModule(L.LightningModule):
         output_dir: where the test stage writes its files (gallery, detections); nothing is written while it is None.
         gallery_size: at most so many pictures of predictions in ``output_dir/gallery``.
         details: JSON-able extras of the last evaluation (per class, confusion matrix, counts).
+        exact_metrics: metrics of the last evaluation by name, without the stage, as computed; Lightning rounds what is
+            logged to float32.
     """
 
     task: ClassVar[str]
@@ -44,6 +46,7 @@ class TaskModule(L.LightningModule):
         self.output_dir: Path | None = None
         self.gallery_size = 8
         self.details: dict[str, Any] = {}
+        self.exact_metrics: dict[str, float] = {}
         self._tested = 0
         self._pictures = 0
 
@@ -107,8 +110,8 @@ class TaskModule(L.LightningModule):
         self._log_metrics("test")
 
     def _log_metrics(self, stage: str) -> None:
-        metrics = self.evaluation_end(stage)
-        self.log_dict({f"{stage}/{name}": float(value) for name, value in metrics.items()}, prog_bar=stage == "val")
+        self.exact_metrics = {name: float(value) for name, value in self.evaluation_end(stage).items()}
+        self.log_dict({f"{stage}/{name}": value for name, value in self.exact_metrics.items()}, prog_bar=stage == "val")
 
     def wants_picture(self) -> bool:
         """Whether to draw this test image for the gallery; ask once for every image, in order.
