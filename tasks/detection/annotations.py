@@ -92,7 +92,7 @@ def load_coco_json(path: Path) -> dict[str, Any]:
         UserError: the file is missing, broken, or not a COCO instance file.
     """
     if not path.is_file():
-        raise UserError(f"no annotation file {path}; see the COCO layouts in README.md")
+        raise UserError(f"no annotation file {path}; see the COCO layouts in docs/data.md")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
