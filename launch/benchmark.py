@@ -102,7 +102,7 @@ def plan(options: BenchOptions) -> list[RunSpec]:
                 spec = _training_spec(options, task, head, bare, overrides)
                 if (task, head) not in checked:
                     # Once a task and head: a large annotation file should not be read for every backbone.
-                    fingerprints.setdefault(task, _check_training(spec, options.output))
+                    fingerprints[task] = _check_training(spec, options.output)
                     checked.add((task, head))
                 spec.data_fingerprint = fingerprints[task]
                 specs.append(spec)
@@ -277,10 +277,18 @@ def recipe_of(task: str, preset: str, head: str, model: str) -> Path:
 
 
 def _check_training(spec: RunSpec, output: Path) -> str:
-    """Build data, model and trainer of a run once, as its own process will, and return the data's fingerprint."""
+    """Build data, model and trainer of a run once, and look at every file, as its own process will.
+
+    Returns:
+        The data's fingerprint.
+    """
     from evmamba.launch.train import EvmambaCLI
+    from evmamba.tasks.detection import DetectionData
 
     cli = EvmambaCLI(spec.cli_arguments(output), run=False)
+    if isinstance(cli.datamodule, DetectionData) and cli.datamodule.masks is None:
+        cli.datamodule.masks = cli.model.wants_masks  # in the run, the data asks the trainer's model
+    cli.datamodule.setup("fit")
     return str(cli.datamodule.description()["fingerprint"])
 
 

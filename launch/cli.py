@@ -155,7 +155,8 @@ def _bench(arguments: list[str]) -> int:
         force=given.force,
     )
     console = Console()
-    specs = benchmark.plan(options)
+    with console.status("checking models and data"):
+        specs = benchmark.plan(options)
     results, interrupted = benchmark.run_here(specs, options.output, RunProgress(console, len(specs)), options.force)
     table = build_table(results, models=list(dict.fromkeys(options.backbones)))
     print_table(table, console)

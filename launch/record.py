@@ -64,11 +64,7 @@ class ResultWriter(Callback):
             model=model,
             head=head,
             data=data.description() | {"split": "val"},
-            metrics={
-                name.removeprefix("test/"): float(value)
-                for name, value in trainer.callback_metrics.items()
-                if name.startswith("test/")
-            },
+            metrics=dict(module.exact_metrics),
             cost={"parameters": sum(p.numel() for p in module.parameters())},
             protocol={
                 "weights": self.weights or (f"checkpoint {trainer.ckpt_path}" if trainer.ckpt_path else "untrained"),

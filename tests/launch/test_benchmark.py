@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -103,6 +104,35 @@ def test_what_cannot_work_is_told_before_the_first_run(tmp_path: Path, changes: 
         plan(BenchOptions(tmp_path, **changes))
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "detector", "damage", "complaint"),
+    [
+        ("classification", "retinanet", "train/*/*", "cannot be read"),
+        ("segmentation", "retinanet", "annotations/training/*.png", "cannot be read"),
+        ("detection", "maskrcnn", "annotations/instances_train.json", "mask"),
+    ],
+)
+def test_every_file_is_looked_at_before_the_first_run(
+    tmp_path: Path, task: str, detector: str, damage: str, complaint: str
+):
+    from evmamba.tasks.embedded import ensure_embedded
+
+    folder = tmp_path / "data"
+    shutil.copytree(ensure_embedded(task), folder)
+    file = min(folder.glob(damage))
+    if file.suffix == ".json":
+        content = json.loads(file.read_text())
+        for annotation in content["annotations"]:
+            annotation.pop("segmentation")
+        file.write_text(json.dumps(content))
+    else:
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=complaint) as raised:
+        plan(BenchOptions(tmp_path / "out", data={task: str(folder)}, detectors=[detector], preset="tiny"))
+    assert "\n" not in str(raised.value)
+    assert file.name in str(raised.value)
 
 
 def test_the_hash_of_a_spec_follows_what_decides_the_run_and_not_where_the_recipe_lies():
