@@ -1,6 +1,6 @@
 """COCO annotation files: read and checked before training starts.
 
-The evaluation (`metrics.py`) uses the file itself, as pycocotools reads it; what is left out here is left out of
+The evaluation (`metrics.py`) uses the checked content as it stands; what `read_annotations` leaves out is left out of
 training only.
 """
 
@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,13 @@ logger = logging.getLogger(__name__)
 # Pixels. A box thinner than this counts as one of no area: after resizing in float32 its sides could coincide, which
 # torchvision refuses in the middle of training.
 MIN_SIDE = 0.1
+# Pixels. Anything beyond, infinity included, is a mistake; float32 keeps whole pixels up to here.
+MAX_COORDINATE = 2**24
+REQUIRED = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
 
 
 @dataclass(frozen=True)
@@ -81,15 +88,20 @@ class CocoAnnotations:
         )
 
 
-def load_coco_json(path: Path) -> dict[str, Any]:
-    """Read an annotation file and check its form: lists, required keys, ids that exist and do not repeat.
+def load_coco_json(path: Path, *, masks: bool = False) -> dict[str, Any]:
+    """Read an annotation file and check it, so that neither training nor pycocotools meets a value of the wrong kind.
+
+    Args:
+        path: the JSON file.
+        masks: check the segmentations as well, and bring them into pycocotools' form: a list of polygons (empty for
+            none) or an RLE. Where nobody wants masks they may be anything.
 
     Returns:
-        The content as pycocotools takes it: `info`, `iscrowd` and `area` (box area) are filled in where a tool left
-        them out; nothing else is changed.
+        The content as pycocotools takes it: `info`, `iscrowd` and `area` (box area) are filled in where they are left
+        out or null; nothing else is changed.
 
     Raises:
-        UserError: the file is missing, broken, or not a COCO instance file.
+        UserError: the file is missing, broken, or not a COCO instance file; names the first faulty entry.
     """
     if not path.is_file():
         raise UserError(f"no annotation file {path}; see the COCO layouts in docs/data.md")
@@ -99,18 +111,11 @@ def load_coco_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not readable as JSON ({error}); download or export it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a COCO object with images and annotations")
-    required = {
-        "images": ("id", "file_name", "width", "height"),
-        "annotations": ("id", "image_id", "category_id", "bbox"),
-        "categories": ("id", "name"),
-    }
-    for section, keys in required.items():
+    for section, keys in REQUIRED.items():
         _check_section(content, section, keys, path)
-    _check_references(content, path)
-    content.setdefault("info", {})
-    for annotation in content["annotations"]:
-        annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+    if content.get("info") is None:
+        content["info"] = {}
+    _check_values(content, path, masks)
     return content
 
 
@@ -132,7 +137,7 @@ def read_annotations(path: Path, *, masks: bool = False) -> CocoAnnotations:
     Raises:
         UserError: see `load_coco_json`; also when masks are wanted and there is none.
     """
-    content = load_coco_json(path)
+    content = load_coco_json(path, masks=masks)
     category_ids, class_names = categories(content)
     label_of = {category_id: label for label, category_id in enumerate(category_ids)}
     if masks and not any(has_mask(annotation) for annotation in content["annotations"]):
@@ -161,7 +166,7 @@ def read_annotations(path: Path, *, masks: bool = False) -> CocoAnnotations:
                 boxes.append(box)
                 labels.append(label_of[annotation["category_id"]])
                 if masks:
-                    segmentations.append(_checked_segmentation(annotation, image, path))
+                    segmentations.append(annotation["segmentation"])
         counts["boxes"] += len(boxes)
         counts["without_boxes"] += not boxes
         records.append(
@@ -179,9 +184,8 @@ def read_annotations(path: Path, *, masks: bool = False) -> CocoAnnotations:
 
 
 def has_mask(annotation: dict[str, Any]) -> bool:
-    """Whether the annotation has an RLE or at least one polygon with three corners."""
-    segmentation = annotation.get("segmentation")
-    return isinstance(segmentation, dict) or bool(_polygons(segmentation))
+    """Whether an annotation read with masks has an RLE or at least one polygon."""
+    return bool(annotation["segmentation"])
 
 
 def to_rle(segmentation: list[Any] | dict[str, Any], height: int, width: int) -> dict[str, Any]:
@@ -190,7 +194,7 @@ def to_rle(segmentation: list[Any] | dict[str, Any], height: int, width: int) ->
         if isinstance(segmentation["counts"], list):
             return mask_utils.frPyObjects(segmentation, height, width)
         return segmentation
-    return mask_utils.merge(mask_utils.frPyObjects(_polygons(segmentation), height, width))
+    return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
 
 
 def first_few(items: Iterable[Any], most: int = 3) -> str:
@@ -199,26 +203,8 @@ def first_few(items: Iterable[Any], most: int = 3) -> str:
     return ", ".join(str(item) for item in found[:most]) + (", ..." if len(found) > most else "")
 
 
-def _polygons(segmentation: Any) -> list[list[float]]:
-    """The parts that are polygons: pycocotools takes four numbers for a box and fails on odd or fewer ones."""
-    if not isinstance(segmentation, list):
-        return []
-    parts = [segmentation] if segmentation and isinstance(segmentation[0], int | float) else segmentation
-    return [part for part in parts if isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0]
-
-
-def _checked_segmentation(annotation: dict[str, Any], image: dict[str, Any], path: Path) -> list[Any] | dict[str, Any]:
-    segmentation = annotation["segmentation"]
-    size = [image["height"], image["width"]]
-    if isinstance(segmentation, dict) and list(segmentation.get("size", ())) != size:
-        raise UserError(
-            f"{path}: the RLE of annotation {annotation['id']} is for size {segmentation.get('size')}, but image "
-            f"{image['file_name']} is {size} (height, width)"
-        )
-    return segmentation
-
-
 def _check_section(content: dict[str, Any], section: str, keys: tuple[str, ...], path: Path) -> None:
+    """The section is a list of objects with these keys."""
     entries = content.get(section)
     if not isinstance(entries, list):
         raise UserError(f"{path} has no list '{section}'; it is not a COCO instance file")
@@ -226,54 +212,128 @@ def _check_section(content: dict[str, Any], section: str, keys: tuple[str, ...],
         lacking = [key for key in keys if key not in entry] if isinstance(entry, dict) else list(keys)
         if lacking:
             raise UserError(f"{path}: entry {position} of '{section}' lacks {', '.join(lacking)}")
-    repeated = [identity for identity, count in Counter(entry["id"] for entry in entries).items() if count > 1]
-    if repeated:
-        raise UserError(f"{path}: {len(repeated)} ids occur twice in '{section}' ({first_few(repeated)})")
     if not entries and section != "annotations":
         raise UserError(f"{path}: '{section}' is empty")
 
 
-def _check_references(content: dict[str, Any], path: Path) -> None:
-    """Sizes and boxes are numbers, and annotations name images and categories that exist."""
-    image_ids = {image["id"] for image in content["images"]}
+def _check_values(content: dict[str, Any], path: Path, masks: bool) -> None:
+    """Every value that training or pycocotools reads is of the right kind, and ids are unique and known."""
+
+    def refuse(kind: str, faults: list[tuple[Any, str | None]]) -> None:
+        found = [f"{kind} {_shortened(identity)}: {fault}" for identity, fault in faults if fault]
+        if found:
+            more = f" (and {len(found) - 1} more such entries)" if len(found) > 1 else ""
+            raise UserError(f"{path}: {found[0]}{more}")
+
+    def refuse_repeated(section: str) -> None:
+        repeated = [identity for identity, count in Counter(e["id"] for e in content[section]).items() if count > 1]
+        if repeated:
+            raise UserError(f"{path}: {len(repeated)} ids occur twice in '{section}' ({first_few(repeated)})")
+
+    images, annotations = content["images"], content["annotations"]
+    refuse("category", [(category["id"], _category_fault(category)) for category in content["categories"]])
+    refuse_repeated("categories")
+    refuse("image", [(image["id"], _image_fault(image)) for image in images])
+    refuse_repeated("images")
+    if len({isinstance(image["id"], str) for image in images}) > 1:
+        raise UserError(f"{path}: some image ids are numbers and some are strings; use one kind")
+    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
     category_ids = {category["id"] for category in content["categories"]}
-    annotations = content["annotations"]
-
-    def refuse(offenders: list[str], what: str) -> None:
-        if offenders:
-            raise UserError(f"{path}: {len(offenders)} {what} ({first_few(offenders)})")
-
-    refuse(
-        [str(i["file_name"]) for i in content["images"] if not (_is_size(i["width"]) and _is_size(i["height"]))],
-        "images whose width or height is not a positive whole number",
-    )
-    refuse(
-        [f"annotation {a['id']}: image {a['image_id']}" for a in annotations if a["image_id"] not in image_ids],
-        "annotations name an image that is not in the file",
-    )
-    refuse(
-        [
-            f"annotation {a['id']}: category {a['category_id']}"
-            for a in annotations
-            if a["category_id"] not in category_ids
-        ],
-        "annotations name a category that is not in the file",
-    )
-    refuse(
-        [f"annotation {a['id']}: {a['bbox']}" for a in annotations if not _is_box(a["bbox"])],
-        "annotations whose bbox is not four numbers x, y, width, height",
-    )
+    refuse("annotation", [(entry["id"], _annotation_fault(entry, sizes, category_ids)) for entry in annotations])
+    refuse_repeated("annotations")
+    if masks:
+        refuse("annotation", [(a["id"], _segmentation_fault(a, sizes[a["image_id"]])) for a in annotations])
     if any(annotation["id"] == 0 for annotation in annotations):
         logger.warning("%s: pycocotools takes annotation id 0 for 'not found'; number annotations from 1", path)
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and value > 0
+def _category_fault(category: dict[str, Any]) -> str | None:
+    if not _is_whole(category["id"]):
+        return "id is not a whole number"
+    if not isinstance(category["name"], str | int):
+        return f"name is not text: {category['name']!r}"
+    return None
 
 
-def _is_box(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 4
-        and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
-    )
+def _image_fault(image: dict[str, Any]) -> str | None:
+    if not (_is_whole(image["id"]) or isinstance(image["id"], str)):
+        return "id is neither a whole number nor a string"
+    if not (isinstance(image["file_name"], str) and image["file_name"]):
+        return f"file_name is not a name: {image['file_name']!r}"
+    for key in ("width", "height"):
+        if not (type(image[key]) is int and 0 < image[key] <= MAX_COORDINATE):
+            return f"{key} of {image['file_name']} is not a positive whole number: {image[key]!r}"
+    return None
+
+
+def _annotation_fault(annotation: dict[str, Any], image_ids: Container[Any], category_ids: set[int]) -> str | None:
+    """The fault of an annotation, if any; fills in `iscrowd` and `area`. Called a million times: keep it quick."""
+    if not _is_whole(annotation["id"]):
+        return "id is not a whole number"
+    image_id, category_id, box = annotation["image_id"], annotation["category_id"], annotation["bbox"]
+    if not isinstance(image_id, int | float | str) or image_id not in image_ids:
+        return f"image_id {image_id!r} is not in the file"
+    if not isinstance(category_id, int | float) or category_id not in category_ids:
+        return f"category_id {category_id!r} is not in the file"
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_coordinate, box)):
+        return f"bbox is not four numbers x, y, width, height: {_shortened(box)}"
+    if annotation.get("iscrowd") is None:
+        annotation["iscrowd"] = 0
+    elif annotation["iscrowd"] not in (0, 1):
+        return f"iscrowd is not 0 or 1: {_shortened(annotation['iscrowd'])}"
+    area = annotation.get("area")
+    if area is None:
+        annotation["area"] = box[2] * box[3]
+    elif not (isinstance(area, int | float) and abs(area) < math.inf):
+        return f"area is not a number: {_shortened(area)}"
+    return None
+
+
+def _segmentation_fault(annotation: dict[str, Any], size: tuple[int, int]) -> str | None:
+    """The fault of a segmentation, if any; brings it into pycocotools' form. `size` is height, width."""
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, dict):
+        return _rle_fault(segmentation, size)
+    if segmentation is None:
+        segmentation = []
+    if not isinstance(segmentation, list):
+        return f"segmentation is neither polygons nor an RLE: {_shortened(segmentation)}"
+    parts = [segmentation] if segmentation and not isinstance(segmentation[0], list) else segmentation
+    for part in parts:
+        try:
+            usable = isinstance(part, list) and abs(sum(part)) < math.inf
+        except TypeError:
+            usable = False
+        if not usable:
+            return f"a polygon is not a list of numbers x, y, x, y, ...: {_shortened(part)}"
+    # pycocotools takes four numbers for a box and fails on odd or fewer ones.
+    annotation["segmentation"] = [part for part in parts if len(part) >= 6 and len(part) % 2 == 0]
+    return None
+
+
+def _rle_fault(rle: dict[str, Any], size: tuple[int, int]) -> str | None:
+    lacking = [key for key in ("counts", "size") if key not in rle]
+    if lacking:
+        return f"the RLE lacks {' and '.join(lacking)}"
+    if rle["size"] != list(size):
+        return f"the RLE is for size {_shortened(rle['size'])}, but the image is {list(size)} (height, width)"
+    counts = rle["counts"]
+    if isinstance(counts, list):
+        if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != size[0] * size[1]:
+            return f"the RLE's counts do not add up to the image's {size[0] * size[1]} pixels"
+    elif not (isinstance(counts, str) and counts):
+        return f"the RLE's counts are neither numbers nor a string: {_shortened(counts)}"
+    return None
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, float) and value.is_integer())
+
+
+def _is_coordinate(value: Any) -> bool:
+    return isinstance(value, int | float) and -MAX_COORDINATE < value < MAX_COORDINATE
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

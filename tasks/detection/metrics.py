@@ -20,6 +20,8 @@ from evmamba.tasks.detection.annotations import categories, has_mask, load_coco_
 PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 MAX_DETECTIONS = 100
 MASK_THRESHOLD = 0.5
+# One image's boxes, scores, labels and encoded masks.
+Kept = tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class CocoDetections:
     """Predictions of this process, in original image coordinates; gathered once, at the end of an epoch."""
 
     def __init__(self) -> None:
-        self._found: dict[int | str, tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]] = {}
+        self._found: dict[int | str, Kept] = {}
 
     def add(self, image_id: int | str, prediction: dict[str, Tensor]) -> None:
         """Keep one image's prediction.
@@ -76,15 +78,13 @@ class CocoDetections:
             return None
         found = {image_id: value for part in parts for image_id, value in part.items()}
         image_ids = sorted(found)
-        boxes, masks = [], []
-        for image_id in image_ids:
-            corners, scores, labels, rles = found[image_id]
-            for k, (x1, y1, x2, y2) in enumerate(corners.astype(np.float64).tolist()):
-                entry = {"image_id": image_id, "category_id": category_ids[labels[k]], "score": float(scores[k])}
-                boxes.append(entry | {"bbox": [x1, y1, x2 - x1, y2 - y1]})
-                if rles:
-                    masks.append(entry | {"segmentation": rles[k]})
+        boxes, masks = _entries(found, category_ids)
         return image_ids, boxes, masks
+
+    def take(self, category_ids: tuple[int, ...]) -> tuple[list[dict], list[dict]]:
+        """This process's COCO result entries, with boxes and with masks; forgets them. Nothing collective."""
+        found, self._found = self._found, {}
+        return _entries(found, category_ids)
 
 
 def evaluate_coco(annotation_file: Path, detections: list[dict], image_ids: list[Any], iou_type: str) -> CocoScores:
@@ -96,7 +96,7 @@ def evaluate_coco(annotation_file: Path, detections: list[dict], image_ids: list
         image_ids: images to count, normally all of the file.
         iou_type: "bbox" or "segm".
     """
-    content = load_coco_json(annotation_file)
+    content = load_coco_json(annotation_file, masks=iou_type == "segm")
     if iou_type == "segm":
         _give_empty_masks(content)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
@@ -122,6 +122,18 @@ def write_detections(path: Path, detections: list[dict]) -> None:
     """Dump result entries as pycocotools' loadRes reads them, floats to the last digit."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(detections))
+
+
+def _entries(found: dict[int | str, Kept], category_ids: tuple[int, ...]) -> tuple[list[dict], list[dict]]:
+    boxes, masks = [], []
+    for image_id in sorted(found):
+        corners, scores, labels, rles = found[image_id]
+        for k, (x1, y1, x2, y2) in enumerate(corners.astype(np.float64).tolist()):
+            entry = {"image_id": image_id, "category_id": category_ids[labels[k]], "score": float(scores[k])}
+            boxes.append(entry | {"bbox": [x1, y1, x2 - x1, y2 - y1]})
+            if rles:
+                masks.append(entry | {"segmentation": rles[k]})
+    return boxes, masks
 
 
 def _encode(mask: Tensor) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
 
 from evmamba.errors import UserError
 from evmamba.tasks.detection.annotations import categories, has_mask, load_coco_json, read_annotations, to_rle
@@ -79,7 +80,13 @@ def test_category_names_used_twice_get_their_id() -> None:
     assert categories({"categories": cats})[1] == ("cell (1)", "cell (2)", "dust")
 
 
-def test_every_kind_of_segmentation_gives_the_same_mask() -> None:
+def test_null_area_and_crowd_flag_are_filled_in(tmp_path: Path) -> None:
+    content = load_coco_json(write(tmp_path, [annotation(bbox=[1, 2, 3, 4], area=None, iscrowd=None)]))
+    assert (content["annotations"][0]["area"], content["annotations"][0]["iscrowd"]) == (12, 0)
+
+
+def test_every_kind_of_segmentation_gives_the_same_mask(tmp_path: Path) -> None:
+    """For training and, as pycocotools makes it, for the evaluation."""
     halves = [[10, 10, 20, 10, 20, 30, 10, 30], [20, 10, 30, 10, 30, 30, 20, 30]]
     mask = np.zeros((50, 100), dtype=np.uint8, order="F")
     mask[10:30, 10:30] = 1
@@ -91,16 +98,29 @@ def test_every_kind_of_segmentation_gives_the_same_mask() -> None:
         SQUARE,
         halves,
         [SQUARE, [1, 2, 3, 4]],
+        [[1, 2, 3, 4], SQUARE],
+        [[], SQUARE, [1, 2, 3, 4, 5, 6, 7]],
         {"size": [50, 100], "counts": counts},
         {"size": [50, 100], "counts": compressed["counts"].decode()},
     ]
-    for segmentation in kinds:
-        assert np.array_equal(mask_utils.decode(to_rle(segmentation, 50, 100)), mask), segmentation
+    file = write(tmp_path, [annotation(k + 1, segmentation=kind) for k, kind in enumerate(kinds)])
+    evaluated = COCO()
+    evaluated.dataset = load_coco_json(file, masks=True)
+    evaluated.createIndex()
+    trained = read_annotations(file, masks=True).images[0].segmentations
+    for k, kind in enumerate(kinds):
+        assert np.array_equal(mask_utils.decode(to_rle(trained[k], 50, 100)), mask), kind
+        assert np.array_equal(evaluated.annToMask(evaluated.anns[k + 1]), mask), kind
 
 
 @pytest.mark.parametrize("segmentation", [[], [[1, 2, 3, 4]], [[]], None], ids=["empty", "box", "empty part", "null"])
-def test_segmentations_without_a_polygon_are_no_masks(segmentation: object) -> None:
-    assert not has_mask(annotation(segmentation=segmentation))
+def test_segmentations_without_a_polygon_are_no_masks(tmp_path: Path, segmentation: object) -> None:
+    content = load_coco_json(write(tmp_path, [annotation(segmentation=segmentation)]), masks=True)
+    assert not has_mask(content["annotations"][0])
+
+
+def test_segmentations_may_be_anything_where_no_masks_are_wanted(tmp_path: Path) -> None:
+    assert read_annotations(write(tmp_path, [annotation(segmentation="none")])).counts["boxes"] == 1
 
 
 def test_annotations_without_a_mask_are_left_out_where_masks_are_wanted(tmp_path: Path) -> None:
@@ -116,20 +136,62 @@ def test_masks_are_refused_where_there_are_none(tmp_path: Path) -> None:
     assert read_annotations(file).counts["boxes"] == 1
 
 
+IMAGE, CATEGORY = IMAGES[0], CATEGORIES[0]
+NAN, INFINITE = float("nan"), float("inf")
+NOT_FOUR = "annotation 4: bbox is not four numbers x, y, width, height: "
 FAULTS = {
-    "unknown image": ({"annotations": [annotation(4, image_id=77)]}, "name an image .*annotation 4: image 77"),
+    "unknown image": ({"annotations": [annotation(4, image_id=77)]}, "annotation 4: image_id 77 is not in the file"),
+    "image list": ({"annotations": [annotation(4, image_id=[5])]}, r"annotation 4: image_id \[5\] is not in the file"),
     "unknown category": (
         {"annotations": [annotation(4, category_id=8)]},
-        "name a category .*annotation 4: category 8",
+        "annotation 4: category_id 8 is not in the file",
     ),
-    "nan box": ({"annotations": [annotation(4, bbox=[1, 2, float("nan"), 4])]}, "annotation 4: .*nan"),
-    "short box": ({"annotations": [annotation(4, bbox=[1, 2, 3])]}, "bbox is not four numbers"),
+    "category list": ({"annotations": [annotation(4, category_id=[7])]}, r"category_id \[7\] is not in the file"),
+    "nan box": ({"annotations": [annotation(4, bbox=[1, 2, NAN, 4])]}, NOT_FOUR + ".*nan"),
+    "infinite box": ({"annotations": [annotation(4, bbox=[1, 2, 3, INFINITE])]}, NOT_FOUR + ".*inf"),
+    "text box": ({"annotations": [annotation(4, bbox=["1", 2, 3, 4])]}, NOT_FOUR + ".*'1'"),
+    "null box": ({"annotations": [annotation(4, bbox=None)]}, NOT_FOUR + "None"),
+    "short box": ({"annotations": [annotation(4, bbox=[1, 2, 3])]}, NOT_FOUR),
+    "two boxes": (
+        {"annotations": [annotation(4, bbox=[]), annotation(6, bbox=[]), annotation(5), annotation(7, bbox=[])]},
+        NOT_FOUR + r"\[\] \(and 2 more such entries\)",
+    ),
+    "text area": ({"annotations": [annotation(4, area="400")]}, "annotation 4: area is not a number: '400'"),
+    "nan area": ({"annotations": [annotation(4, area=NAN)]}, "annotation 4: area is not a number: nan"),
+    "text crowd": ({"annotations": [annotation(4, iscrowd="no")]}, "annotation 4: iscrowd is not 0 or 1: 'no'"),
+    "text id": ({"annotations": [annotation("a")]}, "annotation 'a': id is not a whole number"),  # type: ignore[arg-type]
     "repeated id": ({"annotations": [annotation(4), annotation(4)]}, "occur twice in 'annotations'.*4"),
     "no bbox": ({"annotations": [{"id": 1, "image_id": 5, "category_id": 7}]}, "entry 0 of 'annotations' lacks bbox"),
     "no images": ({"annotations": [], "images": []}, "'images' is empty"),
     "no size": ({"annotations": [], "images": [{"id": 1, "file_name": "a.jpg"}]}, "lacks width, height"),
-    "zero size": ({"annotations": [], "images": [IMAGES[0] | {"width": 0}]}, "width or height .*a.jpg"),
-    "mask size": ({"annotations": [annotation(segmentation={"size": [9, 9], "counts": [81]})]}, "RLE of annotation 1"),
+    "zero size": ({"annotations": [], "images": [IMAGE | {"width": 0}]}, "image 5: width of a.jpg is not .*: 0"),
+    "id list": ({"annotations": [], "images": [IMAGE | {"id": [5]}]}, r"image \[5\]: id is neither"),
+    "mixed ids": ({"annotations": [], "images": [IMAGE, IMAGE | {"id": "b"}]}, "use one kind"),
+    "number as name": (
+        {"annotations": [], "images": [IMAGE | {"file_name": 5}]},
+        "image 5: file_name is not a name: 5",
+    ),
+    "null as name": ({"annotations": [], "images": [IMAGE | {"file_name": None}]}, "file_name is not a name: None"),
+    "category id": ({"annotations": [], "cats": [CATEGORY | {"id": "7"}]}, "category '7': id is not a whole number"),
+    "category name": ({"annotations": [], "cats": [CATEGORY | {"name": None}]}, "category 7: name is not text: None"),
+    "text mask": ({"annotations": [annotation(4, segmentation="x")]}, "annotation 4: segmentation is neither"),
+    "text polygon": ({"annotations": [annotation(4, segmentation=[["1"] * 6])]}, "annotation 4: a polygon is not"),
+    "nan polygon": ({"annotations": [annotation(4, segmentation=[[NAN] * 6])]}, "annotation 4: a polygon is not"),
+    "mixed polygon": ({"annotations": [annotation(4, segmentation=[SQUARE, 3])]}, "annotation 4: a polygon .*: 3"),
+    "mask size": (
+        {"annotations": [annotation(4, segmentation={"size": [9, 9], "counts": [81]})]},
+        r"annotation 4: the RLE is for size \[9, 9\], but the image is \[50, 100\]",
+    ),
+    "no counts": ({"annotations": [annotation(4, segmentation={"size": [50, 100]})]}, "annotation 4: .* lacks counts"),
+    "no mask size": ({"annotations": [annotation(4, segmentation={"counts": [5000]})]}, "annotation 4: .* lacks size"),
+    "few counts": (
+        {"annotations": [annotation(4, segmentation={"size": [50, 100], "counts": [10, 20]})]},
+        "annotation 4: the RLE's counts do not add up to the image's 5000 pixels",
+    ),
+    "null counts": (
+        {"annotations": [annotation(4, segmentation={"size": [50, 100], "counts": None})]},
+        "annotation 4: the RLE's counts are neither",
+    ),
 }
 
 
