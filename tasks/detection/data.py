@@ -1,8 +1,10 @@
 """Detection data in COCO's layouts."""
 
+import hashlib
 import pickle
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,9 +128,17 @@ class DetectionData(TaskDataModule):
 
     def description(self) -> dict[str, Any]:
         described = super().description()
-        files = [file for _, file in self.splits.values()]
-        described["fingerprint"] = fingerprint(self.root, files, [described["fingerprint"]])
+        described["fingerprint"] = fingerprint(self.root, [], [described["fingerprint"], *self._annotation_digests])
         return described
+
+    @cached_property
+    def _annotation_digests(self) -> list[str]:
+        """Of the files' bytes: a corrected box seldom changes a file's size."""
+        digests = []
+        for _, path in self.splits.values():
+            with path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        return digests
 
     def collate(self, samples: list[tuple[Tensor, dict[str, Any], str]]) -> dict[str, Any]:
         """Images stay lists: they differ in size and the detector resizes and pads them."""

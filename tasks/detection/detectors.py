@@ -12,12 +12,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torch.utils._pytree import tree_map
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
@@ -49,6 +51,26 @@ class Pyramid(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = self.fpn(OrderedDict((str(level), m) for level, m in enumerate(self.body(x))))
         return OrderedDict((name, m.float()) for name, m in maps.items())
+
+
+class Resize(GeneralizedRCNNTransform):
+    """torchvision's normalising, resizing and padding, also for strips whose short side would shrink to no pixel.
+
+    They are stretched to that one pixel, boxes and masks with them; torchvision brings predictions back.
+    """
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Resize an image [3, H, W] and its target (boxes in its pixels, masks [n, H, W])."""
+        size = [int(side) for side in image.shape[-2:]]
+        least = max(size) // self.max_size + 1  # more than max(size) / max_size: rounding must not end below a pixel
+        if min(size) < least:
+            stretched = [max(side, least) for side in size]
+            image = interpolate(image[None], size=stretched, mode="bilinear", align_corners=False)[0]
+            if target is not None:
+                target = target | {"boxes": resize_boxes(target["boxes"], size, stretched)}
+                if "masks" in target:
+                    target["masks"] = interpolate(target["masks"][:, None], size=stretched)[:, 0]
+        return super().resize(image, target)
 
 
 def build_detector(
@@ -97,9 +119,15 @@ def build_detector(
     top = LastLevelP6P7(_widths(body)[-1], channels) if name == "retinanet" else LastLevelMaxPool()
     pyramid = Pyramid(body, channels, top, norm_layer)
     sizes = {"min_size": tuple(min_size), "max_size": max_size}
+    detector: RetinaNet | FasterRCNN
     if name == "retinanet":
-        return _retinanet(pyramid, num_classes, norm_layer, anchor_scale, score_threshold, sizes)
-    return _rcnn(pyramid, num_classes, norm_layer, anchor_scale, score_threshold, sizes, masks=name == "maskrcnn")
+        detector = _retinanet(pyramid, num_classes, norm_layer, anchor_scale, score_threshold, sizes)
+    else:
+        masks = name == "maskrcnn"
+        detector = _rcnn(pyramid, num_classes, norm_layer, anchor_scale, score_threshold, sizes, masks=masks)
+    plain = detector.transform
+    detector.transform = Resize(plain.min_size, plain.max_size, plain.image_mean, plain.image_std)
+    return detector
 
 
 def _retinanet(

@@ -63,7 +63,7 @@ def _panel(image: Tensor, objects: dict[str, Tensor], class_names: list[str], ti
     if "masks" in objects:
         pixels = _tinted(pixels, objects["masks"], objects["labels"])
     scale = PANEL_SIDE / max(pixels.shape[:2])
-    width, height = round(pixels.shape[1] * scale), round(pixels.shape[0] * scale)
+    width, height = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
     panel = Image.new("RGB", (width, height + TITLE_HEIGHT), "white")
     panel.paste(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR), (0, TITLE_HEIGHT))
     draw = ImageDraw.Draw(panel)

@@ -153,6 +153,40 @@ def test_description_notices_changed_annotations(coco: Path) -> None:
     assert DetectionData(str(coco)).description()["fingerprint"] != before["fingerprint"]
 
 
+def test_description_notices_a_change_that_leaves_the_size(coco: Path) -> None:
+    before = DetectionData(str(coco)).description()["fingerprint"]
+    assert DetectionData(str(coco)).description()["fingerprint"] == before
+    file = coco / "annotations" / "instances_train.json"
+    text = file.read_text()
+    file.write_text(text.replace("[5, 8, 24, 30]", "[6, 8, 24, 30]", 1))
+    assert len(file.read_text()) == len(text)
+    assert file.read_text() != text
+    assert DetectionData(str(coco)).description()["fingerprint"] != before
+
+
+@pytest.mark.parametrize("kind", ["folder", "absolute"])
+def test_file_names_may_be_in_folders_or_absolute(
+    coco: Path, tmp_path_factory: pytest.TempPathFactory, kind: str
+) -> None:
+    other = tmp_path_factory.mktemp("elsewhere")
+    for split in ("train", "val"):
+        folder = coco / "images" / split
+        target = {"folder": folder / "street", "absolute": folder, "elsewhere": other}[kind]
+        target.mkdir(exist_ok=True)
+        images = json.loads((coco / "annotations" / f"instances_{split}.json").read_text())["images"]
+        for image in images:
+            moved = target / image["file_name"]
+            (folder / image["file_name"]).rename(moved)
+            image["file_name"] = f"street/{image['file_name']}" if kind == "folder" else str(moved)
+        edit(coco, split, images=images)
+    data = set_up(coco)
+    assert data.description()["train_images"] == 4
+    assert len(data.description()["fingerprint"]) == 16
+    (batch, *_) = data.train_dataloader()
+    assert all(Path(path).is_file() for path in batch["path"])
+    assert len(data.val_set[0][1]["boxes"]) == 3
+
+
 def test_bccd_counts(real_data: Callable[[str], Path]) -> None:
     data = set_up(real_data("det_bccd"))
     assert (len(data.train_set), len(data.val_set)) == (205, 87)

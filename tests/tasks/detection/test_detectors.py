@@ -83,6 +83,41 @@ def test_boxes_and_losses_stay_float32_under_autocast(name: str) -> None:
     assert (found[0]["boxes"] * 16 % 1 != 0).any()
 
 
+@pytest.mark.parametrize("size", [(3, 500), (500, 3)], ids=["wide", "high"])
+@pytest.mark.parametrize("name", DETECTORS)
+def test_strips_thinner_than_a_pixel_after_resizing_train_and_predict(name: str, size: tuple[int, int]) -> None:
+    """The short side of 3 pixels would be 0.77 of a pixel at a long side of 128."""
+    torch.manual_seed(0)
+    detector = build_detector(name, "resnet10t", 3, **SMALL, score_threshold=0.0).train()
+    height, width = size
+    boxes = torch.tensor([[width * 0.2, height * 0.2, width * 0.8, height * 0.8]])
+    masks = torch.zeros(1, height, width, dtype=torch.uint8)
+    masks[:, height // 5 : height * 4 // 5 + 1, width // 5 : width * 4 // 5 + 1] = 1
+    target = {"boxes": boxes, "labels": torch.tensor([1]), "masks": masks}
+    image = torch.rand(3, height, width)
+    losses = detector([image], [target])
+    assert torch.isfinite(torch.stack(list(losses.values())).sum())
+    with torch.no_grad():
+        found = detector.train(False)([image])[0]
+    assert len(found["boxes"])
+    assert (found["boxes"] <= torch.tensor([width, height, width, height])).all()
+    assert found["boxes"].max() > 100  # in the strip's own pixels
+    if name == "maskrcnn":
+        assert found["masks"].shape[-2:] == size
+
+
+def test_strips_keep_their_boxes_and_masks_in_place() -> None:
+    transform = build_detector("retinanet", "resnet10t", 3, **SMALL).transform
+    masks = torch.zeros(1, 2, 512, dtype=torch.uint8)
+    masks[:, :, 128:384] = 1
+    target = {"boxes": torch.tensor([[128.0, 0, 384, 2]]), "masks": masks}
+    image, resized = transform.resize(torch.rand(3, 2, 512), target)
+    assert tuple(image.shape) == (3, 1, 128)
+    assert resized["boxes"].tolist() == [[32, 0, 96, 1]]
+    assert resized["masks"].nonzero()[:, 2].tolist() == list(range(32, 96))
+    assert target["boxes"].tolist() == [[128, 0, 384, 2]]
+
+
 @pytest.mark.parametrize(("name", "strides"), [("retinanet", [8, 16, 32, 64, 128]), ("maskrcnn", [4, 8, 16, 32, 64])])
 def test_pyramid_levels(name: str, strides: list[int]) -> None:
     detector = build_detector(name, "resnet10t", 3, **SMALL)

@@ -45,3 +45,9 @@ def test_wide_images_are_stacked() -> None:
     truth = {"boxes": torch.tensor([[0.0, 0, 300, 60]]), "labels": torch.tensor([1])}
     picture = draw_comparison(torch.rand(3, 60, 300), prediction(0.9, 0.1, 0.5), truth, NAMES)
     assert picture.size == (PANEL_SIDE, 2 * (128 + TITLE_HEIGHT) + 8)
+
+
+def test_strips_keep_a_pixel() -> None:
+    truth = {"boxes": torch.tensor([[0.0, 0, 900, 1]]), "labels": torch.tensor([1])}
+    picture = draw_comparison(torch.rand(3, 1, 2000), prediction(), truth, NAMES)
+    assert picture.size == (PANEL_SIDE, 2 * (1 + TITLE_HEIGHT) + 8)
