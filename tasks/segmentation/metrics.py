@@ -52,7 +52,8 @@ class SegmentationMetrics(Metric):
         """Fractions in [0, 1].
 
         ``mIoU`` leaves out classes that occur neither in labels nor in predictions, ``mean_acc`` those that do not
-        occur in labels; ``IoU`` and ``acc`` (``[C]``, float64) are NaN there.
+        occur in labels; ``IoU`` and ``acc`` (``[C]``, float64) are NaN there. ``confusion`` is the matrix over all
+        processes (int64); the state of that name is only this process's again when `compute` has returned.
         """
         confusion = self.confusion.double() if self.confusion.device.type != "mps" else self.confusion.cpu().double()
         hit = confusion.diagonal()
@@ -65,4 +66,5 @@ class SegmentationMetrics(Metric):
             "mean_acc": acc.nanmean(),
             "IoU": iou,
             "acc": acc,
+            "confusion": self.confusion.clone(),
         }

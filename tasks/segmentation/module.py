@@ -116,7 +116,7 @@ class SegmentationModule(TaskModule):
     def evaluation_end(self, stage: str) -> dict[str, Tensor | float]:
         metric = self._metric(stage)
         values = metric.compute()
-        self.details = self._details(values, metric.confusion)
+        self.details = self._details(values)
         metric.reset()
         metrics: dict[str, Tensor | float] = {name: values[name] for name in ("mIoU", "pixel_acc", "mean_acc")}
         if stage == "test" and self.multi_scale:
@@ -144,7 +144,7 @@ class SegmentationModule(TaskModule):
     @property
     def class_names(self) -> list[str]:
         """The data's class names, or the numbers where no data module is attached."""
-        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+        names = getattr(getattr(self._trainer, "datamodule", None), "class_names", None)
         return names or [str(k) for k in range(self.num_classes)]
 
     def _metric(self, stage: str) -> SegmentationMetrics:
@@ -152,7 +152,8 @@ class SegmentationModule(TaskModule):
         assert isinstance(metric, SegmentationMetrics)
         return metric
 
-    def _details(self, values: dict[str, Tensor], confusion: Tensor) -> dict[str, Any]:
+    def _details(self, values: dict[str, Tensor]) -> dict[str, Any]:
+        confusion = values["confusion"]
         pixels = confusion.sum(1).cpu()
         total = max(int(pixels.sum()), 1)
         commonest = int(pixels.argmax())

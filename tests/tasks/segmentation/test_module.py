@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import multiprocessing
 
 from evmamba.errors import UserError
 from evmamba.tasks.optim import OptimizerConfig, ScheduleConfig
@@ -92,6 +93,26 @@ def test_predictions_are_compared_at_the_labels_own_size():
     with torch.inference_mode():
         module.evaluation_step(one, "val")
     assert module._metric("val").confusion.sum() == 47 * 61
+
+
+def _evaluate_share(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    module = small_module()
+    labels = torch.tensor([[0, 0, 1], [2, 1, 255]])
+    module._metric("test").update(torch.tensor([0, 1, 1]), labels[rank])
+    module.evaluation_end("test")
+    Path(folder, f"{rank}.json").write_text(json.dumps(module.details))
+    torch.distributed.destroy_process_group()
+
+
+def test_details_cover_the_images_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    multiprocessing.spawn(_evaluate_share, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        details = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert details["confusion"] == [[1, 1, 0], [0, 2, 0], [1, 0, 0]]
+        assert [entry["pixel_share"] for entry in details["per_class"].values()] == [0.4, 0.4, 0.2]
+        assert details["commonest_class"] == {"name": "0", "mIoU": round(0.4 / 3, 6), "pixel_acc": 0.4}
 
 
 def test_bfloat16_training_step_is_finite():
