@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 RAW_SLOTS = ("state_dict", "model")
 EMA_SLOTS = ("ema_model", "model_ema", "state_dict_ema")
+# Where Lightning's weight averaging keeps the raw weights; the average is then in `state_dict`.
+LIGHTNING_RAW_SLOT = "current_model_state"
 
 # Theirs -> ours. {i} stage, {j} block counted from 0, {n} block counted from 1 (the original's InRes stages start with
 # a placeholder module), {end} the place after the blocks of such a stage, which holds the merging.
@@ -90,7 +92,8 @@ def load_checkpoint(
 
     Reads safetensors, our Lightning checkpoints and every format of the original: the weights are the first non-empty
     mapping of the slots `ema_model`, `model_ema`, `state_dict_ema` (unless `use_ema` is False), `state_dict`, `model`,
-    or the file itself. What wraps the network's own names (`module.`, `model.`, `backbone.` ...) is taken off, and of
+    or the file itself. Where Lightning's weight averaging was on, `state_dict` is the average and `current_model_state`
+    has the raw weights. What wraps the network's own names (`module.`, `model.`, `backbone.` ...) is taken off, and of
     a larger model (a detector) only the backbone is read.
 
     Loading is strict, but for two cases that are logged once:
@@ -203,12 +206,15 @@ def _broken(path: Path, error: Exception) -> UserError:
 
 
 def _select_slot(content: Mapping[str, Any], use_ema: bool, where: str) -> tuple[str, Mapping[str, Any]]:
+    ema_slots, raw_slots = EMA_SLOTS, RAW_SLOTS
+    if LIGHTNING_RAW_SLOT in content:
+        ema_slots, raw_slots = ("state_dict",), (LIGHTNING_RAW_SLOT,)
     filled = [
         slot
-        for slot in (*EMA_SLOTS, *RAW_SLOTS)
+        for slot in (*ema_slots, *raw_slots)
         if isinstance(content.get(slot), Mapping) and any(isinstance(v, Tensor) for v in content[slot].values())
     ]
-    chosen = [slot for slot in filled if use_ema or slot not in EMA_SLOTS]
+    chosen = [slot for slot in filled if use_ema or slot not in ema_slots]
     if chosen:
         slot, weights = chosen[0], content[chosen[0]]
     elif filled:
@@ -218,7 +224,7 @@ def _select_slot(content: Mapping[str, Any], use_ema: bool, where: str) -> tuple
     weights = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
     if not weights:
         found = ", ".join(sorted(map(str, content))[:8]) or "nothing"
-        raise UserError(f"{where} has no weights: none in {', '.join((*EMA_SLOTS, *RAW_SLOTS))}, nor on top ({found})")
+        raise UserError(f"{where} has no weights: none in {', '.join((*ema_slots, *raw_slots))}, nor on top ({found})")
     return slot, weights
 
 

@@ -166,6 +166,15 @@ def test_averaged_copy_inside_a_lightning_checkpoint(weights, original_weights):
     assert torch.equal(model.stem.conv.weight, -weights["patch_embed.0.weight"])
 
 
+@pytest.mark.parametrize(("use_ema", "slot"), [(True, "state_dict"), (False, "current_model_state")])
+def test_raw_and_averaged_weights_of_lightnings_averaging(weights, original_weights, use_ema, slot):
+    content = {name: negated(weights) for name in ("state_dict", "current_model_state")} | {"averaging_state": {}}
+    content[slot] = weights
+    model = tiny()
+    assert load_checkpoint(model, content, use_ema=use_ema).slot == slot
+    assert_loaded(model, weights, original_weights)
+
+
 def test_mismatch_lists_a_few_names_of_each_kind(weights):
     del weights["patch_embed.0.bias"]
     weights["layers.0.blocks.0.surprise.weight"] = torch.zeros(1)
