@@ -21,7 +21,7 @@ from pathlib import Path
 from evmamba.errors import UserError, unknown_name
 from evmamba.launch.progress import RunProgress
 from evmamba.launch.recipes import CONF
-from evmamba.launch.results import FILE_NAME, Result, config_hash, read_result, write_result
+from evmamba.launch.results import FILE_NAME, Result, check_writable, config_hash, read_result, write_result
 from evmamba.launch.run import SPEC_FILE, RunSpec, failed_result
 
 TASKS = ("classification", "detection", "segmentation")
@@ -83,7 +83,7 @@ def plan(options: BenchOptions) -> list[RunSpec]:
                 raise unknown_name(kind, name, valid)
     if not options.backbones:
         raise UserError("no backbone to run; name one with --backbones")
-    _check_writable(options.output)
+    check_writable(options.output, "--output")
     tasks = [t for t in TASKS if t in (options.tasks if options.tasks is not None else options.data or TASKS)]
     device = _device(options.device)
     precision = options.precision or _precision(device)
@@ -296,18 +296,6 @@ def _check_backbone(name: str, pyramid: bool) -> None:
     from evmamba.tasks.backbones import build_backbone
 
     build_backbone(name, features_only=pyramid)
-
-
-def _check_writable(output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"cannot write to the output folder {output} ({error.strerror}); choose another with --output"
-        ) from error
 
 
 def _device(wanted: str) -> str:

@@ -182,6 +182,22 @@ def write_text(path: Path, text: str) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
+def check_writable(folder: Path, option: str) -> None:
+    """Make a folder and a file in it, which is gone again at once.
+
+    Raises:
+        UserError: that is not possible; the message offers `option` to choose another folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the output folder {folder} ({error.strerror}); choose another with {option}"
+        ) from error
+
+
 def config_hash(config: Any) -> str:
     """A short name for a configuration: the same for equal content, whatever the order of its keys."""
     canonical = json.dumps(_plain(config), sort_keys=True, allow_nan=False)

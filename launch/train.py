@@ -1,7 +1,8 @@
 """Training, evaluation and prediction through LightningCLI: `evmamba fit|validate|test|predict`.
 
 Adds to LightningCLI: the number of classes goes from the data to the model, recipes are found by name inside the
-installed package too, every run has one stable folder, ``test`` writes a result, and wrong options are one line.
+installed package too, every run has one stable folder, ``test`` writes a result, ``predict`` its predictions, and wrong
+options are one line.
 """
 
 import zipfile
@@ -16,13 +17,17 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from evmamba.errors import UserError
 from evmamba.launch.messages import short_error
+from evmamba.launch.predictions import PredictionWriter
 from evmamba.launch.quiet import quiet_warnings
 from evmamba.launch.recipes import find_recipe
 from evmamba.launch.record import ResultWriter, add_callbacks
+from evmamba.launch.results import check_writable
 from evmamba.tasks.base import TaskDataModule, TaskModule
 
 # Errors are raised, not printed; and max_epoch is a mistake, not max_epochs.
 PARSER_OPTIONS: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+# Every checkpoint of Lightning has it; it is what Lightning itself looks for first.
+CHECKPOINT_KEY = b"pytorch-lightning_version"
 # What Lightning takes for a checkpoint besides a file.
 NAMED_CHECKPOINTS = ("best", "last", "hpc", "registry")
 
@@ -75,6 +80,9 @@ class EvmambaCLI(LightningCLI):
         trainer = self._get(self.config, "trainer")
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(Path("runs", self.recipe or "unnamed"))
+        if self.subcommand == "predict":
+            # They are on the disk already; Lightning would keep those of all images in memory.
+            self.config.predict.return_predictions = False
 
     def instantiate_classes(self) -> None:
         try:
@@ -83,11 +91,15 @@ class EvmambaCLI(LightningCLI):
             raise _behind(error) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        folder = Path(self._get(self.config, "trainer").default_root_dir)
+        check_writable(folder, "--trainer.default_root_dir")
         trainer = super().instantiate_trainer(**kwargs)
-        if self.subcommand == "test":
-            folder = Path(trainer.default_root_dir)
+        if self.subcommand in ("test", "predict"):
             self.model.output_dir = folder
+        if self.subcommand == "test":
             add_callbacks(trainer, ResultWriter(folder, self.plain_config(), run=self.recipe or folder.name))
+        elif self.subcommand == "predict":
+            add_callbacks(trainer, PredictionWriter(folder))
         return trainer
 
     def plain_config(self) -> dict[str, Any]:
@@ -148,8 +160,14 @@ def _check_yaml(path: Path) -> None:
 def _check_checkpoint(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"checkpoint not found: {path} (--ckpt_path)")
+    weights = f"weights alone are given by --model.init_args.checkpoint={path}"
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is no checkpoint of Lightning, or it is truncated (--ckpt_path)")
+        raise UserError(f"{path} is no checkpoint of Lightning, or it is truncated (--ckpt_path); {weights}")
+    with zipfile.ZipFile(path) as archive:
+        pickles = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
+    # Looked for as bytes: unpickling could run whatever the file says, and would read all of it.
+    if not any(CHECKPOINT_KEY in pickle for pickle in pickles):
+        raise UserError(f"{path} holds weights only, no training to continue or test (--ckpt_path); {weights}")
 
 
 def _options(parser: LightningArgumentParser) -> Iterator[str]:

@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
+import lightning  # noqa: F401  (its log handler keeps the stderr of the first import, which must not be a test's)
 import pytest
+import torch
 import yaml
 
 from evmamba.launch import cli
@@ -69,6 +71,22 @@ def test_a_truncated_checkpoint_is_named(capsys: pytest.CaptureFixture[str]):
     Path("torn.ckpt").write_bytes(b"PK\x03\x04 and no more")
     line = complaint(capsys, "fit", "--config", TINY, "--ckpt_path=torn.ckpt")
     assert "torn.ckpt is no checkpoint of Lightning, or it is truncated" in line
+
+
+def test_weights_alone_are_no_training_to_continue(capsys: pytest.CaptureFixture[str]):
+    torch.save({"model": {"weight": torch.zeros(2)}}, "original.pth")
+    line = complaint(capsys, "fit", "--config", TINY, "--ckpt_path=original.pth")
+    assert "original.pth holds weights only" in line
+    assert "--model.init_args.checkpoint=original.pth" in line
+
+
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_a_run_folder_that_cannot_be_written_is_told_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], command: str
+):
+    Path("file").write_text("")
+    line = complaint(capsys, command, "--config", TINY, "--trainer.default_root_dir=file")
+    assert "cannot write to the output folder file (File exists)" in line
 
 
 def test_an_output_that_cannot_be_written_is_told_before_anything_runs(capsys: pytest.CaptureFixture[str]):
