@@ -1,5 +1,6 @@
 """Trainer callbacks that the recipes share: averaged weights, checkpoints, a progress bar."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -37,8 +38,10 @@ class WeightEMA(WeightAveraging):
 
     @torch.no_grad()
     def _average(self, averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-        n = int(steps) if self.warmup else 0
-        decay = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
+        decay = self.decay
+        if self.warmup:
+            n = int(steps)
+            decay = min(decay, (1 + n) / (10 + n))
         get_ema_multi_avg_fn(decay)(averaged, current, steps)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -50,6 +53,12 @@ class WeightEMA(WeightAveraging):
             )
         super().setup(trainer, pl_module, stage)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the raw weights in the module: LastCheckpoint may save them in its own ``on_train_end``, after this."""
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that appear whole or not at all.
@@ -60,15 +69,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             torch.save(checkpoint, partial)
             partial.replace(target)
         except OSError as error:
             raise UserError(f"cannot write checkpoint {target}: {error.strerror or error}") from error
         finally:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # no such folder, or a file in its place
+                partial.unlink()
 
 
 class _Checkpoint(ModelCheckpoint):
@@ -96,7 +106,9 @@ class BestCheckpoint(_Checkpoint):
 
 
 class LastCheckpoint(_Checkpoint):
-    """``last.ckpt``: the newest epoch, to continue from. (ModelCheckpoint's ``save_last`` only follows improvements.)
+    """``last.ckpt``: the newest epoch and the end of training, to continue from.
+
+    (ModelCheckpoint's ``save_last`` only follows improvements, and without validation at the end saves nothing there.)
 
     Args:
         dirpath: folder; by default Lightning's ``checkpoints`` beside the logs.
@@ -107,6 +119,10 @@ class LastCheckpoint(_Checkpoint):
         super().__init__(
             dirpath, filename="last", every_n_train_steps=every_n_train_steps, enable_version_counter=False
         )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):  # with max_steps the last steps may follow no validation
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
 def progress_bar() -> ProgressBar:

@@ -63,6 +63,36 @@ def test_training_goes_on_from_raw_and_averaged_weights(tmp_path: Path):
     assert run(4, tmp_path / "a", tmp_path / "a" / "last.ckpt") == run(4, tmp_path / "b")
 
 
+@pytest.mark.parametrize("max_steps", [2, 5])
+def test_the_last_steps_are_saved_without_a_validation_after_them(tmp_path: Path, max_steps: int):
+    """Validation every third step: none at all in two steps, and in five the last one is two steps old."""
+
+    def run(steps: int, folder: Path, resume: Path | None = None) -> list[float]:
+        recorder, module = Recorder(), ToyModule()
+        callbacks = [LastCheckpoint(str(folder)), WeightEMA(decay=0.8), recorder]
+        trainer = quiet_trainer(
+            tmp_path,
+            max_steps=steps,
+            max_epochs=-1,
+            callbacks=callbacks,
+            check_val_every_n_epoch=None,
+            val_check_interval=3,
+        )
+        data = ToyData(tmp_path, [1.0] * 8, batch_size=2)
+        trainer.fit(module, data, ckpt_path=resume and str(resume))
+        assert trainer.global_step == steps
+        return [*recorder.raw, module.weight.item()]
+
+    *raw, final = run(max_steps, tmp_path / "a")
+    checkpoint = torch.load(tmp_path / "a" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == max_steps
+    assert checkpoint["current_model_state"]["weight"].item() == raw[-1]
+    assert checkpoint["state_dict"]["weight"].item() == pytest.approx(averages(raw, 0.8, False)[-1])
+    assert checkpoint["state_dict"]["weight"].item() == final != raw[-1]
+    resumed = run(8, tmp_path / "a", tmp_path / "a" / "last.ckpt")
+    assert resumed == run(8, tmp_path / "b")[max_steps:]
+
+
 @pytest.mark.parametrize("strategy", [SimpleNamespace(zero_stage_3=True), type("FSDPStrategy", (), {})()])
 def test_average_of_partitioned_weights_is_refused(strategy):
     with pytest.raises(UserError, match="EMA"):
@@ -100,3 +130,9 @@ def test_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch
         AtomicCheckpointIO().save_checkpoint({"epoch": 2}, target)
     assert torch.load(target) == {"epoch": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot write checkpoint .*file/last\.ckpt: "):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "file" / "last.ckpt")
