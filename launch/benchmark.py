@@ -21,7 +21,7 @@ from pathlib import Path
 from evmamba.errors import UserError, unknown_name
 from evmamba.launch.progress import RunProgress
 from evmamba.launch.recipes import CONF
-from evmamba.launch.results import FILE_NAME, Result, check_writable, config_hash, read_result, write_result
+from evmamba.launch.results import FILE_NAME, Result, check_writable, config_hash, git_state, read_result, write_result
 from evmamba.launch.run import SPEC_FILE, RunSpec, failed_result
 
 TASKS = ("classification", "detection", "segmentation")
@@ -120,12 +120,14 @@ def run_here(
     """
     results: list[Result] = []
     interrupted = False
+    elsewhere: str | None = None
     with _terminated_is_interrupted(), progress:
         for spec in specs:
             folder = output / RUNS_FOLDER / spec.name
             previous = None if force else finished_before(spec, folder)
             if previous is not None:
                 progress.skip(spec)
+                elsewhere = elsewhere or _other_commit(previous)
                 results.append(previous)
                 continue
             start = datetime.datetime.now(datetime.UTC)
@@ -140,6 +142,8 @@ def run_here(
                 result = failed_result(spec, "interrupted", start)
             progress.finish(spec, result)
             results.append(result)
+        if elsewhere:
+            progress.remark(f"finished runs of another commit were taken over ({elsewhere}); --force repeats them")
     return results, interrupted
 
 
@@ -154,6 +158,12 @@ def finished_before(spec: RunSpec, folder: Path) -> Result | None:
     return result if result.finished and result.provenance.get("spec_hash") == spec.hash else None
 
 
+def _other_commit(result: Result) -> str | None:
+    """Which commit a result is of and which this is, where both are known and differ."""
+    then, now = result.provenance.get("git_commit"), git_state()["git_commit"]
+    return f"{then[:12]}, now {now[:12]}" if then and now and then != now else None
+
+
 def run_one(spec: RunSpec, folder: Path, while_waiting: Callable[[], None]) -> Result:
     """Run one spec in a process of its own; everything it says goes to ``run.log``.
 
@@ -161,7 +171,7 @@ def run_one(spec: RunSpec, folder: Path, while_waiting: Callable[[], None]) -> R
         KeyboardInterrupt: after the process has been stopped.
     """
     start = datetime.datetime.now(datetime.UTC)
-    shutil.rmtree(folder, ignore_errors=True)
+    _make_room(folder)
     spec.write(folder)
     with (folder / LOG_FILE).open("w") as log:
         # A session of its own, so that Ctrl-C reaches this process alone, which then ends the run in order.
@@ -190,6 +200,21 @@ def run_one(spec: RunSpec, folder: Path, while_waiting: Callable[[], None]) -> R
     result = failed_result(spec, f"{how}; last words: {last} (see {folder / LOG_FILE})", start)
     write_result(result, folder)
     return result
+
+
+def _make_room(folder: Path) -> None:
+    """Remove what an earlier run left; an unfinished one with checkpoints goes to ``NAME.failed-N``, as it may be all
+    that is left of a long training."""
+    try:
+        finished = read_result(folder / FILE_NAME).finished
+    except UserError:
+        finished = False
+    if not finished and next(folder.rglob("*.ckpt"), None):
+        n = 1
+        while (kept := folder.with_name(f"{folder.name}.failed-{n}")).exists():
+            n += 1
+        folder.rename(kept)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

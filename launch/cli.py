@@ -228,7 +228,9 @@ def _need_extra() -> None:
     try:
         metadata.version("lightning")
     except metadata.PackageNotFoundError:
-        raise UserError("training and reports need more libraries: pip install 'evmamba[tasks]'") from None
+        raise UserError(
+            "training and reports need more libraries; in evmamba's folder: pip install '.[tasks]'"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -93,6 +93,10 @@ class RunProgress:
         said = headline(result) if result.finished else f"failed: {result.reason}"
         self._advance(f"{name_of(spec)}: {said} ({seconds:.0f} s)")
 
+    def remark(self, text: str) -> None:
+        """Print a line about all runs."""
+        self.console.print(text, markup=False, highlight=False)
+
     def _advance(self, line: str) -> None:
         self.done += 1
         self._print(line)

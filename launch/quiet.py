@@ -10,13 +10,19 @@ def quiet_warnings() -> None:
         ".*does not have many workers.*",
         ".*is smaller than the logging interval.*",
         ".*exists and is not empty.*",
+        ".*LeafSpec.*is deprecated.*",
+        ".*is not supported by the model summary.*",
     ):
         warnings.filterwarnings("ignore", message=advice)
     for module in (r"lightning\.pytorch\.cli", r"lightning\.pytorch\.utilities\._pytree"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=module)
-    # An advertisement, in every run.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    # A function of the module, because a logger takes the same filter once only.
+    return not any(product in record.getMessage() for product in ("[litlogger]", "[litmodels]"))
 
 
 def quiet_logs() -> None:

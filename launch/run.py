@@ -10,6 +10,7 @@ import json
 import sys
 import traceback
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,9 @@ class RunSpec:
 
     @property
     def hash(self) -> str:
-        # Where the recipe lies does not matter, what it says does.
-        return config_hash({k: v for k, v in dataclasses.asdict(self).items() if k != "recipe"})
+        # Where the recipe lies does not matter, what it says does; so does the version, which newer code may change.
+        decides = {k: v for k, v in dataclasses.asdict(self).items() if k != "recipe"}
+        return config_hash(decides | {"evmamba": metadata.version("evmamba")})
 
     @property
     def name(self) -> str:
@@ -209,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except UserError as error:
-        reason = str(error)
+        reason = " ".join(str(error).split())
     except Exception as error:
         # The log keeps the whole story, the table its first line.
         traceback.print_exc()

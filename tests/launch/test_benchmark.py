@@ -1,5 +1,6 @@
 """The bench: which runs it plans, that it goes on after a failure, and that nothing finished is repeated."""
 
+import io
 import json
 import os
 import re
@@ -212,6 +213,42 @@ def test_a_run_that_dies_silently_leaves_a_result_with_its_last_words(
     assert result.status == "failed"
     assert result.reason
     assert re.match(reason, result.reason)
+
+
+def test_the_checkpoints_of_a_run_that_did_not_finish_are_kept_when_it_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    replace_python(tmp_path, monkeypatch, "mkdir $(dirname $3)/checkpoints; echo $$ > $(dirname $3)/checkpoints/a.ckpt")
+    folder = tmp_path / "run"
+    for _ in range(3):
+        benchmark.run_one(spec_of("cost"), folder, lambda: None)
+    kept = sorted(tmp_path.glob("run*/checkpoints/a.ckpt"))
+    assert [file.parent.parent.name for file in kept] == ["run", "run.failed-1", "run.failed-2"]
+    assert len({file.read_text() for file in kept}) == 3
+
+    write_result(finished(spec_of("cost")), folder)  # a finished run that is repeated by --force is not kept
+    benchmark.run_one(spec_of("cost"), folder, lambda: None)
+    assert len(list(tmp_path.glob("run*"))) == 3
+
+
+def test_runs_of_another_commit_are_taken_over_and_mentioned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    specs = [spec_of("cost"), spec_of("classification")]
+    for spec in specs:
+        result = finished(spec)
+        result.provenance["git_commit"] = "a" * 40
+        write_result(result, tmp_path / "runs" / spec.name)
+    for now, said in (("b" * 40, 1), ("a" * 40, 0), (None, 0)):
+        monkeypatch.setattr(benchmark, "git_state", lambda now=now: {"git_commit": now})
+        console = Console(file=io.StringIO(), width=200)
+        results, _ = run_here(specs, tmp_path, RunProgress(console, 2))
+        assert len(results) == 2
+        assert console.file.getvalue().count("another commit were taken over (aaaaaaaaaaaa, now bbbbbbbbbbbb)") == said
+
+
+def test_a_new_version_repeats_every_run(monkeypatch: pytest.MonkeyPatch):
+    before = spec_of("cost").hash
+    monkeypatch.setattr("evmamba.launch.run.metadata.version", lambda name: "99.0")
+    assert spec_of("cost").hash != before
 
 
 def test_a_benchmark_that_is_terminated_takes_its_run_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
