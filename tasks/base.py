@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from evmamba.tasks.optim import OptimizerConfig, ScheduleConfig, build_optimizer
 from evmamba.tasks.samplers import EvaluationSampler, TrainingSampler
 
 EMBEDDED = "embedded"
+MAX_HASHED_BYTES = 64 * 2**20
 
 
 class TaskModule(L.LightningModule):
@@ -224,8 +226,12 @@ class TaskDataModule(L.LightningDataModule):
         """Return the training and the validation image files (known from the constructor on)."""
         raise NotImplementedError
 
+    def label_paths(self) -> list[Path]:
+        """Return the files with labels, where images have such."""
+        return []
+
     def description(self) -> dict[str, Any]:
-        """Say which data this is: name, root, number of images and classes, and a fingerprint of names and sizes."""
+        """Say which data this is: name, root, number of images and classes, and a fingerprint (see `fingerprint`)."""
         train, val = self.image_paths()
         return {
             "name": EMBEDDED if self.embedded else self.root.resolve().name,
@@ -233,7 +239,7 @@ class TaskDataModule(L.LightningDataModule):
             "train_images": len(train),
             "val_images": len(val),
             "num_classes": self.num_classes,
-            "fingerprint": fingerprint(self.root, [*train, *val], self.class_names),
+            "fingerprint": fingerprint(self.root, [*train, *val], self.class_names, self.label_paths()),
         }
 
     def readable(self, paths: Sequence[Path], where: str) -> list[Path]:
@@ -312,9 +318,17 @@ class _Ignored:
         return self.collate(samples) | {"ignore": True}
 
 
-def fingerprint(root: Path, paths: Iterable[Path], class_names: Sequence[str]) -> str:
-    """Return 16 hex digits over the class names and every file's name (relative to root) and size."""
+def fingerprint(root: Path, paths: Iterable[Path], class_names: Sequence[str], labels: Sequence[Path] = ()) -> str:
+    """Return 16 hex digits over the class names, every file's name (relative to root) and size, and the labels.
+
+    Label files can change without changing their size: their contents count up to 64 MiB in all, beyond that their
+    times of modification.
+    """
     digest = hashlib.sha256("\0".join(class_names).encode())
-    for path in paths:
-        digest.update(f"\n{path.relative_to(root).as_posix()}\0{path.stat().st_size}".encode())
+    for path in (*paths, *labels):
+        name = Path(os.path.relpath(path, root)).as_posix()  # also of files outside root
+        digest.update(f"\n{name}\0{path.stat().st_size}".encode())
+    small = sum(path.stat().st_size for path in labels) <= MAX_HASHED_BYTES
+    for path in labels:
+        digest.update(hashlib.sha256(path.read_bytes()).digest() if small else str(path.stat().st_mtime_ns).encode())
     return digest.hexdigest()[:16]

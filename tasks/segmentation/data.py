@@ -71,8 +71,8 @@ class SegmentationData(TaskDataModule):
 
     Batches: dict of ``image`` [B, 3, H, W] float32 with ImageNet mean and deviation, ``label`` [B, H, W] uint8 with
     class indices 0..C-1 or 255 where nothing counts, ``path`` list of B file names. Evaluation takes one image at a
-    time at its own
-    size: padding would change what the network's squeeze-excitation sees (the model's `inference` option resizes).
+    time at its own size: padding would change what the network's squeeze-excitation sees (the model's `inference`
+    option resizes).
 
     Class names come from ``classes.txt`` (line k names label k, or label k - 1 without `reduce_zero_label`), else from
     ADE20K's own ``objectInfo150.txt``. Without both, `num_classes` counts, and without that the highest label in the
@@ -100,8 +100,7 @@ class SegmentationData(TaskDataModule):
 
     Raises:
         UserError: missing folders, images without label and labels without image, contradicting class counts; in
-        `setup`
-            unreadable files, labels of another size than their image, labels out of range.
+            `setup` unreadable files, labels of another size than their image, labels out of range.
     """
 
     task: ClassVar[str] = "segmentation"
@@ -140,6 +139,9 @@ class SegmentationData(TaskDataModule):
 
     def image_paths(self) -> tuple[list[Path], list[Path]]:
         return [pair.image for pair in self._pairs["train"]], [pair.image for pair in self._pairs["val"]]
+
+    def label_paths(self) -> list[Path]:
+        return [pair.label for pairs in self._pairs.values() for pair in pairs]
 
     def setup(self, stage: str) -> None:
         if hasattr(self, "val_set"):

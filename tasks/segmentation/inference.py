@@ -2,6 +2,7 @@
 
 The protocol is the field's (and that of table 4 in arXiv 2403.09977): "single scale" is one pass; "multi-scale"
 averages softmax probabilities over the ratios 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, each with and without a horizontal flip.
+One difference: images are resized with antialiasing, which mmsegmentation does not do.
 """
 
 from collections.abc import Iterator

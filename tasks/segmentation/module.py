@@ -29,6 +29,8 @@ DEFAULT_INFERENCE = InferenceConfig()
 class SegmentationModule(TaskModule):
     """UPerNet on a backbone.
 
+    The loss averages over the pixels that count (mmsegmentation: over all pixels, ignored ones as 0).
+
     Metrics, fractions in [0, 1]: ``mIoU``, ``pixel_acc``, ``mean_acc`` (see `SegmentationMetrics`), and in the test
     stage with `multi_scale` also ``mIoU_ms``. ``details``: ``per_class`` {class: IoU, acc, share of labelled pixels},
     ``confusion`` [true][predicted] pixel counts, ``commonest_class`` (what predicting only that class would score),

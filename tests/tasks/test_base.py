@@ -1,6 +1,7 @@
 """Steps, schedules, NaN handling and loaders that all tasks share."""
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from evmamba.errors import UserError
+from evmamba.tasks import base
 from evmamba.tasks.callbacks import BestCheckpoint, LastCheckpoint
 from evmamba.tasks.optim import OptimizerConfig, ScheduleConfig
 
@@ -114,6 +116,26 @@ def test_description_changes_with_the_files(tmp_path: Path):
     assert data.description() == first
     (tmp_path / "b.png").rename(tmp_path / "c.png")
     assert data.description()["fingerprint"] != first["fingerprint"]
+
+
+@pytest.mark.parametrize("limit", [base.MAX_HASHED_BYTES, 0], ids=["contents", "times"])
+def test_fingerprint_changes_with_labels_of_the_same_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int):
+    monkeypatch.setattr(base, "MAX_HASHED_BYTES", limit)
+    label = tmp_path / "label.txt"
+    label.write_text("cat")
+    first = base.fingerprint(tmp_path, [], ["a"], [label])
+    assert base.fingerprint(tmp_path, [], ["a"], [label]) == first
+    label.write_text("dog")
+    os.utime(label, ns=(1, 1))
+    assert base.fingerprint(tmp_path, [], ["a"], [label]) != first
+
+
+def test_fingerprint_of_files_outside_the_root(tmp_path: Path):
+    (tmp_path / "root").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    one, other = (base.fingerprint(tmp_path / "root", [tmp_path / name], []) for name in ("a.png", "b.png"))
+    assert one != other
 
 
 def test_unreadable_images_stop_or_are_left_out(tmp_path: Path):

@@ -131,6 +131,13 @@ def test_the_scan_is_remembered_until_a_file_changes(scenes: Path, monkeypatch: 
         prepared(scenes)
 
 
+def test_description_changes_with_the_labels(scenes: Path):
+    before = data(scenes).description()
+    label = np.array(Image.open(_label_file(scenes, 0)))
+    Image.fromarray(label % 3 + 1).save(_label_file(scenes, 0))
+    assert data(scenes).description()["fingerprint"] != before["fingerprint"]
+
+
 def _label_file(root: Path, k: int) -> Path:
     return root / "annotations" / "validation" / f"scene{k}.png"
 
