@@ -11,6 +11,13 @@ class UserError(ValueError):
     a traceback and exits with status 2.
     """
 
+    def __init__(self, message: str) -> None:
+        if "\nOriginal Traceback" in message:
+            # torch re-raises an error of a data loading process with that process's whole traceback as the message;
+            # its last line is ours, "evmamba.errors.UserError: what is wrong".
+            message = message.rstrip().splitlines()[-1].partition(": ")[2]
+        super().__init__(message)
+
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UserError:
     """Build the error for an unknown name, offering the nearest valid ones.

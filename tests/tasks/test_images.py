@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from evmamba.errors import UserError
 from evmamba.tasks.images import find_unreadable, handle_unreadable, is_image_file, read_image
@@ -186,3 +187,30 @@ def test_suffixes_in_any_case_and_hidden_files():
     good = ["a.jpg", "a.JPG", "a.Jpeg", "a.png", "a.webp", "a.BMP", "a.tif", "a.TIFF"]
     assert all(is_image_file(Path(name)) for name in good)
     assert not any(is_image_file(Path(name)) for name in ["a.txt", ".a.jpg", "jpg", "a.json", "._a.png"])
+
+
+class Reading(Dataset):
+    """Images of a list of files."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return read_image(self.paths[index])
+
+
+def test_an_image_broken_inside_is_one_line_from_a_loading_process(tmp_path: Path):
+    """The check before training looks at header and end, so this one is found only when it is read."""
+    path = tmp_path / "inside.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[2000:4000] = bytes(2000)
+    path.write_bytes(content)
+    assert find_unreadable([path], "stop") == {}
+    with pytest.raises(UserError) as error:
+        next(iter(DataLoader(Reading([path]), num_workers=1)))
+    assert str(error.value).startswith(f"cannot read image {path}: ")
+    assert "\n" not in str(error.value)
