@@ -164,7 +164,7 @@ def test_description_notices_a_change_that_leaves_the_size(coco: Path) -> None:
     assert DetectionData(str(coco)).description()["fingerprint"] != before
 
 
-@pytest.mark.parametrize("kind", ["folder", "absolute"])
+@pytest.mark.parametrize("kind", ["folder", "absolute", "elsewhere"])
 def test_file_names_may_be_in_folders_or_absolute(
     coco: Path, tmp_path_factory: pytest.TempPathFactory, kind: str
 ) -> None:
