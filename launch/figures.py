@@ -17,7 +17,7 @@ SIZE = (4.2, 3.3)  # inches, of one panel
 def cost_quality_figures(table: Table) -> list[str]:
     """One SVG a task: its first metric over the backbone's MACs; none for a task without a measured point.
 
-    Measured models are filled points; the paper's numbers are hollow and, where their data is another, named so.
+    Measured models are filled points; the paper's numbers are hollow, and there only where they are on the same data.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -54,7 +54,7 @@ def cost_quality_figures(table: Table) -> list[str]:
 
 
 def _panel(axes: Any, group: Group, points: list[tuple[str, float, float]]) -> None:
-    reference = _published(group)
+    reference = _published(group) if group.comparable else []
     if reference:
         x, y = [x for _, x, _ in reference], [y for _, _, y in reference]
         name = published()["data"][group.task]["name"]

@@ -4,6 +4,7 @@ A cell is text that is already rounded, beside the number it came from, so termi
 disagree. Published numbers (paper.yaml) stand in rows of their own and are never mixed with measured ones.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +25,6 @@ HEADS = {
 }
 # Lightning's names, for people.
 PRECISIONS = {"32-true": "float32", "64-true": "float64", "bf16-mixed": "mixed bfloat16", "16-mixed": "mixed float16"}
-DAGGER = "†"
 DASH = "\N{EN DASH}"
 
 State = Literal["measured", "published", "failed", "missing", "undefined", "blank"]
@@ -101,7 +101,7 @@ class Group:
     columns: list[Column]
     data: dict[str, Any] | None = None
     comparable: bool = False
-    """Whether the paper's numbers are on the same data."""
+    """Whether the paper's numbers are on the same data: as many classes and validation images as its set has."""
 
 
 @dataclass
@@ -165,6 +165,7 @@ def build_table(results: Iterable[Result], models: Sequence[str] | None = None) 
     rows: list[Row] = []
     notes: list[str] = []
     used: list[Result] = []
+    elsewhere: list[Group] = []
     for model in models:
         measured: list[list[Cell]] = []
         for key, group in groups:
@@ -178,12 +179,14 @@ def build_table(results: Iterable[Result], models: Sequence[str] | None = None) 
             cells = [_published_cells(paper, group) for _, group in groups]
             if any(cell.state == "published" for part in cells for cell in part):
                 rows.append(Row(model, "published", "published", cells))
+            elsewhere += [group for _, group in groups if not group.comparable and _published_numbers(paper, group)]
 
     plain_groups = [group for _, group in groups]
     _mark_best(rows, plain_groups)
-    if any(DAGGER in cell.text for row in rows for part in row.cells for cell in part):
-        names = ", ".join(published()["data"][g.task]["name"] for g in _first_of_task(plain_groups) if not g.comparable)
-        notes.append(f"{DAGGER} published on {names}, not on the data of this table: for reference only")
+    if elsewhere:
+        names = ", ".join(dict.fromkeys(published()["data"][group.task]["name"] for group in elsewhere))
+        notes.append(f"published metrics are on {names}, not on this table's data, and are left out")
+    notes += _memory_notes(used)
     if superseded:
         notes.append(f"{superseded} older run{'s' if superseded > 1 else ''} of the same things not shown")
     return Table(_caption(used), plain_groups, rows, notes, used)
@@ -191,7 +194,9 @@ def build_table(results: Iterable[Result], models: Sequence[str] | None = None) 
 
 def _group_key(result: Result) -> tuple[str, ...]:
     if result.task == "cost":
-        where = (str(result.provenance.get("device")), str(result.provenance.get("precision")))
+        # Throughput and memory depend on the batch.
+        where = tuple(str(result.provenance.get(key)) for key in ("device", "precision"))
+        where += (str(result.cost.get("batch_size")),)
     else:
         data = result.data or {}
         where = (str(data.get("name")), str(data.get("fingerprint")))
@@ -245,6 +250,13 @@ def _group(results: list[Result], several: bool) -> Group:
         for column in columns_of(first.task, first.head)
         if not column.optional or comparable or any(column.key in result.metrics for result in results)
     ]
+    if first.task == "cost" and (batch := first.cost.get("batch_size")):
+        columns = [
+            dataclasses.replace(column, header=f"{column.header} (b{batch})")
+            if column.key == "images_per_s"
+            else column
+            for column in columns
+        ]
     return Group(first.task, first.head, title, columns, first.data, comparable or first.task == "cost")
 
 
@@ -276,18 +288,24 @@ def _measured_cells(result: Result | None, group: Group, label: str, notes: list
     return cells
 
 
-def _published_cells(paper: dict[str, Any], group: Group) -> list[Cell]:
+def _published_numbers(paper: dict[str, Any], group: Group) -> dict[str, Any]:
     numbers = paper.get(group.task, {})
-    if group.task != "cost":
-        numbers = numbers.get(group.head, {})
-    cells = []
-    for column in group.columns:
-        value = numbers.get(column.key)
-        if value is None:
-            cells.append(Cell("", "blank"))
-        else:
-            cells.append(Cell(f"{value}{'' if group.comparable else DAGGER}", "published", float(value)))
-    return cells
+    return numbers if group.task == "cost" else numbers.get(group.head, {})
+
+
+def _published_cells(paper: dict[str, Any], group: Group) -> list[Cell]:
+    """The paper's numbers, blank where its data is another: side by side they would be taken for a comparison."""
+    numbers = _published_numbers(paper, group) if group.comparable else {}
+    values = [numbers.get(column.key) for column in group.columns]
+    return [Cell("", "blank") if v is None else Cell(str(v), "published", float(v)) for v in values]
+
+
+def _memory_notes(results: list[Result]) -> list[str]:
+    """What the memory column holds besides the activations; on the CPU not the model."""
+    kinds = {result.cost.get("peak_memory_kind", "") for result in results if result.task == "cost"}
+    if any("resident" in kind for kind in kinds):
+        return ["memory on the CPU: the process's peak above that before the measurement, without the model itself"]
+    return []
 
 
 def _mark_best(rows: list[Row], groups: list[Group]) -> None:
@@ -308,10 +326,6 @@ def _by_size(results: list[Result]) -> list[str]:
         size = result.cost.get("parameters", math.inf) if result.task == "cost" else math.inf
         sizes[result.model] = min(size, sizes.get(result.model, math.inf))
     return sorted(sizes, key=lambda model: (sizes[model], model))
-
-
-def _first_of_task(groups: list[Group]) -> list[Group]:
-    return list({group.task: group for group in reversed(groups) if group.task != "cost"}.values())[::-1]
 
 
 def _caption(results: list[Result]) -> str:

@@ -81,6 +81,13 @@ def test_the_page_asks_for_nothing_from_outside(table: Table):
     assert page.count("<svg") == 3  # one figure a task
 
 
+@pytest.mark.parametrize(("images", "there"), [(50000, True), (120, False)])
+def test_the_figure_has_the_papers_points_only_on_the_papers_data(images: int, there: bool):
+    data = {"name": "mine", "fingerprint": "x", "num_classes": 1000, "val_images": images}
+    results = [made_result("cost", "efficientvmamba_t"), made_result("classification", "efficientvmamba_t", data=data)]
+    assert ("published, on ImageNet-1K" in to_html(build_table(results))) == there
+
+
 def test_pictures_are_scaled_down(table: Table, result_folder: Path):
     picture = next(result_folder.rglob("*.jpg"))
     data = re.search(r"data:image/jpeg;base64,([^\"]+)", to_html(table))

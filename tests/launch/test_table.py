@@ -50,18 +50,48 @@ def test_the_best_of_a_column_is_marked_only_among_several(result_folder: Path):
     assert not any(cell.best for part in table.rows[1].cells for cell in part)  # published numbers do not compete
 
 
-def test_published_numbers_on_other_data_are_marked(result_folder: Path):
+def test_published_metrics_on_other_data_are_left_out_with_a_note(result_folder: Path):
     table = report_from([result_folder])
-    assert texts(table, 1, 0)[:2] == ["6", "0.8"]
-    assert texts(table, 1, 1) == ["76.5†", ""]
-    assert table.notes[-1].startswith("† published on ImageNet-1K, COCO 2017, ADE20K, not on the data of this table")
+    assert texts(table, 1, 0)[:2] == ["6", "0.8"]  # parameters and MACs do not depend on data
+    assert not any(cell.text for part in table.rows[1].cells[1:] for cell in part)
+    note = "published metrics are on ImageNet-1K, COCO 2017, ADE20K, not on this table's data, and are left out"
+    assert note in table.notes
 
 
-def test_published_numbers_on_the_papers_data_are_not_marked():
-    data = {"name": "imagenet", "fingerprint": "x", "num_classes": 1000, "val_images": 50000}
-    table = build_table([made_result("classification", "efficientvmamba_b", data=data)])
-    assert texts(table, 1, 0) == ["81.8", ""]
-    assert not [note for note in table.notes if "†" in note]
+PAPERS_DATA = [
+    ("classification", "linear", 1000, 50000, "81.8"),
+    ("detection", "retinanet", 80, 5000, "42.8"),
+    ("segmentation", "upernet", 150, 2000, "46.5"),
+]
+
+
+@pytest.mark.parametrize(("task", "head", "classes", "images", "number"), PAPERS_DATA)
+def test_published_numbers_stand_beside_those_on_the_papers_data_only(
+    task: str, head: str, classes: int, images: int, number: str
+):
+    def published_row(**changes: int) -> list:
+        data = {"name": "mine", "fingerprint": "x", "num_classes": classes, "val_images": images} | changes
+        table = build_table([made_result(task, "efficientvmamba_b", head=head, data=data)])
+        assert any("left out" in note for note in table.notes) == bool(changes)
+        return [texts(table, i, 0) for i, row in enumerate(table.rows) if row.kind == "published"]
+
+    assert published_row()[0][0] == number
+    assert published_row(val_images=images - 1) == []
+    assert published_row(num_classes=classes - 1) == []
+
+
+def test_throughput_says_its_batch_and_two_batches_share_no_column():
+    cost = {"parameters": 1, "macs": 1, "latency_ms_median": 1.0, "images_per_s": 9.0, "peak_memory_mb": 1.0}
+    kind = {"peak_memory_kind": "resident memory above the start (VmHWM)"}
+    eight = made_result("cost", "resnet18", cost=cost | kind | {"batch_size": 8})
+    table = build_table([eight])
+    assert [column.header for column in table.groups[0].columns][3] == "img/s (b8)"
+    assert any("without the model itself" in note for note in table.notes)
+    on_gpu = made_result(
+        "cost", "efficientvmamba_t", cost=cost | {"batch_size": 64, "peak_memory_kind": "CUDA tensors"}
+    )
+    assert len(build_table([eight, on_gpu]).groups) == 2
+    assert not any("without the model" in note for note in build_table([on_gpu]).notes)
 
 
 def test_two_data_sets_of_one_task_never_share_a_column():
@@ -102,7 +132,9 @@ def test_mask_rcnn_shows_boxes_and_masks():
     metrics = {f"{kind}{key}": 0.4 for kind in ("", "mask_") for key in ("AP", "AP50", "AP75")}
     table = build_table([made_result("detection", "efficientvmamba_t", head="maskrcnn", metrics=metrics)])
     assert [column.header for column in table.groups[0].columns][::3] == ["box AP", "mask AP"]
-    assert texts(table, 1, 0) == ["35.6†", "", "", "33.2†", "", ""]
+    data = {"name": "coco", "fingerprint": "x", "num_classes": 80, "val_images": 5000}
+    table = build_table([made_result("detection", "efficientvmamba_t", head="maskrcnn", metrics=metrics, data=data)])
+    assert texts(table, 1, 0) == ["35.6", "", "", "33.2", "", ""]
 
 
 def test_the_papers_numbers_carry_their_tables():
