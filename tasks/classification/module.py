@@ -92,6 +92,12 @@ class ClassificationModule(TaskModule):
         """Images [B, 3, H, W] -> logits [B, num_classes]."""
         return self.network(images)
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.trainer.strategy.root_device.type != "mps":  # which has no float64
+            # Adds up float32 losses exactly, in whatever order processes and batches bring them.
+            self.mean_loss.set_dtype(torch.float64)
+
     def on_fit_start(self) -> None:
         batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", 0)
         if self.mix is not None and batch_size % 2:

@@ -116,6 +116,14 @@ def test_batches_of_unequal_size_weigh_by_image(fixed: ClassificationModule):
     assert float(fixed.evaluation_end("val")["top1"]) == 0.75
 
 
+def test_losses_add_up_without_rounding(fixed: ClassificationModule):
+    fixed._trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    fixed.setup("validate")
+    for loss in (2.0**25, 1.0):
+        fixed.mean_loss.update(torch.tensor([loss]))
+    assert float(fixed.mean_loss.compute()) == (2**25 + 1) / 2
+
+
 def test_top5_of_few_classes_is_one():
     module = ClassificationModule("resnet10t", 3)
     module.network = torch.nn.Flatten()
