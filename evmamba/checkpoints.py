@@ -24,8 +24,8 @@ from evmamba.model import Trunk
 
 logger = logging.getLogger(__name__)
 
-RAW_SLOTS = ("state_dict", "model")
-EMA_SLOTS = ("ema_model", "model_ema", "state_dict_ema")
+RAW_SLOTS: tuple[str, ...] = ("state_dict", "model")
+EMA_SLOTS: tuple[str, ...] = ("ema_model", "model_ema", "state_dict_ema")
 # Where Lightning's weight averaging keeps the raw weights; the average is then in `state_dict`.
 LIGHTNING_RAW_SLOT = "current_model_state"
 
