@@ -27,7 +27,7 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UserError:
         name: what the user wrote.
         valid: every name that would have been right.
     """
-    names = sorted(valid)
+    names = sorted(set(valid))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
         hint = "did you mean " + " or ".join(near) + "?"
