@@ -137,7 +137,8 @@ class ClassificationModule(TaskModule):
         }
         if self.num_classes <= MAX_CONFUSION_CLASSES:
             self.details["confusion"] = confusion.tolist()
-        return {**values, "loss": loss}
+        # Beyond six digits float32 logits depend on which images share a batch, and so on the number of processes.
+        return {**values, "loss": round(float(loss), 6)}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Return ``path``, ``label`` (class names), ``score`` of it, and ``probabilities`` [B, num_classes]."""
