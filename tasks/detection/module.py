@@ -140,8 +140,6 @@ class DetectionModule(TaskModule):
         details |= {"per_class": per_class, "detections": len(boxes), "annotations": self._data.counts}
         if len(image_ids) < score.images and not self.trainer.sanity_checking:
             rank_zero_warn(f"AP is over {len(image_ids)} of the {score.images} images of {file.name} only")
-        # As Python floats: Lightning logs float32.
-        details["metrics"] = dict(metrics)
         if stage == "test" and self.output_dir is not None:
             details["files"] = [BOX_FILE]
             write_detections(self.output_dir / BOX_FILE, boxes)

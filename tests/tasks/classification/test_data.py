@@ -1,6 +1,6 @@
 """What the data module hands out: shapes, normalisation, crops, order, and bad images."""
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from evmamba.errors import UserError
 from evmamba.tasks.classification import ClassificationData
-
-CLOTHING = Path(os.environ.get("EVMAMBA_DATA", Path(__file__).parents[4] / "shared" / "data")) / "cls_clothing"
 
 
 def shades(root: Path, size: tuple[int, int] = (60, 40), per_class: int = 3) -> Path:
@@ -112,9 +110,8 @@ def test_options_out_of_range_are_named(tmp_path: Path, options: dict, message: 
         ClassificationData(str(shades(tmp_path)), **options)
 
 
-@pytest.mark.skipif(not CLOTHING.is_dir(), reason=f"no {CLOTHING} (set EVMAMBA_DATA)")
-def test_real_photographs():
-    module = ClassificationData(str(CLOTHING), image_size=64, batch_size=8, num_workers=0)
+def test_real_photographs(real_data: Callable[[str], Path]):
+    module = ClassificationData(str(real_data("cls_clothing")), image_size=64, batch_size=8, num_workers=0)
     module.setup("fit")
     facts = module.description()
     assert (facts["name"], facts["train_images"], facts["val_images"]) == ("cls_clothing", 1817, 341)

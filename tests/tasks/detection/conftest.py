@@ -1,7 +1,5 @@
-"""Data sets for the detection tests: one made by hand, and the real ones where they are at hand."""
+"""Data for the detection tests, made by hand."""
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,16 +24,3 @@ def coco(tmp_path: Path) -> Path:
         ]
         write_coco(tmp_path, split, images, annotations)
     return tmp_path
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Callable[[str], Path]:
-    """Folder of a real data set by name; the test is skipped where it is not there."""
-
-    def find(name: str) -> Path:
-        root = Path(os.environ.get("EVMAMBA_DATA", Path(__file__).parents[4] / "shared" / "data"))
-        if not (root / name).is_dir():
-            pytest.skip(f"no {name} in {root} (set EVMAMBA_DATA)")
-        return root / name
-
-    return find

@@ -94,7 +94,7 @@ def test_truth_as_prediction_scores_one(coco: Path, tmp_path: Path) -> None:
         assert metrics[f"test/{name}"] == pytest.approx(1.0)
     assert list(detection.details["per_class"]) == ["square", "disc", "bar"]
     assert detection.details["per_class"]["disc"]["mask_AP"] == pytest.approx(1.0)
-    assert detection.details["metrics"]["AP"] == detection.details["coco_stats"][0]
+    assert detection.exact_metrics["AP"] == detection.details["coco_stats"][0]
     entries = json.loads((tmp_path / "output" / "detections.json").read_text())
     assert {entry["category_id"] for entry in entries} == {3, 7, 90}
     pictures = sorted((tmp_path / "output" / "gallery").iterdir())

@@ -1,7 +1,5 @@
-"""Data sets for the segmentation tests: one made by hand, and the real ones where they are at hand."""
+"""Data for the segmentation tests, made by hand."""
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +31,3 @@ def scenes(tmp_path: Path) -> Path:
             Image.fromarray(label).save(root / "annotations" / split / f"scene{k}.png")
     (root / "classes.txt").write_text("red\ngreen\nblue\n")
     return root
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Callable[[str], Path]:
-    """Folder of a real data set by name; the test is skipped where it is not there."""
-
-    def find(name: str) -> Path:
-        root = Path(os.environ.get("EVMAMBA_DATA", Path(__file__).parents[4] / "shared" / "data"))
-        if not (root / name).is_dir():
-            pytest.skip(f"no {name} in {root} (set EVMAMBA_DATA)")
-        return root / name
-
-    return find
