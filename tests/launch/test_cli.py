@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from evmamba.launch import cli
+from evmamba.launch.commands import report
 from evmamba.launch.recipes import recipes
 from evmamba.launch.results import read_result
 
@@ -98,7 +99,7 @@ def test_our_own_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch):
     def broken(arguments: list[str]) -> int:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(cli, "_report", broken)
+    monkeypatch.setattr(report, "main", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["report", "x"])
 
@@ -107,7 +108,7 @@ def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     def interrupted(arguments: list[str]) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_report", interrupted)
+    monkeypatch.setattr(report, "main", interrupted)
     assert cli.main(["report", "x"]) == 130
     assert capsys.readouterr().err == "evmamba: interrupted\n"
 

@@ -1,0 +1,1 @@
+"""The subcommands of `evmamba`: one file each, with ``main(arguments) -> exit status``. Their logic lives elsewhere."""

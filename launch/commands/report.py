@@ -1,0 +1,27 @@
+"""`evmamba report`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from evmamba.launch.commands.shared import need_extra
+from evmamba.launch.messages import Parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser(prog="evmamba report", description="One table of any result files.")
+    parser.add_argument("results", nargs="+", type=Path, metavar="DIR", help="result files, or folders that hold them")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where report.* go (default: the first DIR)")
+    given = parser.parse_args(arguments)
+    need_extra()
+
+    from rich.console import Console
+
+    from evmamba.launch.report import print_table, report_from, write_report
+
+    table = report_from(given.results)
+    console = Console()
+    print_table(table, console)
+    first: Path = given.results[0]
+    written = write_report(table, given.output or (first if first.is_dir() else first.parent))
+    console.print("\n" + "  ".join(map(str, written)), style="dim", highlight=False, soft_wrap=True)
+    return 0

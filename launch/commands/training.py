@@ -1,0 +1,42 @@
+"""`evmamba fit`, `validate`, `test` and `predict`."""
+
+from collections.abc import Sequence
+
+from evmamba.launch.commands.shared import need_extra
+
+TRAINING = {
+    "fit": "train",
+    "validate": "evaluate on the validation data",
+    "test": "evaluate and write result.json",
+    "predict": "predict the validation data",
+}
+TRAINING_HELP = """\
+usage: evmamba {command} --config RECIPE [--option value ...]
+
+{what}, by Lightning's command line: every argument of the trainer, the model and the data is an option.
+
+  --config conf/detection/tiny.yaml        a recipe: a file, or one of the package (listed below)
+  --data.init_args.data_dir DIR            the data set; the layouts are in docs/data.md
+  --model.init_args.backbone NAME          one of ours or timm's (evmamba models)
+  --trainer.max_epochs N                   and all of Lightning's Trainer
+  --ckpt_path FILE                         weights to test, or training to continue
+  --print_config                           the whole configuration, to look at or to keep
+
+recipes:
+  {recipes}
+
+all options: evmamba {command} --config RECIPE --print_config"""
+
+
+def main(command: str, arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        from evmamba.launch.recipes import recipes
+
+        text = TRAINING_HELP.format(command=command, what=TRAINING[command], recipes="\n  ".join(recipes()))
+        print(text)
+        return 0 if arguments else 2
+    need_extra()
+    from evmamba.launch.train import train
+
+    train([command, *arguments])
+    return 0
