@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import flop_counter
+from torch.utils._pytree import tree_leaves
 
 import evmamba.kernels  # noqa: F401  (registers the scan and its FLOP formula)
 
@@ -134,10 +135,7 @@ def measure_inference(
         model.to(place).eval()
         arguments = inputs if inputs is not None else (_images(batch_size, input_size, place),)
 
-        def step() -> None:
-            with torch.autocast(place.type, torch.bfloat16, enabled=amp):
-                model(*arguments)
-
+        step = inference_step(model, arguments, torch.bfloat16 if amp else None)
         return _measure(step, batch_size, warmup, steps, place)
 
 
@@ -161,18 +159,67 @@ def measure_training(
     with _restored(model), torch.enable_grad(), torch.random.fork_rng():
         model.to(place).train()
         arguments = inputs if inputs is not None else (_images(batch_size, input_size, place),)
-        optimizer = torch.optim.AdamW(
-            [parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.0, weight_decay=0.0
-        )
+        step, _ = training_step(model, arguments, torch.bfloat16 if amp else None)
+        return _measure(step, batch_size, warmup, steps, place)
 
-        def step() -> None:
-            with torch.autocast(place.type, torch.bfloat16, enabled=amp):
-                loss = torch.stack([output.float().mean() for output in _tensors(model(*arguments))]).sum()
+
+def inference_step(
+    model: Callable[..., Any], arguments: tuple[Any, ...], amp: torch.dtype | None = None
+) -> Callable[[], None]:
+    """A forward pass without gradients, under autocast to `amp` if that is given; modes are the caller's affair."""
+    kind = _device_type(arguments)
+
+    def step() -> None:
+        with torch.no_grad(), torch.autocast(kind, amp, enabled=amp is not None):
+            model(*arguments)
+
+    return step
+
+
+def training_step(
+    model: nn.Module,
+    arguments: tuple[Any, ...],
+    amp: torch.dtype | None = None,
+    *,
+    forward: Callable[..., Any] | None = None,
+    capturable: bool = False,
+) -> tuple[Callable[[], None], torch.optim.Optimizer]:
+    """Forward, backward and an AdamW update with learning rate 0, and its optimizer.
+
+    Args:
+        model: whose parameters are trained; modes are the caller's affair.
+        arguments: of the model.
+        amp: type of autocast, if any.
+        forward: what is called in place of the model, such as its compiled form.
+        capturable: the optimizer can be captured in a CUDA graph.
+    """
+    kind = _device_type(arguments)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=0.0,
+        weight_decay=0.0,
+        capturable=capturable,
+    )
+    call = model if forward is None else forward
+
+    def step() -> None:
+        with torch.enable_grad():
+            with torch.autocast(kind, amp, enabled=amp is not None):
+                loss = torch.stack([output.float().mean() for output in _tensors(call(*arguments))]).sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
 
-        return _measure(step, batch_size, warmup, steps, place)
+    return step, optimizer
+
+
+def timed(step: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, begun and ended with the device idle."""
+    _synchronize(device)
+    start = time.perf_counter()
+    step()
+    _synchronize(device)
+    return time.perf_counter() - start
 
 
 class _NormsAndPools(TorchFunctionMode):
@@ -222,6 +269,12 @@ def _formulas(tally: Counter[str]) -> dict[Any, Callable[..., int]]:
     }
     for op in (torch.ops.evmamba.scan2d, torch.ops.evmamba.scan2d_train):
         formulas[op] = _scan_formula(flop_counter.flop_registry[op], tally)
+
+    def fused_norm(shape: Any, *_: Any, **__: Any) -> int:
+        tally["layer_norm"] += 5 * math.prod(shape)  # as if it were F.layer_norm, which runs where this operator cannot
+        return 0  # PyTorch's counter, like the paper's plain count, has no norms
+
+    formulas[torch.ops.evmamba.norm_gate] = fused_norm
     return formulas
 
 
@@ -260,6 +313,10 @@ def _tensors(output: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
+def _device_type(arguments: Any) -> str:
+    return next((leaf.device.type for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)), "cpu")
+
+
 def _images(batch_size: int, input_size: tuple[int, int, int], device: torch.device) -> Tensor:
     return torch.randn(batch_size, *input_size, generator=torch.Generator().manual_seed(0)).to(device)
 
@@ -289,10 +346,10 @@ def _restored(model: nn.Module) -> Iterator[None]:
 
 
 def _measure(step: Callable[[], None], batch_size: int, warmup: int, steps: int, device: torch.device) -> Timing:
-    peak_memory = _watch_memory(device)
+    peak_memory = watch_memory(device)
     for _ in range(warmup):
         step()
-    seconds = [_timed(step, device) for _ in range(steps)]
+    seconds = [timed(step, device) for _ in range(steps)]
     median, p95 = np.percentile(seconds, [50, 95])
     peak, kind = peak_memory()
     return Timing(
@@ -304,21 +361,16 @@ def _measure(step: Callable[[], None], batch_size: int, warmup: int, steps: int,
     )
 
 
-def _timed(step: Callable[[], None], device: torch.device) -> float:
-    _synchronize(device)
-    start = time.perf_counter()
-    step()
-    _synchronize(device)
-    return time.perf_counter() - start
-
-
 def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
-def _watch_memory(device: torch.device) -> Callable[[], tuple[int, str]]:
-    """Start watching; the returned function tells the peak since then in bytes, and of what."""
+def watch_memory(device: torch.device) -> Callable[[], tuple[int, str]]:
+    """Start watching; the returned function tells the peak since then in bytes, and of what.
+
+    On CUDA all tensors count; on the CPU the process's resident memory above that at the start.
+    """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

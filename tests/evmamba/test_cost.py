@@ -1,8 +1,10 @@
 """Counts equal the paper's table; measuring leaves the model as it was."""
 
 import copy
+import importlib
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -79,6 +81,16 @@ def test_training_mode_does_not_change_the_count():
     model = EfficientVMamba(**TINY)
     counted = count_macs(model, (3, 64, 64))
     assert count_macs(copy.deepcopy(model).train(), (3, 64, 64)) == counted
+
+
+def test_fused_norm_and_gate_of_a_gpu_count_as_the_norm_they_hold(monkeypatch):
+    model = EfficientVMamba(**TINY)
+    expected = count_macs(model, (3, 64, 64))
+    module = importlib.import_module("evmamba.kernels.norm_gate")  # the package has a function of that name
+    kernels = SimpleNamespace(forward=lambda y, z, weight, bias, eps: torch.zeros_like(z))
+    monkeypatch.setattr(module, "_fused", lambda device_type, dtype: True)
+    monkeypatch.setattr(module, "_kernels", lambda: kernels)
+    assert count_macs(model, (3, 64, 64)) == expected
 
 
 def test_shared_parameters_count_once():
