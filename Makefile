@@ -6,20 +6,27 @@ READY := $(VENV)/.ready
 # Test processes share the cores; more threads each would only fight.
 JOBS ?= 2
 
-.PHONY: bench test lint format clean help
+.PHONY: bench test cluster cluster-stop lint format clean help
 
 help:
 	@echo "make bench    train, evaluate and measure EfficientVMamba-T on three tasks; print one table"
 	@echo "make test     run the tests"
 	@echo "make lint     ruff (format and check) and mypy"
 	@echo "make format   let ruff rewrite the files"
+	@echo "make cluster  bring up a SLURM cluster of two nodes on this machine; make cluster-stop ends it"
 	@echo "make clean    remove the environment and build leftovers"
 
 bench: $(READY)
 	$(BIN)/evmamba bench $(ARGS)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+cluster:
+	@$(PYTHON) tests/cluster/cluster.py start
+
+cluster-stop:
+	@$(PYTHON) tests/cluster/cluster.py stop
 
 # mypy has to see the floors where they are installed: below one name.
 lint: $(READY)
