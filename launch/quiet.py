@@ -12,6 +12,7 @@ def quiet_warnings() -> None:
         ".*exists and is not empty.*",
         ".*LeafSpec.*is deprecated.*",
         ".*is not supported by the model summary.*",
+        ".*`srun` command is available.*",
     ):
         warnings.filterwarnings("ignore", message=advice)
     for module in (r"lightning\.pytorch\.cli", r"lightning\.pytorch\.utilities\._pytree"):

@@ -1,12 +1,15 @@
-"""One run in one process: ``python -m evmamba.launch.run FOLDER/spec.json``.
+"""One run: ``python -m evmamba.launch.run FOLDER/spec.json``, alone, or as one of many processes (srun, torchrun).
 
 Fits and tests what the spec names, or measures the cost of a bare backbone, and leaves ``result.json`` beside the spec,
-also when it fails. Exit status: 0 finished, 1 failed. While it works, ``progress.json`` says how far it is.
+also when it fails. Exit status: 0 finished, 1 failed. While it works, ``progress.json`` says how far it is. Of several
+processes the first writes all this; a failure is told by the process that failed first.
 """
 
 import dataclasses
 import datetime
 import json
+import os
+import platform
 import sys
 import traceback
 from dataclasses import dataclass
@@ -19,11 +22,53 @@ from evmamba.launch.quiet import quiet_logs, quiet_warnings
 from evmamba.launch.results import Result, config_hash, device_name, provenance, write_json, write_result
 
 SPEC_FILE = "spec.json"
+# Where a classification leaves its network for others to start from (see weights.py).
+BACKBONE_FILE = "backbone.safetensors"
+STAGES = ("fit_test", "fit", "test")
+
+
+@dataclass
+class Resources:
+    """On what a run computes. It decides how long a run takes, not what comes out: it is no part of the spec's hash.
+
+    Attributes:
+        nodes: number of machines.
+        devices: processes per node, one per GPU (or on a CPU, one per share of its cores).
+        strategy: Lightning's or ours, by name; None is "auto": plain for one process, DDP for several.
+        batch_size: training images per process and step; None leaves it to the recipe.
+        accumulate: steps whose gradients are added up to one optimizer step; None leaves it to the recipe.
+    """
+
+    nodes: int = 1
+    devices: int = 1
+    strategy: str | None = None
+    batch_size: int | None = None
+    accumulate: int | None = None
+
+    @property
+    def processes(self) -> int:
+        return self.nodes * self.devices
+
+    def cli_arguments(self) -> list[str]:
+        """LightningCLI's options."""
+        arguments = [f"--trainer.num_nodes={self.nodes}", f"--trainer.devices={self.devices}"]
+        for option, value in (
+            ("trainer.strategy", self.strategy),
+            ("data.init_args.batch_size", self.batch_size),
+            ("trainer.accumulate_grad_batches", self.accumulate),
+        ):
+            if value is not None:
+                arguments.append(f"--{option}={value}")
+        return arguments
 
 
 @dataclass
 class RunSpec:
     """What decides one run; equal specs give equal results, so the hash of one tells whether it must be run again.
+
+    "Equal" is meant up to rounding: the number of nodes and processes, the strategy, and how a global batch is split
+    among them (`resources`) are left out of the hash, so that a benchmark may go on with other resources. The global
+    batch itself, the precision, and the hash of the training whose weights a run starts from are in it.
 
     Attributes:
         task: ``"cost"`` or a task.
@@ -37,6 +82,13 @@ class RunSpec:
         precision: Lightning's name, e.g. ``"32-true"`` or ``"bf16-mixed"``; None leaves it to the recipe.
         timing: of a cost run: batch_size of the throughput measurement, warmup_steps, timed_steps.
         data_fingerprint: of the data set, so that changed data is another run.
+        stage: "fit_test" trains, then tests; "fit" only trains; "test" tests the weights of the run `init_from`.
+        init_from: name of the run whose weights (averaged ones if it averages) the backbone starts from, or which a
+            "test" evaluates; its folder lies beside this run's.
+        init_hash: that run's hash, so that another start is another run.
+        needs: names of runs that must have finished before this one; `init_from` is among them.
+        global_batch: training images per optimizer step over all processes; None: the recipe's batch, one process.
+        resources: see `Resources`.
     """
 
     task: str
@@ -50,16 +102,29 @@ class RunSpec:
     arguments: list[str] = dataclasses.field(default_factory=list)
     timing: dict[str, int] = dataclasses.field(default_factory=dict)
     data_fingerprint: str | None = None
+    stage: str = "fit_test"
+    init_from: str | None = None
+    init_hash: str | None = None
+    needs: list[str] = dataclasses.field(default_factory=list)
+    global_batch: int | None = None
+    resources: Resources = dataclasses.field(default_factory=Resources)
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise ValueError(f"stage is '{self.stage}', not one of {', '.join(STAGES)}")
 
     @property
     def hash(self) -> str:
         # Where the recipe lies does not matter, what it says does; so does the version, which newer code may change.
-        decides = {k: v for k, v in dataclasses.asdict(self).items() if k != "recipe"}
+        # Names of other runs are stood for by init_hash.
+        left_out = ("recipe", "init_from", "needs", "resources")
+        decides = {k: v for k, v in dataclasses.asdict(self).items() if k not in left_out}
         return config_hash(decides | {"evmamba": metadata.version("evmamba")})
 
     @property
     def name(self) -> str:
-        parts = [self.task, self.head if self.task == "detection" else None, self.model, self.hash[:6]]
+        kind = {"fit": f"{self.task}_training", "test": f"{self.task}_evaluation"}.get(self.stage, self.task)
+        parts = [kind, self.head if self.task == "detection" else None, self.model, self.hash[:6]]
         return "-".join(part for part in parts if part)
 
     def write(self, folder: Path) -> None:
@@ -67,7 +132,13 @@ class RunSpec:
 
     @staticmethod
     def read(path: Path) -> "RunSpec":
-        return RunSpec(**json.loads(path.read_text(encoding="utf-8")))
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return RunSpec(**document | {"resources": Resources(**document.get("resources", {}))})
+
+    def start_after(self, other: "RunSpec") -> None:
+        """Start from the weights of another run (for a "test": evaluate them), which must have finished before."""
+        self.init_from, self.init_hash = other.name, other.hash
+        self.needs = [*self.needs, other.name]
 
     def cli_arguments(self, folder: Path) -> list[str]:
         """LightningCLI's options for this run, with everything it writes under `folder`."""
@@ -75,7 +146,7 @@ class RunSpec:
             f"--config={self.recipe}",
             f"--seed_everything={self.seed}",
             f"--trainer.accelerator={self.device}",
-            "--trainer.devices=1",
+            *self.resources.cli_arguments(),
             *([f"--trainer.precision={self.precision}"] if self.precision else []),
             f"--trainer.default_root_dir={folder}",
             "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
@@ -84,8 +155,23 @@ class RunSpec:
             "--trainer.logger.version=csv",
             "--trainer.enable_progress_bar=false",
             "--trainer.enable_model_summary=false",
+            *(
+                [f"--model.init_args.checkpoint={self.start_folder(folder) / BACKBONE_FILE}"]
+                if self.starts_trained
+                else []
+            ),
             *self.arguments,
         ]
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether a training starts from the backbone of another run."""
+        return self.init_from is not None and self.stage != "test"
+
+    def start_folder(self, folder: Path) -> Path:
+        """The folder of the run that this one, in `folder`, starts from."""
+        assert self.init_from is not None
+        return folder.parent / self.init_from
 
 
 def failed_result(spec: RunSpec, reason: str, start: datetime.datetime) -> Result:
@@ -116,35 +202,66 @@ def run(spec: RunSpec, folder: Path) -> None:
     """
     if spec.task == "cost":
         measure_cost(spec, folder)
+    elif spec.stage == "test":
+        evaluate(spec, folder)
     else:
         fit_and_test(spec, folder)
 
 
 def fit_and_test(spec: RunSpec, folder: Path) -> None:
-    """Train as the recipe says, then test the weights that the training ends with (averaged ones if it averages)."""
-    from evmamba.launch.record import (
-        ProgressWriter,
-        ResultWriter,
-        TrainingRecord,
-        add_callbacks,
-        weights_in_memory,
-        write_progress,
-    )
-    from evmamba.launch.train import EvmambaCLI
+    """Train as the recipe says, then test the weights that the training ends with (averaged ones if it averages).
 
-    write_progress(folder, "preparing")
+    Leaves those weights in the folder. A "fit" stops there; its result has no metrics.
+    """
+    from evmamba.launch.record import ProgressWriter, ResultWriter, TrainingRecord, add_callbacks, weights_in_memory
+    from evmamba.launch.train import EvmambaCLI
+    from evmamba.launch.weights import save_weights
+
+    _say_progress(folder, "preparing")
     cli = EvmambaCLI(spec.cli_arguments(folder), run=False)
     record = TrainingRecord()
-    writer = ResultWriter(
-        folder, cli.plain_config(), spec.name, weights=weights_in_memory(cli.trainer), extra={"spec_hash": spec.hash}
-    )
-    add_callbacks(cli.trainer, record, ProgressWriter(folder, record), writer)
+    writer = ResultWriter(folder, cli.plain_config(), spec.name, weights_in_memory(cli.trainer), origin_of(spec))
+    add_callbacks(cli.trainer, record, ProgressWriter(folder, record), *([] if spec.stage == "fit" else [writer]))
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     if cli.trainer.interrupted:
         raise KeyboardInterrupt
     writer.training = record.summary(cli.trainer)
+    if cli.trainer.is_global_zero:
+        save_weights(cli.model, folder)
+    if spec.stage == "fit":
+        if cli.trainer.is_global_zero:
+            trained = writer.result(cli.trainer, cli.model, cli.datamodule)
+            trained.metrics, trained.details = {}, {}
+            trained.protocol["stage"] = "fit"
+            write_result(trained, folder)
+        return
     cli.model.output_dir = folder
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+
+
+def evaluate(spec: RunSpec, folder: Path) -> None:
+    """Test the weights that the run `init_from` ended with, under this run's own options (multi-scale, say)."""
+    from evmamba.launch.record import ProgressWriter, ResultWriter, TrainingRecord, add_callbacks
+    from evmamba.launch.results import FILE_NAME, read_result
+    from evmamba.launch.train import EvmambaCLI
+    from evmamba.launch.weights import load_weights
+
+    trained_folder = spec.start_folder(folder)
+    _say_progress(folder, "preparing")
+    cli = EvmambaCLI(spec.cli_arguments(folder), run=False)
+    load_weights(cli.model, trained_folder)
+    trained = read_result(trained_folder / FILE_NAME)
+    weights = f"{trained.protocol.get('weights', 'last epoch')} of {trained.run}"
+    writer = ResultWriter(folder, cli.plain_config(), spec.name, weights, origin_of(spec))
+    writer.training = trained.training
+    add_callbacks(cli.trainer, ProgressWriter(folder, TrainingRecord()), writer)
+    cli.model.output_dir = folder
+    cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+
+
+def origin_of(spec: RunSpec) -> dict[str, Any]:
+    """What a result's provenance says about its spec."""
+    return {"spec_hash": spec.hash} | ({"init_from": spec.init_from} if spec.init_from else {})
 
 
 def measure_cost(spec: RunSpec, folder: Path) -> None:
@@ -152,11 +269,10 @@ def measure_cost(spec: RunSpec, folder: Path) -> None:
     import torch
 
     from evmamba import cost
-    from evmamba.launch.record import write_progress
     from evmamba.tasks.backbones import build_backbone
 
     start = datetime.datetime.now(datetime.UTC)
-    write_progress(folder, "measuring")
+    _say_progress(folder, "measuring")
     torch.manual_seed(spec.seed)
     size = (3, 224, 224)
     model = build_backbone(spec.model, features_only=False, num_classes=1000)
@@ -196,6 +312,45 @@ def measure_cost(spec: RunSpec, folder: Path) -> None:
     )
 
 
+def process_rank() -> int:
+    """Which of the run's processes this is, by the variables of srun, torchrun or Lightning's own launcher; else 0."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if value := os.environ.get(name):
+            return int(value)
+    return 0
+
+
+def attempt() -> str | None:
+    """What tells one start of a run's processes from the next: SLURM's job and its number of restarts, or torchrun's;
+    None where one process is all there is."""
+    for job, restarts in (
+        ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"),
+        ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
+    ):
+        if name := os.environ.get(job):
+            return f"{name}.{os.environ.get(restarts, '0')}"
+    return None
+
+
+def _say_progress(folder: Path, phase: str) -> None:
+    from evmamba.launch.record import write_progress
+
+    if process_rank() == 0:
+        write_progress(folder, phase)
+
+
+def _first_to_fail(folder: Path) -> bool:
+    """Whether no other process of this start has failed yet: the ones after it only tell that they lost it."""
+    name = attempt()
+    if name is None:
+        return True
+    try:
+        (folder / f".failed-{name}").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
 def main(argv: list[str] | None = None) -> int:
     arguments: list[Any] = sys.argv[1:] if argv is None else argv
     if len(arguments) != 1:
@@ -206,6 +361,7 @@ def main(argv: list[str] | None = None) -> int:
     start = datetime.datetime.now(datetime.UTC)
     quiet_warnings()
     quiet_logs()
+    who = f"process {process_rank()} on {platform.node()}" if spec.resources.processes > 1 else ""
     try:
         run(spec, folder)
     except KeyboardInterrupt:
@@ -214,13 +370,15 @@ def main(argv: list[str] | None = None) -> int:
         reason = " ".join(str(error).split())
     except Exception as error:
         # The log keeps the whole story, the table its first line.
-        traceback.print_exc()
+        print(f"{who} failed:\n{traceback.format_exc()}" if who else traceback.format_exc(), file=sys.stderr, end="")
         first = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}{': ' + first[0] if first else ''} (see {folder / 'run.log'})"
+        where = f"{who}, " if who else ""
+        reason = f"{type(error).__name__}{': ' + first[0] if first else ''} ({where}see {folder / 'run.log'})"
     else:
         return 0
-    print(f"failed: {reason}", file=sys.stderr)
-    write_result(failed_result(spec, reason, start), folder)
+    print(f"failed: {reason}", file=sys.stderr, flush=True)
+    if _first_to_fail(folder):
+        write_result(failed_result(spec, reason, start), folder)
     return 1
 
 

@@ -156,7 +156,8 @@ def build_table(results: Iterable[Result], models: Sequence[str] | None = None) 
         results: any number of runs, finished or failed; of several runs of the same thing the newest one counts.
         models: order of the rows; by default the models follow their number of parameters.
     """
-    results, superseded = _newest(results)
+    # A training that another run evaluates has no numbers of its own.
+    results, superseded = _newest(r for r in results if not (r.finished and r.protocol.get("stage") == "fit"))
     chosen = {(result.model, _group_key(result)): result for result in results}
     failures = {(r.model, r.task, r.head): r for r in results if not r.finished}
     groups = _groups(results)

@@ -1,0 +1,69 @@
+"""The weights that a training ends with, as files that other runs and other projects read.
+
+``weights.safetensors`` holds the whole module as it was tested (averaged weights where the recipe averages), under its
+own names; a classification also leaves ``backbone.safetensors``, its network alone, which `build_backbone` (ours or
+timm's) and `evmamba.load_checkpoint` take. Both appear whole or not at all, and only after the last training step, so a
+run that finds them may start. To continue a training is another matter: ``last.ckpt``.
+"""
+
+import tempfile
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+import evmamba
+from evmamba.errors import UserError
+from evmamba.launch.run import BACKBONE_FILE
+from evmamba.model import Trunk
+from evmamba.tasks.base import TaskModule
+
+WEIGHTS_FILE = "weights.safetensors"
+
+
+def save_weights(module: TaskModule, folder: Path) -> None:
+    """Write the files; call it on one process, after training.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    if module.task == "classification":
+        network = module.network
+        assert isinstance(network, nn.Module)
+        if isinstance(network, Trunk):
+            evmamba.save_checkpoint(network, folder / BACKBONE_FILE)
+        else:
+            _write(network.state_dict(), folder / BACKBONE_FILE)
+    # Last: who finds it finds the other one too.
+    _write(module.state_dict(), folder / WEIGHTS_FILE)
+
+
+def load_weights(module: TaskModule, folder: Path) -> None:
+    """Read ``weights.safetensors`` of a run's folder into the same kind of module.
+
+    Raises:
+        UserError: there is no such file, it is torn, or it belongs to another model.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise UserError(f"no {WEIGHTS_FILE} in {folder}: its training has not finished")
+    try:
+        module.load_state_dict(safetensors.torch.load_file(path))
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        first = [line.strip() for line in str(error).splitlines() if line.strip()][:2]
+        raise UserError(f"{path} does not fit the model: {' '.join(first)}") from error
+
+
+def _write(state: dict[str, Tensor], path: Path) -> None:
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            unfinished = Path(file.name)
+        try:
+            safetensors.torch.save_file(state, unfinished, metadata={"format": "pt"})
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write the weights {path}: {error.strerror or error}") from error
