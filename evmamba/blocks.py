@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from evmamba.errors import unknown_name
+from evmamba.errors import UserError, unknown_name
 from evmamba.kernels import es2d_scan, norm_gate, ss2d_scan
 
 Scan = Literal["es2d", "ss2d"]
@@ -48,14 +48,19 @@ class ES2D(nn.Module):
         state_dim: size N of the state of each inner channel.
         expand: inner channels per channel.
         scan: `"es2d"`, the four atrous groups, or `"ss2d"`, VMamba's four directions over the full map (table 5).
-        step: atrous step p; only 2 is defined by the published networks. SS2D has no step.
+        step: atrous step p, 1 or even; the published networks have 2. Step 1 has one group and set of parameters in
+            place of four; SS2D has no step.
     """
 
     def __init__(self, dim: int, *, state_dim: int = 16, expand: int = 2, scan: Scan = "es2d", step: int = 2) -> None:
         super().__init__()
         if scan not in SCANS:
             raise unknown_name("scan", scan, SCANS)
-        inner, rank, groups = expand * dim, math.ceil(dim / 16), 4
+        if scan == "ss2d" and step != 2:
+            raise UserError(f"scan 'ss2d' has no step to choose, step={step} is for 'es2d'")
+        if step < 1 or (step > 1 and step % 2):
+            raise UserError(f"the atrous step must be 1 or even, not {step}")
+        inner, rank, groups = expand * dim, math.ceil(dim / 16), 1 if step == 1 else 4
         self.scan = scan
         self.step = step
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
@@ -75,9 +80,7 @@ class ES2D(nn.Module):
         _, inner, rank = self.dt_projs_weight.shape
         nn.init.uniform_(self.x_proj_weight, -(inner**-0.5), inner**-0.5)
         nn.init.uniform_(self.dt_projs_weight, -(rank**-0.5), rank**-0.5)
-        low, high = (math.log(bound) for bound in STEP_SIZE_RANGE)
-        step_size = torch.empty_like(self.dt_projs_bias).uniform_(low, high).exp_().clamp_(min=STEP_SIZE_FLOOR)
-        self.dt_projs_bias.copy_(step_size + torch.log(-torch.expm1(-step_size)))  # inverse of softplus
+        draw_step_bias_(self.dt_projs_bias)
         self.A_logs.copy_(torch.arange(1, self.A_logs.shape[1] + 1).log().expand_as(self.A_logs))
         self.Ds.fill_(1.0)
 
@@ -95,6 +98,14 @@ class ES2D(nn.Module):
 
     def extra_repr(self) -> str:
         return f"scan={self.scan}, step={self.step}"
+
+
+@torch.no_grad()
+def draw_step_bias_(bias: Tensor) -> None:
+    """Fill the bias of a scan's step projection so that softplus gives log-uniform steps, as Mamba does."""
+    low, high = (math.log(bound) for bound in STEP_SIZE_RANGE)
+    step_size = torch.empty_like(bias).uniform_(low, high).exp_().clamp_(min=STEP_SIZE_FLOOR)
+    bias.copy_(step_size + torch.log(-torch.expm1(-step_size)))  # inverse of softplus
 
 
 class TokenSqueezeExcite(nn.Module):
@@ -222,7 +233,8 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         _, h, w, _ = x.shape
-        if h % 2 or w % 2:
+        # An exported graph pads always (by 0 or 1), so that it serves even and odd sizes.
+        if torch.compiler.is_exporting() or h % 2 or w % 2:
             x = F.pad(x, (0, 0, 0, w % 2, 0, h % 2))
         phases = (x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2])
         return self.reduction(self.norm(torch.cat(phases, dim=-1)))

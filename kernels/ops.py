@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import chunked, reference
-from .paths import GROUPS, path_length
+from . import chunked, portable, reference
+from .paths import GROUPS, fold_step, path_length, unfold_step
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,23 @@ def es2d_scan(
     x `[B, H, W, D]` float32, float64, bfloat16 or float16, any strides, any H and W; parameters as in the module's
     docstring, of any floating type. The projections take x's type; the scan runs in float32 (float64 for float64 x),
     and that is the type of the result `[B, H, W, D]`, before normalisation and gate. Differentiable once.
-    Raises ValueError for shapes, types or devices that do not fit together and for a step other than 2.
+
+    step p = 2 is the published networks'. Every other one is our reading of the paper's parameter p: an even step has
+    p^2 groups, which share the four sets of parameters (`paths.fold_step`); step 1 has one group, the whole map row by
+    row, and parameters for K = 1.
+    Raises ValueError for shapes, types or devices that do not fit together and for a step that is odd above 1.
     """
-    if step != 2:
-        raise ValueError(f"es2d_scan is defined for step 2 only, got step {step}")
-    return _scan(x, (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds), "es2d")
+    parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
+    if step == 2:
+        return _scan(x, parameters, "es2d")
+    if step == 1:
+        return _scan(x, parameters, "forward")
+    if step < 1 or step % 2:
+        raise ValueError(f"es2d_scan is defined for step 1 and even steps, got step {step}")
+    if x.dim() != 4:
+        raise ValueError(f"x must be [B, H, W, D], got {list(x.shape)}")
+    y = _scan(fold_step(x, step), parameters, "es2d")
+    return unfold_step(y, step, x.shape[1], x.shape[2])
 
 
 def ss2d_scan(
@@ -140,6 +152,8 @@ def _definition_is_forced() -> bool:
 
 def _scan(x: Tensor, parameters: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], pattern: str) -> Tensor:
     _check(x, *parameters, K=GROUPS[pattern])
+    if portable.is_portable():
+        return portable.scan(x, *parameters, pattern)
     if _definition_is_forced():
         with torch.autocast(x.device.type, enabled=False):
             return reference.scan(x, *parameters, pattern)

@@ -1,0 +1,153 @@
+"""Take a network along: ONNX, torch.export, safetensors.
+
+ONNX files hold the scan as ONNX's own `Scan` operator (see `kernels/portable.py`): batch, height and width stay
+dynamic, and any runtime can load them. A torch.export program keeps our fast operator and needs `import evmamba`.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from evmamba.errors import UserError
+from evmamba.kernels.portable import portable_scan
+
+# Traced at a size that is odd at every stage, so that no branch for even sizes is frozen into the graph.
+TRACED_SIZE = (100, 132)
+CHECKED_SIZES = ((1, 224, 224), (2, 96, 64), (3, 65, 111))
+TOLERANCE = 1e-4
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def export_program(model: nn.Module, *, in_chans: int = 3, portable: bool = False) -> torch.export.ExportedProgram:
+    """Return the network as a torch.export program with dynamic batch, height and width.
+
+    Of ours, height and width must be at least 36: the last map of a smaller image is one pixel high or wide, which
+    torch.export treats as a case of its own.
+
+    Args:
+        model: takes images `[B, in_chans, H, W]`; it is exported in evaluation mode, and left in its own.
+        in_chans: channels of the image.
+        portable: with the scan as standard operators in place of `evmamba::scan2d`.
+    """
+    device = next(model.parameters()).device
+    image = torch.zeros(2, in_chans, *TRACED_SIZE, device=device)
+    dims = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    with _evaluating(model), torch.no_grad(), portable_scan() if portable else contextlib.nullcontext():
+        return torch.export.export(model, (image,), dynamic_shapes=(dims,))
+
+
+def export_onnx(model: nn.Module, path: str | Path, *, in_chans: int = 3) -> dict[tuple[int, int, int], float]:
+    """Write a network as ONNX with dynamic batch, height and width, and compare it with PyTorch in onnxruntime.
+
+    The input is `image` `[batch, in_chans, height, width]` float32, normalised; the outputs are `output` or, of a
+    pyramid, `output_0`, `output_1`, ...
+
+    Args:
+        model: a network in float32 on the CPU.
+        path: the file, replaced only by a graph that passed the comparison; its folder must exist.
+        in_chans: channels of the image.
+
+    Returns:
+        The largest deviation from PyTorch, relative to the largest output, for each of `CHECKED_SIZES` (batch, height,
+        width).
+
+    Raises:
+        UserError: onnx, onnxscript or onnxruntime is missing, the file cannot be written, or the graph's output
+            deviates by more than `TOLERANCE`.
+    """
+    missing = [name for name in PACKAGES if not _installed(name)]
+    if missing:
+        raise UserError(f"exporting to ONNX needs {', '.join(missing)}: pip install 'evmamba[export]'")
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                export_program(model, in_chans=in_chans, portable=True), input_names=["image"], dynamo=True
+            )
+            assert program is not None
+            _name_outputs(program)
+            program.save(partial)
+        deviations = compare_onnx(model, partial, in_chans=in_chans)
+        worst = max(deviations, key=lambda size: deviations[size])
+        if deviations[worst] > TOLERANCE:
+            raise UserError(
+                f"the ONNX graph deviates from PyTorch by {deviations[worst]:.1e} of the largest output at "
+                f"{worst[1]}x{worst[2]}; {path} is not written"
+            )
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    return deviations
+
+
+def compare_onnx(
+    model: nn.Module, path: str | Path, *, in_chans: int = 3, sizes: Sequence[tuple[int, int, int]] = CHECKED_SIZES
+) -> dict[tuple[int, int, int], float]:
+    """Run an ONNX file in onnxruntime beside the network; see `export_onnx`."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    deviations = {}
+    for batch, height, width in sizes:
+        image = torch.randn(batch, in_chans, height, width, generator=generator)
+        with _evaluating(model), torch.no_grad():
+            wanted = model(image)
+        wanted = [wanted] if isinstance(wanted, Tensor) else list(wanted)
+        got = [torch.from_numpy(array) for array in session.run(None, {"image": image.numpy()})]
+        deviations[batch, height, width] = max(
+            ((g - w).abs().max() / w.abs().max()).item() for g, w in zip(got, wanted, strict=True)
+        )
+    return deviations
+
+
+def _name_outputs(program: torch.onnx.ONNXProgram) -> None:
+    outputs = program.model.graph.outputs
+    for i, value in enumerate(outputs):
+        value.name = "output" if len(outputs) == 1 else f"output_{i}"
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was in training.items():
+            module.training = was
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints its progress and deprecations of its own code."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
