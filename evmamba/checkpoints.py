@@ -1,7 +1,8 @@
 """Read checkpoints of the original implementation and ours, safely; write safetensors.
 
-The original's parameter names are translated by one table, `ORIGINAL_NAMES`, in both directions. Files of the
-original hold their weights in one of several slots, with or without wrappers' prefixes; see `load_checkpoint`.
+The original's parameter names are translated by one table, `ORIGINAL_NAMES`, in both directions (VMamba's are the same;
+Vim's modules bear their original names). Files of the original hold their weights in one of several slots, with or
+without wrappers' prefixes; see `load_checkpoint`.
 """
 
 import json
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from evmamba.errors import UserError
 from evmamba.model import Trunk
+from evmamba.peers.vim import VimTrunk
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,10 @@ ORIGINAL_NAMES = (
     ("classifier.head", "head.fc"),
 )
 
+# What a model adds to its trunk: the linear classifier, and the layers that only feature pyramids have.
+LINEAR = {Trunk: "head.fc", VimTrunk: "head"}
+PYRAMID_ONLY = {Trunk: "outnorm", VimTrunk: "up."}
+
 # Names of the original's first versions -> those of its present ones.
 OLDER_NAMES = (
     (re.compile(r"^patch_embed\.proj\."), "patch_embed.0."),
@@ -82,13 +88,13 @@ class Loaded(NamedTuple):
 
 
 def load_checkpoint(
-    model: Trunk,
+    model: Trunk | VimTrunk,
     source: str | os.PathLike[str] | Mapping[str, Any],
     *,
     use_ema: bool = True,
     weights_only: bool = True,
 ) -> Loaded:
-    """Load weights into an EfficientVMamba classifier or feature pyramid.
+    """Load weights into a classifier or feature pyramid: EfficientVMamba, VMamba or Vim.
 
     Reads safetensors, our Lightning checkpoints and every format of the original: the weights are the first non-empty
     mapping of the slots `ema_model`, `model_ema`, `state_dict_ema` (unless `use_ema` is False), `state_dict`, `model`,
@@ -99,7 +105,7 @@ def load_checkpoint(
     Loading is strict, but for two cases that are logged once:
 
     - Into a feature pyramid the classifier and stages or norms that it was built without are ignored, and absent
-      `outnorm*` keep their initialisation.
+      `outnorm*` (Vim: `up*`) keep their initialisation.
     - With another number of classes the classifier's linear layer is left out.
 
     Args:
@@ -115,11 +121,14 @@ def load_checkpoint(
     where = "the given mapping" if isinstance(source, Mapping) else str(source)
     content = source if isinstance(source, Mapping) else read_file(Path(source), weights_only=weights_only)
     slot, weights = _select_slot(content, use_ema, where)
-    weights = {_from_original(name): value for name, value in _strip_wrappers(weights, use_ema, where).items()}
+    weights = _strip_wrappers(weights, use_ema, where)
+    if isinstance(model, Trunk):
+        weights = {_from_original(name): value for name, value in weights.items()}
     expected = model.state_dict()
     left_out = _left_out(model, weights, expected)
     weights = {name: value for name, value in weights.items() if name not in left_out}
-    kept = [n for n in expected if n not in weights and (n in left_out or n.startswith("outnorm"))]
+    fresh = PYRAMID_ONLY[_trunk_of(model)]
+    kept = [n for n in expected if n not in weights and (n in left_out or n.startswith(fresh))]
     _check_fit(weights, expected, kept, where)
     model.load_state_dict(weights, strict=False)
     if left_out or kept:
@@ -132,7 +141,7 @@ def load_checkpoint(
     return Loaded(slot, left_out, kept)
 
 
-def save_checkpoint(model: Trunk, path: str | os.PathLike[str], *, original_names: bool = False) -> None:
+def save_checkpoint(model: Trunk | VimTrunk, path: str | os.PathLike[str], *, original_names: bool = False) -> None:
     """Write the weights as safetensors, atomically, with the model's name and sizes in the file's metadata.
 
     Args:
@@ -194,8 +203,10 @@ def read_file(path: Path, *, weights_only: bool = True) -> Mapping[str, Any]:
     return content
 
 
-def original_key_names(model: Trunk) -> dict[str, str]:
+def original_key_names(model: Trunk | VimTrunk) -> dict[str, str]:
     """Map our name of every parameter and buffer of a model to the original implementation's name."""
+    if isinstance(model, VimTrunk):
+        return {name: name for name in model.state_dict()}
     flat_stages = {i: depth for i, depth in enumerate(model.depths) if model.layout[i] == "I"}
     return {name: _to_original(name, flat_stages) for name in model.state_dict()}
 
@@ -244,13 +255,20 @@ def _strip_wrappers(weights: Mapping[str, Tensor], use_ema: bool, where: str) ->
     return kept
 
 
-def _left_out(model: Trunk, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+def _trunk_of(model: Trunk | VimTrunk) -> type[nn.Module]:
+    return Trunk if isinstance(model, Trunk) else VimTrunk
+
+
+def _left_out(model: Trunk | VimTrunk, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     unknown = [name for name in weights if name not in expected]
+    trunk = _trunk_of(model)
     if not hasattr(model, "head"):  # a feature pyramid
-        parts = tuple(f"stages.{i}." for i in range(len(model.stages), len(model.dims)))
-        parts += (f"stages.{len(model.stages) - 1}.merge.",)
-        return [name for name in unknown if name.startswith(("head.", "outnorm", *parts))]
-    linear = [name for name in ("head.fc.weight", "head.fc.bias") if name in weights]
+        parts: tuple[str, ...] = ("head.", PYRAMID_ONLY[trunk])
+        if isinstance(model, Trunk):
+            parts += tuple(f"stages.{i}." for i in range(len(model.stages), len(model.dims)))
+            parts += (f"stages.{len(model.stages) - 1}.merge.",)
+        return [name for name in unknown if name.startswith(parts)]
+    linear = [name for name in (f"{LINEAR[trunk]}.weight", f"{LINEAR[trunk]}.bias") if name in weights]
     other_classes = any(name not in expected or len(weights[name]) != len(expected[name]) for name in linear)
     return linear if other_classes else []
 

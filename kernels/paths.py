@@ -41,6 +41,31 @@ def scan_paths(H: int, W: int, pattern: str, device: torch.device | str = "cpu")
     return torch.stack([group.reshape(-1) for group in groups])
 
 
+def fold_step(x: Tensor, step: int) -> Tensor:
+    """Turn a map into several whose ES2D with step 2 is the map's ES2D with an even `step` p.
+
+    With step p every p-th row and column make a group: p^2 groups, on a map that zeros fill up to a multiple of p at
+    the bottom and right. Group (r, c) of row and column offsets has the parameters and the order of group
+    (r mod 2, c mod 2) of step 2, so those rows and columns that leave 2a or 2a + 1, and 2b or 2b + 1, when divided by
+    p, are scanned like a map of their own. `[B, H, W, D]` becomes `[B (p/2)^2, 2 ceil(H/p), 2 ceil(W/p), D]`.
+    """
+    B, H, W, D = x.shape
+    half = step // 2
+    x = torch.nn.functional.pad(x, (0, 0, 0, -W % step, 0, -H % step))
+    x = x.view(
+        B, -1, half, 2, x.shape[2] // step, half, 2, D
+    )  # rows: their count, a, offset; columns: count, b, offset
+    return x.permute(0, 2, 5, 1, 3, 4, 6, 7).reshape(B * half**2, 2 * x.shape[1], 2 * x.shape[4], D)
+
+
+def unfold_step(y: Tensor, step: int, H: int, W: int) -> Tensor:
+    """The map `[B, H, W, D]` that :func:`fold_step` took apart."""
+    half = step // 2
+    rows, columns, D = y.shape[1] // 2, y.shape[2] // 2, y.shape[3]
+    y = y.view(-1, half, half, rows, 2, columns, 2, D).permute(0, 3, 1, 4, 5, 2, 6, 7)
+    return y.reshape(y.shape[0], rows * step, columns * step, D)[:, :H, :W]
+
+
 @lru_cache(maxsize=128)
 def _kept_paths(H: int, W: int, pattern: str, device: torch.device, length: int) -> Tensor:
     paths = scan_paths(H, W, pattern, device)

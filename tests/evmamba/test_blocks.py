@@ -143,5 +143,19 @@ def test_unknown_scan_names_the_nearest():
 
 
 def test_undefined_step_is_refused():
-    with pytest.raises(ValueError, match="step"):
-        ES2D(16, step=3)(torch.randn(1, 6, 6, 16))
+    with pytest.raises(UserError, match="step must be 1 or even, not 3"):
+        ES2D(16, step=3)
+    with pytest.raises(UserError, match="'ss2d' has no step"):
+        ES2D(16, scan="ss2d", step=4)
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_steps_differ_in_what_they_compute(step):
+    torch.manual_seed(0)
+    block, other = ES2D(16, step=step), ES2D(16, step=6)
+    assert (block.A_logs.shape == other.A_logs.shape) == (step > 1)
+    x = torch.randn(1, 9, 7, 16)
+    if step > 1:
+        other.load_state_dict(block.state_dict())
+        assert not torch.allclose(block(x), other(x), atol=1e-4)
+    assert block(x).shape == x.shape

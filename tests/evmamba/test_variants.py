@@ -7,13 +7,16 @@ from timm.data import resolve_model_data_config
 from timm.optim import param_groups_layer_decay
 
 from evmamba import UserError, create_model, list_models
+from evmamba.variants import ABLATIONS, TAGS, split_name
 
 NAMES = ["efficientvmamba_b", "efficientvmamba_s", "efficientvmamba_t"]
+PEERS = ["vim_tiny", "vmamba_tiny"]
 
 
 def test_timm_lists_our_models():
-    assert list_models() == NAMES
+    assert list_models() == [*NAMES, *PEERS]
     assert timm.list_models("efficientvmamba*") == NAMES
+    assert set(PEERS) <= set(timm.list_models())
 
 
 def test_timm_creates_a_classifier():
@@ -62,6 +65,11 @@ def test_pretrained_weights_are_said_to_be_absent():
         ("efficientvmamba_t", {"scan": "esd2d"}, "unknown scan 'esd2d'; did you mean es2d"),
         ("efficientvmamba_t", {"layout": "EIII"}, "unknown layout 'EIII'"),
         ("efficientvmamba_t", {"fusion": "no"}, "unknown fusion 'no'"),
+        ("efficientvmamba_t", {"step": 3}, "unknown step '3'"),
+        ("efficientvmamba_t-sd2d", {}, "unknown tag of efficientvmamba_t 'sd2d'; did you mean ss2d"),
+        ("efficientvmamba_t-eeee-iiee", {}, "sets layout twice"),
+        ("efficientvmamba_t-ss2d", {"scan": "ss2d"}, "sets scan already"),
+        ("vmamba_tiny-ss2d", {}, "unknown model 'vmamba_tiny-ss2d'; did you mean vmamba_tiny"),
     ],
 )
 def test_unknown_names_offer_the_nearest(name, options, message):
@@ -83,3 +91,23 @@ def test_ablations_are_switches_of_the_named_networks(options, parameters):
     model = create_model("efficientvmamba_t", **options)
     count = sum(p.numel() for p in model.parameters())
     assert (count == 6_493_660) == (parameters is not None)
+
+
+def test_every_switch_that_differs_has_a_tag():
+    for switch, (published, *others) in ABLATIONS.items():
+        assert [value for name, value in TAGS.values() if name == switch] == others
+        assert published not in others
+    assert split_name("efficientvmamba_s-nofusion-eeee") == ("efficientvmamba_s", {"fusion": False, "layout": "EEEE"})
+    assert split_name("resnet18") == ("resnet18", {})
+    assert split_name("some-timm-model") == ("some-timm-model", {})
+
+
+def test_a_tag_is_the_switch():
+    tagged = create_model("efficientvmamba_t-step4-iiee", num_classes=5)
+    assert tagged.layout == "IIEE"
+    assert {block.global_branch.step for block in tagged.stages[2].blocks} == {4}
+    switched = create_model("efficientvmamba_t", num_classes=5, step=4, layout="IIEE")
+    assert {k: v.shape for k, v in tagged.state_dict().items()} == {
+        k: v.shape for k, v in switched.state_dict().items()
+    }
+    assert tagged(torch.randn(1, 3, 40, 52)).shape == (1, 5)

@@ -160,7 +160,47 @@ def test_second_derivative_is_refused(make_inputs):
         gradient.sum().backward()
 
 
-@pytest.mark.parametrize("step", [1, 3])
+def scan_by_groups(x, x_proj, dt_proj, dt_bias, A_logs, Ds, step):
+    """ES2D as the docstrings put it into words: one plain scan a group."""
+    _, H, W, D = x.shape
+    N = A_logs.shape[1]
+    x = F.pad(x, (0, 0, 0, -W % step, 0, -H % step))
+    y = torch.zeros_like(x)
+    for row in range(step):
+        for column in range(step):
+            k = row % 2 + 2 * (column % 2)
+            own = (x_proj[k, None], dt_proj[k, None], dt_bias[k, None])
+            own += (A_logs.view(-1, D, N)[k], Ds.view(-1, D)[k])
+            group = x[:, row::step, column::step]
+            if row % 2:  # column by column
+                part = reference.scan(group.transpose(1, 2), *own, "forward").transpose(1, 2)
+            else:
+                part = reference.scan(group, *own, "forward")
+            y[:, row::step, column::step] = part
+    return y[:, :H, :W]
+
+
+@pytest.mark.parametrize("step", [2, 4, 6])
+@pytest.mark.parametrize("shape", [(2, 8, 12), (1, 7, 5), (2, 3, 13), (1, 1, 1)], ids=str)
+def test_every_even_step_has_its_groups(make_inputs, assert_close, shape, step):
+    inputs = require_grad(make_inputs(*shape, 3, 4, 2, torch.float64))
+    y, expected = es2d_scan(*inputs, step=step), scan_by_groups(*inputs, step)
+    assert_close(y.detach(), expected.detach(), 1e-12)
+    weight = torch.randn(y.shape, dtype=torch.float64)
+    for gradient, defined in zip(
+        *(torch.autograd.grad((out * weight).sum(), inputs) for out in (y, expected)), strict=True
+    ):
+        assert_close(gradient, defined, 1e-12)
+
+
+def test_step_1_is_one_scan_of_the_whole_map(make_inputs, assert_close):
+    x, x_proj, dt_proj, dt_bias, A_logs, Ds = make_inputs(2, 5, 4, 3, 4, 2, torch.float64)
+    parameters = (x_proj[:1], dt_proj[:1], dt_bias[:1], A_logs[:3], Ds[:3])
+    expected = reference.scan(x.reshape(2, 1, 20, 3), *parameters, "forward").view(2, 5, 4, 3)
+    assert_close(es2d_scan(x, *parameters, step=1), expected, 1e-12)
+
+
+@pytest.mark.parametrize("step", [0, 3, -2])
 def test_other_steps_are_refused(make_inputs, step):
     with pytest.raises(ValueError, match=f"step {step}"):
         es2d_scan(*make_inputs(1, 4, 4, 2, 2, 1), step=step)
