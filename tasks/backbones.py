@@ -1,4 +1,4 @@
-"""Backbones by name for every task: EfficientVMamba's variants, or any timm model."""
+"""Backbones by name for every task: EfficientVMamba's variants, its peers on the same kernels, or any timm model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from torch import nn
 
 import evmamba
 from evmamba.errors import UserError, unknown_name
+from evmamba.variants import split_name
 
 STRIDES = (4, 8, 16, 32)
 
@@ -51,7 +52,7 @@ def build_backbone(
     """Build one of our models or any timm model by name.
 
     Args:
-        name: a name of ``evmamba.list_models()`` or ``timm.list_models()``.
+        name: a name of ``evmamba.list_models()``, with tags of ablations or without, or of ``timm.list_models()``.
         features_only: True for a feature pyramid: forward returns a list of NCHW maps and the module has
             ``feature_info.channels()`` and ``feature_info.reduction()``; False for a classifier.
         out_indices: levels of the pyramid, 0..3 for strides 4, 8, 16, 32, whatever the model's own numbering is.
@@ -67,7 +68,7 @@ def build_backbone(
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise UserError(f"checkpoint not found: {checkpoint}")
     ours = evmamba.list_models()
-    if name in ours:
+    if split_name(name)[0] in ours:
         return evmamba.create_model(
             name,
             num_classes=num_classes,
