@@ -3,12 +3,21 @@
 Adds to LightningCLI: the number of classes goes from the data to the model, recipes are found by name inside the
 installed package too, every run has one stable folder, ``test`` writes a result, ``predict`` its predictions, and wrong
 options are one line.
+
+This file is also what launchers of several processes start: ``srun python -m evmamba.launch.train fit ...``,
+``torchrun --nproc-per-node 2 -m evmamba.launch.train fit ...``, ``fabric run --devices=2 launch/train.py fit ...``. How
+the processes find each other is told in `evmamba.launch.launchers`.
 """
 
+import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    # Started by its path, Python looks for libraries in this folder first, and would take launch/deepspeed for one.
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
 import lightning as L
 import yaml
@@ -16,6 +25,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from evmamba.errors import UserError
+from evmamba.launch import launchers
 from evmamba.launch.messages import short_error
 from evmamba.launch.predictions import PredictionWriter
 from evmamba.launch.quiet import quiet_warnings
@@ -80,6 +90,7 @@ class EvmambaCLI(LightningCLI):
         trainer = self._get(self.config, "trainer")
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(Path("runs", self.recipe or "unnamed"))
+        launchers.settle(trainer)
         if self.subcommand == "predict":
             # They are on the disk already; Lightning would keep those of all images in memory.
             self.config.predict.return_predictions = False
@@ -184,3 +195,9 @@ def _behind(error: BaseException) -> BaseException:
     while not isinstance(error, UserError) and error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+if __name__ == "__main__":
+    from evmamba.launch.cli import main
+
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""Who started this process, how many others there are, and how they find each other.
+
+A training is started in one of four ways; each process then runs the same program, ``launch/train.py`` in the end:
+
+=============  ==================================  =======================  ==========================================
+started by     processes                           rank                     rank 0 listens at
+=============  ==================================  =======================  ==========================================
+``evmamba``,   ``trainer.devices`` on this         ``LOCAL_RANK``           127.0.0.1, a free port
+``python``     machine, started by Lightning
+``srun``       tasks of the step: ``--nodes``,     ``SLURM_PROCID``         the step's first node,
+               ``--ntasks-per-node``                                        15000 + the job number's last four digits
+``torchrun``   ``--nnodes``, ``--nproc-per-node``  ``RANK``                 ``--master-addr``, ``--master-port``
+``fabric run`` ``--num-nodes``, ``--devices``      ``RANK``                 ``--main-address``, ``--main-port``
+=============  ==================================  =======================  ==========================================
+
+Rank 0's address and port reach torch as ``MASTER_ADDR`` and ``MASTER_PORT``. Set before ``evmamba`` or ``srun``, these
+variables win; torchrun sets them itself. The processes then connect to each other through the interface named by
+``GLOO_SOCKET_IFNAME`` (CPU) or ``NCCL_SOCKET_IFNAME`` (GPU); where they are unset, gloo takes the interface of the
+machine's own name and NCCL the first that is not loopback.
+
+Whoever started the processes decides how many there are: `settle` takes ``trainer.devices`` and ``trainer.num_nodes``
+from there, so that one recipe serves all four ways, and refuses values that contradict it.
+"""
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evmamba.errors import UserError
+
+# In such jobs somebody types the commands; Lightning starts the processes then.
+INTERACTIVE_JOBS = ("bash", "interactive")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Processes that were started together.
+
+    Attributes:
+        by: the program that started them.
+        nodes: number of machines.
+        per_node: processes on each.
+        options: how `by` calls the two numbers, for messages.
+    """
+
+    by: str
+    nodes: int
+    per_node: int
+    options: tuple[str, str]
+
+
+def process_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """Number of this process among all, 0 for one that is alone; known before the processes have met."""
+    # torchrun may run inside a SLURM step, so its variable comes first.
+    names = ["RANK", *(["SLURM_PROCID"] if _in_step(environment) else []), "LOCAL_RANK"]
+    return next((int(environment[name]) for name in names if environment.get(name)), 0)
+
+
+def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
+    """What started this process besides a shell; None if Lightning is to start the others.
+
+    Raises:
+        UserError: a job on several nodes whose command was started once, without srun; unequal numbers of processes on
+            the nodes.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment:
+        per_node, world = int(environment["LOCAL_WORLD_SIZE"]), int(environment["WORLD_SIZE"])
+        if "LT_CLI_USED" in environment:
+            return Launch("fabric run", world // per_node, per_node, ("--num-nodes", "--devices"))
+        return Launch("torchrun", world // per_node, per_node, ("--nnodes", "--nproc-per-node"))
+    if environment.get("SLURM_JOB_NAME") in INTERACTIVE_JOBS:
+        return None
+    if _in_step(environment):
+        return _slurm_step(environment)
+    nodes = int(environment.get("SLURM_JOB_NUM_NODES", "1"))
+    if nodes > 1 and int(environment.get("SLURM_NTASKS", "1")) > 1:
+        raise UserError(
+            f"this job has {nodes} nodes, but the command runs once, on the first of them: put srun before it "
+            "(srun evmamba fit ...), or srun --nodes=1 --ntasks=1 for a single process"
+        )
+    return None
+
+
+def settle(trainer: Any) -> None:
+    """Make a Trainer's options agree with the processes that were started, and the environment with Lightning.
+
+    Args:
+        trainer: namespace of the Trainer's options; ``devices``, ``num_nodes``, and under ``fabric run`` also
+            ``accelerator``, ``strategy`` and ``precision``, are replaced where they were left open.
+
+    Raises:
+        UserError: the options contradict what was started, or rank 0's node cannot be found.
+    """
+    launch = find_launch()
+    if launch is None:
+        # A job's script that does not use srun: Lightning would take every variable of SLURM for srun's.
+        os.environ.pop("SLURM_NTASKS", None)
+        return
+    if launch.by == "fabric run":
+        _take_fabric_options(trainer)
+    for name, started, option in zip(
+        ("num_nodes", "devices"), (launch.nodes, launch.per_node), launch.options, strict=True
+    ):
+        asked = _number(getattr(trainer, name))
+        open_values = (None, 1) if name == "num_nodes" else (None,)  # 1 is Lightning's default
+        if asked not in open_values and asked != started:
+            raise UserError(
+                f"trainer.{name}={asked}, but {launch.by} started this with {option}={started}; make them equal or "
+                f"leave trainer.{name} out"
+            )
+        if asked != started:
+            setattr(trainer, name, started)
+    if launch.by == "srun":
+        # Lightning reads variables that describe the job; the step may be a part of it.
+        os.environ["SLURM_NTASKS_PER_NODE"] = str(launch.per_node)
+        _settle_address(os.environ["SLURM_STEP_NODELIST"], launch.nodes)
+
+
+def _in_step(environment: Mapping[str, str]) -> bool:
+    return "SLURM_STEP_ID" in environment and environment.get("SLURM_JOB_NAME") not in INTERACTIVE_JOBS
+
+
+def _slurm_step(environment: Mapping[str, str]) -> Launch:
+    """The geometry of a step: SLURM writes its tasks per node as ``2(x4)``, or ``2(x3),1`` when they are unequal."""
+    tasks = environment["SLURM_STEP_TASKS_PER_NODE"]
+    equal = re.fullmatch(r"(\d+)(\(x\d+\))?", tasks)
+    if equal is None:
+        raise UserError(f"srun started {tasks} tasks on the nodes; every node needs as many (--ntasks-per-node)")
+    return Launch("srun", int(environment["SLURM_STEP_NUM_NODES"]), int(equal[1]), ("--nodes", "--ntasks-per-node"))
+
+
+def _settle_address(nodes: str, count: int) -> None:
+    """Set MASTER_ADDR to the step's first node unless it is set, and see that it leads somewhere."""
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    given = os.environ.get("MASTER_ADDR")
+    address = given or SLURMEnvironment.resolve_root_node_address(nodes)
+    if count > 1:
+        try:
+            socket.getaddrinfo(address, None)
+        except OSError as error:
+            whose = "the environment" if given else "the step's first node"
+            raise UserError(
+                f"MASTER_ADDR={address} ({whose}) has no address here ({error.strerror}); export MASTER_ADDR with one "
+                "that all nodes reach"
+            ) from None
+    os.environ["MASTER_ADDR"] = address
+
+
+def _take_fabric_options(trainer: Any) -> None:
+    """``fabric run`` hands its options on in variables that only Lightning's Fabric reads, not its Trainer."""
+    for name, open_value in (("accelerator", "auto"), ("strategy", "auto"), ("precision", None)):
+        wanted = os.environ.get(f"LT_{name.upper()}")
+        have = getattr(trainer, name)
+        if wanted is None or have == wanted:
+            continue
+        if have not in (open_value, None):
+            raise UserError(
+                f"fabric run --{name}={wanted}, but trainer.{name}={have}; make them equal or leave one out"
+            )
+        setattr(trainer, name, wanted)
+
+
+def _number(value: Any) -> int | None:
+    """How many devices or nodes a Trainer's option asks for; None where it leaves that open ("auto", -1)."""
+    if isinstance(value, list):
+        return len(value)
+    text = str(value)
+    if "," in text:
+        return len([part for part in text.split(",") if part.strip()])
+    return int(text) if text.isdigit() else None
