@@ -8,7 +8,7 @@ TRAINING = {
     "fit": "train",
     "validate": "evaluate on the validation data",
     "test": "evaluate and write result.json",
-    "predict": "predict the validation data",
+    "predict": "predict images or folders with a checkpoint, or a recipe's validation data",
 }
 TRAINING_HELP = """\
 usage: evmamba {command} --config RECIPE [--option value ...]
@@ -27,13 +27,19 @@ recipes:
 
 all options: evmamba {command} --config RECIPE --print_config"""
 
+IMAGES_HELP = """
+
+or, for any images:
+
+  evmamba predict IMAGE_OR_FOLDER ... --checkpoint best.ckpt [--output DIR] [--min-score 0.3] [--device auto]"""
+
 
 def main(command: str, arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         from evmamba.launch.recipes import recipes
 
         text = TRAINING_HELP.format(command=command, what=TRAINING[command], recipes="\n  ".join(recipes()))
-        print(text)
+        print(text + (IMAGES_HELP if command == "predict" else ""))
         return 0 if arguments else 2
     need_extra()
     from evmamba.launch.train import train

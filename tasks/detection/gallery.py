@@ -33,8 +33,7 @@ def draw_comparison(
         target: boxes [m, 4], labels [m], perhaps masks [m, H, W] of 0 and 1.
         class_names: by label.
     """
-    distinct = nms(prediction["boxes"], prediction["scores"], SAME_PLACE)
-    prediction = {key: value[distinct] for key, value in prediction.items()}
+    prediction = distinct(prediction)
     sure = prediction["scores"] >= MIN_SCORE
     if sure.any():
         title = f"prediction: {_count(int(sure.sum()))} with score at least {MIN_SCORE:.2f}"
@@ -45,8 +44,8 @@ def draw_comparison(
     found = {key: value[sure].cpu() for key, value in prediction.items()}
     truth = {key: value.cpu() for key, value in target.items() if key in ("boxes", "labels", "masks")}
     panels = [
-        _panel(image, found, class_names, title),
-        _panel(image, truth, class_names, f"ground truth: {_count(len(truth['boxes']))}"),
+        draw_objects(image, found, class_names, title),
+        draw_objects(image, truth, class_names, f"ground truth: {_count(len(truth['boxes']))}"),
     ]
     width, height = panels[0].size
     beside = width < 1.5 * height
@@ -57,8 +56,21 @@ def draw_comparison(
     return canvas
 
 
-def _panel(image: Tensor, objects: dict[str, Tensor], class_names: list[str], title: str) -> Image.Image:
-    """The image with coloured masks, boxes and their names, under a title."""
+def distinct(prediction: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of detections that share a place, whatever their classes, only the best; in falling order of their scores."""
+    kept = nms(prediction["boxes"], prediction["scores"], SAME_PLACE)
+    return {key: value[kept] for key, value in prediction.items()}
+
+
+def draw_objects(image: Tensor, objects: dict[str, Tensor], class_names: list[str], title: str) -> Image.Image:
+    """Draw coloured masks, boxes and their names on an image, under a title.
+
+    Args:
+        image: [3, H, W] in 0..1.
+        objects: boxes [n, 4], labels [n], perhaps scores [n] and masks [n, 1, H, W] or [n, H, W] in 0..1.
+        class_names: by label.
+        title: one line.
+    """
     pixels = (image.detach().float().cpu() * 255).round().byte().permute(1, 2, 0).numpy()
     if "masks" in objects:
         pixels = _tinted(pixels, objects["masks"], objects["labels"])

@@ -59,7 +59,7 @@ class CocoDetections:
         """
         best = prediction["scores"].argsort(descending=True, stable=True)[:MAX_DETECTIONS]
         boxes, scores, labels = (prediction[key][best].cpu().numpy() for key in ("boxes", "scores", "labels"))
-        rles = [_encode(mask[0]) for mask in prediction["masks"][best]] if "masks" in prediction else []
+        rles = [encode_mask(mask[0]) for mask in prediction["masks"][best]] if "masks" in prediction else []
         self._found[image_id] = (boxes, scores, labels, rles)
 
     def gather(self, category_ids: tuple[int, ...]) -> tuple[list[int | str], list[dict], list[dict]] | None:
@@ -136,7 +136,8 @@ def _entries(found: dict[int | str, Kept], category_ids: tuple[int, ...]) -> tup
     return boxes, masks
 
 
-def _encode(mask: Tensor) -> dict[str, Any]:
+def encode_mask(mask: Tensor) -> dict[str, Any]:
+    """A mask [H, W] of probabilities as pycocotools' run-length code."""
     rle = mask_utils.encode(np.asfortranarray((mask >= MASK_THRESHOLD).cpu().numpy(), dtype=np.uint8))
     return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
 

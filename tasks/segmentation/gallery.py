@@ -52,16 +52,25 @@ def draw_comparison(
     """
     if truth.shape != prediction.shape:
         raise ValueError(f"truth {truth.shape} and prediction {prediction.shape} differ in shape")
+    return _draw(image, {"truth": truth, "prediction": prediction}, class_names, title)
+
+
+def draw_prediction(image: Image.Image, prediction: np.ndarray, class_names: Sequence[str], title: str) -> Image.Image:
+    """As `draw_comparison`, without a truth."""
+    return _draw(image, {"prediction": prediction}, class_names, title)
+
+
+def _draw(image: Image.Image, labels: dict[str, np.ndarray], class_names: Sequence[str], title: str) -> Image.Image:
     width = min(max(image.width, _PANEL_WIDTH[0]), _PANEL_WIDTH[1])
     height = round(image.height * width / image.width)
     if height > _MAX_PANEL_HEIGHT:
         width, height = max(round(width * _MAX_PANEL_HEIGHT / height), 1), _MAX_PANEL_HEIGHT
     image = image.resize((width, height), Image.Resampling.LANCZOS)
-    panels = {"image": image, "truth": _overlay(image, truth), "prediction": _overlay(image, prediction)}
+    panels = {"image": image} | {name: _overlay(image, label) for name, label in labels.items()}
 
     # Narrow panels would cut title and legend, so a picture is never narrower than its texts need.
-    total_width = max(3 * width + 4 * _MARGIN, 640)
-    legend = _legend(truth, prediction, class_names, total_width - 2 * _MARGIN)
+    total_width = max(len(panels) * (width + _MARGIN) + _MARGIN, 640)
+    legend = _legend(list(labels.values()), class_names, total_width - 2 * _MARGIN)
     top = _MARGIN + 2 * _CAPTION
     canvas = Image.new("RGB", (total_width, top + height + _MARGIN + legend.height + _MARGIN), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
@@ -88,12 +97,12 @@ def _overlay(image: Image.Image, label: np.ndarray) -> Image.Image:
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def _legend(truth: np.ndarray, prediction: np.ndarray, class_names: Sequence[str], width: int) -> Image.Image:
+def _legend(labels: Sequence[np.ndarray], class_names: Sequence[str], width: int) -> Image.Image:
     """Swatches and names in as many lines as they need."""
-    counts = np.bincount(np.concatenate([truth.ravel(), prediction.ravel()]), minlength=256)
+    counts = np.bincount(np.concatenate([label.ravel() for label in labels]), minlength=256)
     present = [k for k in np.argsort(-counts, kind="stable") if counts[k] and k != IGNORE_INDEX]
     entries = [(class_names[k], tuple(palette()[k].tolist())) for k in present[:_MAX_LEGEND]]
-    if (truth == IGNORE_INDEX).any():
+    if counts[IGNORE_INDEX]:
         entries.append(("not labelled", (128, 128, 128)))
     if len(present) > _MAX_LEGEND:
         entries.append((f"and {len(present) - _MAX_LEGEND} more classes", _BACKGROUND))

@@ -1,0 +1,162 @@
+"""`evmamba predict IMAGES --checkpoint FILE`: a checkpoint alone is enough, and what it writes is what it predicts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evmamba.errors import UserError
+from evmamba.launch import cli
+from evmamba.launch.described import KEY, SelfDescription, load_described
+from evmamba.launch.predict_images import find_images
+from evmamba.launch.predictor import load_predictor
+from evmamba.launch.train import EvmambaCLI
+from evmamba.tasks.base import TaskModule
+from evmamba.tasks.classification import ClassificationModule
+from evmamba.tasks.detection import DetectionModule
+from evmamba.tasks.segmentation import SegmentationModule
+
+NAMES = ["ant", "bee", "cat"]
+SMALL: dict[str, tuple[type[TaskModule], dict[str, Any], dict[str, Any]]] = {
+    "classification": (ClassificationModule, {"label_smoothing": 0.0}, {"image_size": 64, "crop_ratio": 0.875}),
+    "detection": (DetectionModule, {"min_size": [96], "max_size": 128, "channels": 32, "score_threshold": 0.0}, {}),
+    "segmentation": (SegmentationModule, {"decoder_channels": 16, "aux_channels": 0}, {}),
+}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    for place, size in (("a", (70, 50)), ("b", (64, 96))):
+        (folder / place).mkdir(parents=True)
+        noise = np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / place / "same.png")
+    return folder
+
+
+def checkpoint(task: str, path: Path) -> tuple[Path, TaskModule]:
+    """As a training writes it: weights and description."""
+    kind, arguments, data = SMALL[task]
+    torch.manual_seed(0)
+    arguments = {"backbone": "resnet18", **arguments}
+    module = kind(num_classes=len(NAMES), **arguments).eval()
+    content: dict[str, Any] = {"state_dict": module.state_dict()}
+    content[KEY] = {
+        "task": task,
+        "model": {"class_path": f"evmamba.tasks.{task}.{kind.__name__}", "init_args": arguments},
+        "data": {"init_args": data},
+        "class_names": NAMES,
+    }
+    torch.save(content, path)
+    return path, module
+
+
+@pytest.mark.parametrize("task", SMALL)
+def test_a_checkpoint_alone_rebuilds_its_network(task: str, tmp_path: Path):
+    path, module = checkpoint(task, tmp_path / "best.ckpt")
+    described = load_described(path)
+    assert type(described.module) is type(module)
+    assert not described.module.training
+    assert described.class_names == NAMES
+    weights = described.module.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("task", SMALL)
+def test_every_image_gets_a_picture_and_an_entry(task: str, tmp_path: Path, pictures: Path):
+    path, _ = checkpoint(task, tmp_path / "best.ckpt")
+    output = tmp_path / "out"
+    arguments = [str(pictures), "--checkpoint", str(path), "--output", str(output), "--min-score", "0"]
+    assert cli.main(["predict", *arguments, "--device", "cpu"]) == 0
+    content = json.loads((output / "predictions.json").read_text())
+    assert content["class_names"] == NAMES
+    assert [Path(entry["image"]).parent.name for entry in content["images"]] == ["a", "b"]
+    for entry in content["images"]:
+        with Image.open(output / entry["picture"]) as picture:
+            assert min(picture.size) > 50
+        if task == "classification":
+            assert sum(c["score"] for c in entry["classes"]) == pytest.approx(1, abs=1e-5)
+        elif task == "segmentation":
+            with Image.open(output / entry["label"]) as label:
+                assert label.size == (entry["width"], entry["height"])
+                shares = np.bincount(np.asarray(label).ravel(), minlength=3) / (entry["width"] * entry["height"])
+            assert {name: share for name, share in zip(NAMES, shares, strict=True) if share} == pytest.approx(
+                entry["classes"], abs=1e-6
+            )
+        else:
+            assert entry["objects"]
+            assert {found["name"] for found in entry["objects"]} <= set(NAMES)
+
+
+def test_scores_are_those_of_the_evaluation(tmp_path: Path, pictures: Path):
+    path, module = checkpoint("classification", tmp_path / "best.ckpt")
+    predictor = load_predictor(path)
+    with Image.open(pictures / "a" / "same.png") as image, torch.inference_mode():
+        values, _ = predictor.predict(image, 0.0)
+        resized = np.asarray(image.resize((102, 73), Image.Resampling.BICUBIC).crop((19, 4, 83, 68))) / 255
+        mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+        x = torch.from_numpy((resized - mean) / std).permute(2, 0, 1)[None].float()
+        wanted = module(x).softmax(1)[0]
+    got = {c["name"]: c["score"] for c in values["classes"]}
+    assert [got[name] for name in NAMES] == pytest.approx(wanted.tolist(), abs=1e-4)
+
+
+def test_low_scores_are_left_out(tmp_path: Path, pictures: Path):
+    path, _ = checkpoint("detection", tmp_path / "best.ckpt")
+    predictor = load_predictor(path)
+    with Image.open(pictures / "a" / "same.png") as image, torch.inference_mode():
+        every = predictor.predict(image, 0.0)[0]["objects"]
+        limit = every[len(every) // 2]["score"]
+        some = predictor.predict(image, limit)[0]["objects"]
+    assert 0 < len(some) < len(every)
+    assert min(found["score"] for found in some) >= limit
+
+
+def test_a_broken_image_is_told_and_the_others_are_predicted(
+    tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+):
+    (pictures / "broken.jpg").write_text("no image")
+    path, _ = checkpoint("classification", tmp_path / "best.ckpt")
+    arguments = ["predict", str(pictures), "--checkpoint", str(path), "--output", str(tmp_path / "out")]
+    assert cli.main(arguments) == 1
+    assert "broken.jpg" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]) == 2
+
+
+def test_images_of_one_name_stay_apart(pictures: Path):
+    one, two = pictures / "a" / "same.png", pictures / "b" / "same.png"
+    assert find_images([one, two]) == {"same": one, "same.png": two}
+    assert list(find_images([pictures])) == ["a/same", "b/same"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: (folder / "weights.ckpt").write_bytes(b""), "torn"),
+        (lambda folder: torch.save({"state_dict": {}}, folder / "weights.ckpt"), "does not say which network"),
+        (lambda folder: None, "no checkpoint file"),
+    ],
+)
+def test_a_checkpoint_that_is_none_is_told(make: Any, message: str, tmp_path: Path):
+    make(tmp_path)
+    with pytest.raises(UserError, match=message):
+        load_described(tmp_path / "weights.ckpt")
+
+
+def test_a_training_describes_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    built = EvmambaCLI(["--config", "conf/classification/tiny.yaml"], run=False)
+    built.trainer.strategy.connect(built.model)
+    built.trainer.datamodule = built.datamodule  # as fit() does
+    found = [callback for callback in built.trainer.callbacks if isinstance(callback, SelfDescription)]
+    assert len(found) == 1
+    content: dict[str, Any] = {"state_dict": built.model.state_dict()}
+    found[0].on_save_checkpoint(built.trainer, built.model, content)
+    torch.save(content, tmp_path / "last.ckpt")
+    described = load_described(tmp_path / "last.ckpt")
+    assert described.task == "classification"
+    assert described.class_names == built.datamodule.class_names
+    assert described.data["image_size"] == 64
