@@ -239,18 +239,33 @@ class TaskDataModule(L.LightningDataModule):
             "train_images": len(train),
             "val_images": len(val),
             "num_classes": self.num_classes,
-            "fingerprint": fingerprint(self.root, [*train, *val], self.class_names, self.label_paths()),
+            "fingerprint": self.fingerprint(),
         }
 
-    def readable(self, paths: Sequence[Path], where: str) -> list[Path]:
+    def fingerprint(self) -> str:
+        """See :func:`fingerprint`."""
+        train, val = self.image_paths()
+        return fingerprint(self.root, [*train, *val], self.class_names, self.label_paths())
+
+    def readable(
+        self,
+        paths: Sequence[Path],
+        where: str,
+        find: Callable[[Sequence[Path], BadImagePolicy], dict[Path, str]] = find_unreadable,
+    ) -> list[Path]:
         """Return the readable ones of these images, by the policy `on_bad_image`; rank 0 looks, all ranks agree.
+
+        Args:
+            paths: the images.
+            where: which part of the data, for messages.
+            find: looks at them; for images that are not files of their own.
 
         Raises:
             UserError: see :func:`evmamba.tasks.images.handle_unreadable`.
         """
         bad: dict[Path, str] | None = None
         if self._rank == 0:
-            bad = find_unreadable(paths, self.on_bad_image)
+            bad = find(paths, self.on_bad_image)
         if self.trainer is not None and self.trainer.world_size > 1:
             bad = self.trainer.strategy.broadcast(bad)
         assert bad is not None
@@ -324,11 +339,18 @@ def fingerprint(root: Path, paths: Iterable[Path], class_names: Sequence[str], l
     Label files can change without changing their size: their contents count up to 64 MiB in all, beyond that their
     times of modification.
     """
-    digest = hashlib.sha256("\0".join(class_names).encode())
-    for path in (*paths, *labels):
-        name = Path(os.path.relpath(path, root)).as_posix()  # also of files outside root
-        digest.update(f"\n{name}\0{path.stat().st_size}".encode())
+    # Names also of files outside root.
+    sized = ((Path(os.path.relpath(path, root)).as_posix(), path.stat().st_size) for path in (*paths, *labels))
+    digest = files_digest(class_names, sized)
     small = sum(path.stat().st_size for path in labels) <= MAX_HASHED_BYTES
     for path in labels:
         digest.update(hashlib.sha256(path.read_bytes()).digest() if small else str(path.stat().st_mtime_ns).encode())
     return digest.hexdigest()[:16]
+
+
+def files_digest(class_names: Sequence[str], sized: Iterable[tuple[str, int]]) -> "hashlib._Hash":
+    """SHA-256 so far over class names and (file name, bytes) pairs: the start of every fingerprint."""
+    digest = hashlib.sha256("\0".join(class_names).encode())
+    for name, size in sized:
+        digest.update(f"\n{name}\0{size}".encode())
+    return digest

@@ -1,5 +1,6 @@
 """Reading image files right, and finding the unreadable ones before training starts."""
 
+import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ def is_image_file(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def read_image(path: str | os.PathLike, *, upright: bool = True) -> Image.Image:
+def read_image(path: str | os.PathLike, *, upright: bool = True, content: bytes | None = None) -> Image.Image:
     """Read an image file as 8-bit RGB, the way a person would see it.
 
     The format is told by the content, not by the name. EXIF orientation is applied; palettes are expanded; transparency
@@ -38,6 +39,7 @@ def read_image(path: str | os.PathLike, *, upright: bool = True) -> Image.Image:
     Args:
         path: the file.
         upright: False leaves the pixels as they are stored, for labels that were drawn on those.
+        content: the file's bytes, where they come from elsewhere (a tar shard) and `path` only names them.
 
     Returns:
         PIL image of mode RGB, fully decoded.
@@ -46,7 +48,7 @@ def read_image(path: str | os.PathLike, *, upright: bool = True) -> Image.Image:
         UserError: missing, truncated, not an image, or of a kind without a defined 8-bit range; names the file.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             image.load()
             return _to_rgb(_upright(image) if upright else image)
     except FileNotFoundError:

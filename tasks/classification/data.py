@@ -1,42 +1,49 @@
-"""Images in class folders, with timm's augmentation for training and the field's centre crop for evaluation."""
+"""Images in class folders or tar shards, timm's augmentation for training, the field's centre crop for evaluation."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from evmamba.errors import UserError
-from evmamba.tasks.base import TaskDataModule
-from evmamba.tasks.classification.folders import list_dataset
-from evmamba.tasks.images import BadImagePolicy, read_image
+from evmamba.tasks.base import TaskDataModule, files_digest
+from evmamba.tasks.classification.folders import SPLITS, FolderImages, read_folders
+from evmamba.tasks.classification.shards import ShardImages, list_shards, read_shards
+from evmamba.tasks.classification.staging import stage
+from evmamba.tasks.images import BadImagePolicy
 
 Sample = tuple[Tensor, int, str]
 
+NORMALISE = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+
 
 class ImageList(Dataset[Sample]):
-    """(image [3, H, W] normalised, label, file name) for a list of (file, label)."""
+    """(image [3, H, W] normalised, label, file name) for images of folders or shards."""
 
-    def __init__(self, items: list[tuple[Path, int]], transform: Callable[..., Tensor]) -> None:
-        self.items = items
+    def __init__(self, images: FolderImages | ShardImages, transform: Callable[..., Tensor]) -> None:
+        self.images = images
         self.transform = transform
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        path, label = self.items[index]
-        return self.transform(read_image(path)), label, str(path)
+        image = self.images.read(index)
+        return self.transform(image), int(self.images.labels[index]), str(self.images.path(index))
 
 
 class ClassificationData(TaskDataModule):
-    """``train/<class>/<image>`` and ``val/<class>/<image>``.
+    """``train/<class>/<image>`` and ``val/<class>/<image>``, or tar shards ``train/*.tar`` and ``val/*.tar``.
 
     Batches: dict of ``image`` [B, 3, image_size, image_size] float32 with ImageNet mean and deviation, ``label`` [B]
-    int64, ``path`` list of B file names. Class k is the k-th folder name in sorted order.
+    int64, ``path`` list of B file names. Class k is the k-th folder name in sorted order; shards number it themselves.
+
+    Shards made of folders by `evmamba data shard` give the same batches in the same order, and the same fingerprint.
 
     Evaluation resizes the short side to floor(image_size / crop_ratio), bicubic, and crops the centre: 256 and 224.
 
@@ -54,12 +61,16 @@ class ClassificationData(TaskDataModule):
         auto_augment: timm's description of a policy, e.g. "rand-m9-mstd0.5-inc1", or None.
         random_erasing: probability of erasing a rectangle with noise per pixel.
         seed: of the training order.
+        staging_dir: folder on each node's own disk to copy shards to first, see `staging.stage`; None reads in place.
 
     Raises:
-        UserError: what :mod:`evmamba.tasks.classification.folders` finds wrong, or options that timm refuses.
+        UserError: what :mod:`evmamba.tasks.classification.folders` or `.shards` finds wrong, or options that timm
+            refuses.
     """
 
     task: ClassVar[str] = "classification"
+    train_set: ImageList
+    val_set: ImageList
 
     def __init__(
         self,
@@ -76,6 +87,7 @@ class ClassificationData(TaskDataModule):
         auto_augment: str | None = None,
         random_erasing: float = 0.0,
         seed: int = 0,
+        staging_dir: str | None = None,
     ) -> None:
         super().__init__(data_dir, batch_size, eval_batch_size, num_workers, on_bad_image, seed)
         if image_size < 32:
@@ -83,11 +95,17 @@ class ClassificationData(TaskDataModule):
         if not 0 < crop_ratio <= 1:
             raise UserError(f"data.crop_ratio must be in (0, 1], not {crop_ratio}")
         self.image_size = image_size
-        train, val = list_dataset(self.root)
-        self.class_names = list(train)
-        self.num_classes = len(train)
-        self._train_items, self._val_items = _labelled(train), _labelled(val)
-        normalise = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+        self.sharded = any(list_shards(self.root, split) for split in SPLITS)
+        if staging_dir is not None and not self.sharded:
+            raise UserError(
+                f"data.staging_dir copies tar shards, but {self.root} holds folders; make shards of them with "
+                "`evmamba data shard`, or leave the option out"
+            )
+        self.staging_dir = staging_dir
+        self._val_rows: dict[str, int] = {}
+        self._images: dict[str, FolderImages] | dict[str, ShardImages]
+        self._images, self.class_names = read_shards(self.root) if self.sharded else read_folders(self.root)
+        self.num_classes = len(self.class_names)
         try:
             self.train_transform = create_transform(
                 image_size,
@@ -99,33 +117,67 @@ class ClassificationData(TaskDataModule):
                 interpolation="bicubic",
                 re_prob=random_erasing,
                 re_mode="pixel",
-                **normalise,
+                **NORMALISE,
             )
         except (AssertionError, KeyError, ValueError, TypeError) as error:
             raise UserError(
                 f"timm refuses the augmentation (auto_augment={auto_augment}): {error or 'invalid'}"
             ) from error
-        self.eval_transform = create_transform(
-            image_size, is_training=False, interpolation="bicubic", crop_pct=crop_ratio, **normalise
-        )
+        self.eval_transform = evaluation_transform(image_size, crop_ratio)
 
     def image_paths(self) -> tuple[list[Path], list[Path]]:
-        return [path for path, _ in self._train_items], [path for path, _ in self._val_items]
+        """Training and validation images; those in shards have the names that unpacking would give them."""
+        train, val = ([images.path(k) for k in range(len(images))] for images in self._images.values())
+        return train, val
+
+    def fingerprint(self) -> str:
+        """Of shards as of the folders that they were made from."""
+        if not self.sharded:
+            return super().fingerprint()
+        splits = self._images.values()
+        sized = (
+            (images.path(k).relative_to(self.root).as_posix(), images.size_of(k))
+            for images in splits
+            for k in range(len(images))
+        )
+        return files_digest(self.class_names, sized).hexdigest()[:16]
+
+    def prepare_data(self) -> None:
+        """Stage the shards; Lightning calls this in one process of every node, before `setup`."""
+        self._staged()
 
     def setup(self, stage: str) -> None:
         if hasattr(self, "val_set"):
             return  # fit and test share one data module
-        parts = {}
-        for split, items in (("train", self._train_items), ("val", self._val_items)):
-            readable = set(self.readable([path for path, _ in items], split))
-            parts[split] = [item for item in items if item[0] in readable]
-        self.train_set = ImageList(parts["train"], self.train_transform)
-        self.val_set = ImageList(parts["val"], self.eval_transform)
+        images = self._staged()  # finds the copies there, except where nobody called prepare_data
+        self.train_set = ImageList(self._readable(images["train"], "train"), self.train_transform)
+        self.val_set = ImageList(self._readable(images["val"], "val"), self.eval_transform)
+
+    def read_image(self, path: str) -> Image.Image:
+        """A validation image by the name that its batch gave it."""
+        images = self.val_set.images
+        if not self._val_rows:
+            self._val_rows = {str(images.path(k)): k for k in range(len(images))}
+        return images.read(self._val_rows[path])
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
         images, labels, paths = zip(*samples, strict=True)
         return {"image": torch.stack(images), "label": torch.tensor(labels), "path": list(paths)}
 
+    def _staged(self) -> dict[str, FolderImages] | dict[str, ShardImages]:
+        """The images, with shards copied to this node's disk if that is asked for."""
+        if self.staging_dir is None:
+            return self._images
+        shards = {split: images for split, images in self._images.items() if isinstance(images, ShardImages)}
+        copies = iter(stage([file for images in shards.values() for file in images.files], self.staging_dir))
+        return {split: images.with_files([next(copies) for _ in images.files]) for split, images in shards.items()}
 
-def _labelled(images: dict[str, list[Path]]) -> list[tuple[Path, int]]:
-    return [(path, label) for label, paths in enumerate(images.values()) for path in paths]
+    def _readable(self, images: FolderImages | ShardImages, split: str) -> FolderImages | ShardImages:
+        paths = [images.path(k) for k in range(len(images))]
+        readable = set(self.readable(paths, split, lambda _, policy: images.find_unreadable(policy)))
+        return images.select([k for k, path in enumerate(paths) if path in readable])
+
+
+def evaluation_transform(image_size: int, crop_ratio: float) -> Callable[[Image.Image], Tensor]:
+    """From an RGB image to a normalised [3, image_size, image_size]: short side resized, bicubic, then the centre."""
+    return create_transform(image_size, is_training=False, interpolation="bicubic", crop_pct=crop_ratio, **NORMALISE)

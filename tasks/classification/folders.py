@@ -1,12 +1,75 @@
 """The ImageFolder layout, ``train/<class>/*`` and ``val/<class>/*``, and what can be wrong with it."""
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
+
+import numpy as np
+from PIL import Image
 
 from evmamba.errors import UserError
-from evmamba.tasks.images import is_image_file
+from evmamba.tasks.images import BadImagePolicy, find_unreadable, is_image_file, read_image
 
 SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """The images of one split, sorted by class and name.
+
+    Arrays, because loading processes would copy a million small Python objects by touching their reference counts.
+
+    Attributes:
+        folder: what the names are relative to.
+        names: [n] bytes, ``<class>/<image>``.
+        labels: [n] int32.
+    """
+
+    folder: Path
+    names: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(self.names[index])
+
+    def path(self, index: int) -> Path:
+        return self.folder / self.name(index)
+
+    def size_of(self, index: int) -> int:
+        """Bytes of the image file."""
+        return self.path(index).stat().st_size
+
+    def read(self, index: int) -> Image.Image:
+        """The image as RGB, see :func:`evmamba.tasks.images.read_image`."""
+        return read_image(self.path(index))
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """Only these images."""
+        return replace(self, names=self.names[rows], labels=self.labels[rows])
+
+    def find_unreadable(self, policy: BadImagePolicy) -> dict[Path, str]:
+        """Why images cannot be read, by path; see :func:`evmamba.tasks.images.find_unreadable`."""
+        return find_unreadable([self.path(index) for index in range(len(self))], policy)
+
+
+def read_folders(root: Path) -> tuple[dict[str, FolderImages], list[str]]:
+    """Images of both splits, and the class names.
+
+    Raises:
+        UserError: see :func:`list_dataset`.
+    """
+    listed = dict(zip(SPLITS, list_dataset(root), strict=True))
+    splits = {}
+    for split, classes in listed.items():
+        found = [(f"{name}/{path.name}", label) for label, name in enumerate(classes) for path in classes[name]]
+        names = np.array([os.fsencode(name) for name, _ in found])
+        splits[split] = FolderImages(root / split, names, np.array([label for _, label in found], dtype=np.int32))
+    return splits, list(listed["train"])
 
 
 def list_split(root: Path, split: str) -> dict[str, list[Path]]:

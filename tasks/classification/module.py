@@ -119,7 +119,8 @@ class ClassificationModule(TaskModule):
             for path, scores, label in zip(batch["path"], logits.softmax(1), labels.tolist(), strict=True):
                 if self.wants_picture():
                     predicted = int(scores.argmax())
-                    self.add_picture(draw_prediction(path, names[predicted], float(scores[predicted]), names[label]))
+                    image = self.trainer.datamodule.read_image(path)  # type: ignore[attr-defined]
+                    self.add_picture(draw_prediction(image, names[predicted], float(scores[predicted]), names[label]))
 
     def evaluation_end(self, stage: str) -> dict[str, Tensor | float]:
         values: dict[str, Tensor] = self.metrics.compute()

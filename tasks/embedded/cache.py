@@ -1,7 +1,6 @@
 """Where the embedded data lives: made once per user and version, safe with several processes at once."""
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from evmamba.errors import UserError, unknown_name
+from evmamba.tasks.cache import cache_folder
 from evmamba.tasks.embedded.landscapes import write_segmentation
 from evmamba.tasks.embedded.seabed import write_detection
 from evmamba.tasks.embedded.signs import write_classification
@@ -39,7 +39,7 @@ def ensure_embedded(task: str, root: Path | None = None) -> Path:
     """
     if task not in _WRITERS:
         raise unknown_name("task", task, _WRITERS)
-    root = (root or _cache_folder()).absolute()
+    root = (root or cache_folder()).absolute()
     folder = root / f"{task}-v{VERSION}"
     if folder.is_dir():
         return folder
@@ -55,11 +55,6 @@ def ensure_embedded(task: str, root: Path | None = None) -> Path:
             f"cannot write the embedded {task} data in {root} ({reason}); set EVMAMBA_CACHE to a folder you can write"
         ) from error
     return folder
-
-
-def _cache_folder() -> Path:
-    chosen = os.environ.get("EVMAMBA_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "evmamba"
 
 
 def _make(folder: Path, write: Callable[[Path], None]) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from evmamba.errors import UserError
+from evmamba.tasks.cache import cache_folder
 from evmamba.tasks.segmentation.labels import LabelMap, read_label
 
 SCAN_VERSION = 1
@@ -141,6 +142,4 @@ def _cache_file(pairs: Sequence[Pair]) -> Path:
         for path in pair:
             status = path.stat()
             digest.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    chosen = os.environ.get("EVMAMBA_CACHE")
-    root = Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "evmamba"
-    return root / "label_scans" / f"{digest.hexdigest()[:24]}.json"
+    return cache_folder() / "label_scans" / f"{digest.hexdigest()[:24]}.json"

@@ -83,7 +83,7 @@ def test_unreadable_images_stop_or_are_skipped(tmp_path: Path):
     with pytest.warns(UserWarning, match=r"1 of 6 train images .*light/1\.png"):
         module = data(root, on_bad_image="skip")
     assert len(module.train_set) == 5
-    assert [label for _, label in module.train_set.items] == [0, 0, 0, 1, 1]
+    assert module.train_set.images.labels.tolist() == [0, 0, 0, 1, 1]
 
 
 def test_all_kinds_of_files_train_together(tmp_path: Path):

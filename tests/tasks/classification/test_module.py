@@ -13,6 +13,7 @@ from evmamba.errors import UserError
 from evmamba.tasks.callbacks import BestCheckpoint, WeightEMA
 from evmamba.tasks.classification import ClassificationData, ClassificationModule
 from evmamba.tasks.classification.gallery import RIGHT, WRONG, draw_prediction
+from evmamba.tasks.images import read_image
 from evmamba.tasks.optim import OptimizerConfig, ScheduleConfig
 
 COLOURS = {"blue": (20, 30, 220), "green": (20, 200, 40), "red": (220, 30, 20)}
@@ -157,10 +158,10 @@ def test_test_stage_writes_details_and_gallery_and_predict_names_classes(tmp_pat
 
 
 def test_picture_is_green_where_right_and_red_where_wrong(coloured: Path):
-    path = str(coloured / "val" / "red" / "0.png")
+    image = read_image(coloured / "val" / "red" / "0.png")
 
     def colours(truth: str) -> set:
-        return {colour for _, colour in draw_prediction(path, "red", 0.9, truth).getcolors(1 << 20)}
+        return {colour for _, colour in draw_prediction(image, "red", 0.9, truth).getcolors(1 << 20)}
 
     assert RIGHT in colours("red")
     assert RIGHT not in colours("blue")

@@ -1,0 +1,300 @@
+"""Images in tar shards (webdataset's convention), read at random through an index of their members.
+
+A sample is an image and its label under one key: ``cat/001.jpg`` with ``cat/001.cls`` (a class number as text) or
+``cat/001.json`` (an object with ``label``). Other members of the same key are ignored.
+
+A tar file has no table of contents, but once its headers are read, a member is an offset and a size: one `pread`. So
+shards behave like any list of images: the samplers that serve folders serve them, exactly, for any number of ranks and
+workers and from any batch on. webdataset hands whole shards to ranks and cannot say at which sample it is; wids (its
+indexed sister) takes a truncated shard for a shorter one; litdata reads its own format only.
+"""
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from filelock import FileLock
+from PIL import Image
+
+from evmamba.errors import UserError
+from evmamba.tasks.cache import cache_folder
+from evmamba.tasks.images import BadImagePolicy, is_image_file, read_image
+
+INDEX_VERSION = 1
+MAX_OPEN_FILES = 128  # per process: shells often allow 1024, which a data set may have in shards
+# First and last bytes of complete files; what lies between is not looked at.
+_COMPLETE = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND\xaeB`\x82"))
+_TAIL = 64
+
+
+class Member(NamedTuple):
+    """One image in a shard: its name there, where its bytes lie, and its class number."""
+
+    name: str
+    offset: int
+    size: int
+    label: int
+
+
+@dataclass(frozen=True)
+class ShardImages:
+    """The images of one split, sorted by class and name as the folders they came from.
+
+    Attributes:
+        folder: the split's name in front of every image's, as if the shards were unpacked; nothing lies there.
+        files: the shards.
+        names: [n] bytes, names in the shards, UTF-8.
+        shard: [n] int32, which file.
+        offset: [n] int64, bytes.
+        size: [n] int64, bytes.
+        labels: [n] int32.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    names: np.ndarray
+    shard: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        """The image's file name, as if the shards were unpacked."""
+        return self.folder / self.names[index].decode()
+
+    def size_of(self, index: int) -> int:
+        """Bytes of the image file."""
+        return int(self.size[index])
+
+    def content(self, index: int, size: int | None = None, skip: int = 0) -> bytes:
+        """The image file's bytes, or `size` of them after `skip`.
+
+        Raises:
+            UserError: the shard is gone or shorter than it was.
+        """
+        file = self.files[self.shard[index]]
+        wanted = int(self.size[index]) - skip if size is None else size
+        try:
+            opened = _opened(file)
+            found = os.pread(opened.number, wanted, int(self.offset[index]) + skip)
+        except OSError as error:
+            raise UserError(f"cannot read shard {file}: {error.strerror or error}") from None
+        if len(found) != wanted:
+            raise UserError(f"shard {file} has become shorter since its index was made; copy it again")
+        return found
+
+    def read(self, index: int) -> Image.Image:
+        """The image as RGB, see :func:`evmamba.tasks.images.read_image`; errors name the shard as well."""
+        name = f"{self.names[index].decode()} in shard {self.files[self.shard[index]]}"
+        return read_image(name, content=self.content(index))
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """Only these images."""
+        kept = {key: getattr(self, key)[rows] for key in ("names", "shard", "offset", "size", "labels")}
+        return replace(self, **kept)
+
+    def with_files(self, files: Sequence[Path]) -> Self:
+        """The same images in copies of the shards."""
+        return replace(self, files=tuple(files))
+
+    def find_unreadable(self, policy: BadImagePolicy) -> dict[Path, str]:
+        """Why images cannot be read, by path; decodes all with "skip", looks at both ends of each with "stop"."""
+
+        def why(index: int) -> str | None:
+            if policy == "stop" and self._looks_complete(index):
+                return None
+            try:
+                self.read(index)
+            except UserError as error:
+                return str(error)
+            return None
+
+        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+            return {self.path(index): text for index, text in enumerate(pool.map(why, range(len(self)))) if text}
+
+    def _looks_complete(self, index: int) -> bool:
+        size = int(self.size[index])
+        if size < _TAIL:
+            return False
+        head, tail = self.content(index, 4), self.content(index, _TAIL, size - _TAIL)
+        return any(head.startswith(first) and last in tail for first, last in _COMPLETE)
+
+
+def list_shards(root: Path, split: str) -> list[Path]:
+    """The shards of a split: ``root/<split>/*.tar``, else ``root/*<split>*.tar`` ("validation" is "val")."""
+    return sorted((root / split).glob("*.tar")) or sorted(root.glob(f"*{split}*.tar"))
+
+
+def read_shards(root: Path, *, remember: bool = True) -> tuple[dict[str, ShardImages], list[str]]:
+    """Index both splits and name the classes.
+
+    Args:
+        root: the data set.
+        remember: keep the index in the cache folder and take it from there.
+
+    Returns:
+        {"train": ..., "val": ...} and the class names: of ``classes.txt`` (one a line) or ``classes.json`` (a list),
+        else the numbers.
+
+    Raises:
+        UserError: no shards for a split, a damaged shard, an image without label, a name that occurs twice, class
+            numbers without a name, or classes that only one split has. Names the shard.
+    """
+    splits = {split: index_shards(root, split, remember) for split in ("train", "val")}
+    highest = max(int(images.labels.max()) for images in splits.values())
+    names = read_class_names(root) or [str(label) for label in range(highest + 1)]
+    for split, images in splits.items():
+        if images.labels.max() >= len(names):
+            row = int(images.labels.argmax())
+            raise UserError(
+                f"{images.path(row).name} in shard {images.files[images.shard[row]]} has class {images.labels[row]}, "
+                f"but {root} names {len(names)} classes, 0..{len(names) - 1}"
+            )
+        absent = sorted(set(range(len(names))) - set(np.unique(images.labels).tolist()))
+        if absent:
+            shown = ", ".join(names[label] for label in absent[:5])
+            more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+            raise UserError(f"classes without images in the {split} shards of {root}: {shown}{more}")
+    if len(names) < 2:
+        raise UserError(f"only one class, {names[0]}, in the shards of {root}; at least two are needed")
+    return splits, names
+
+
+def read_class_names(root: Path) -> list[str]:
+    """Names from ``classes.txt`` or ``classes.json``; empty if the folder has neither."""
+    if (file := root / "classes.txt").is_file():
+        names: Any = file.read_text(encoding="utf-8-sig").splitlines()
+    elif (file := root / "classes.json").is_file():
+        try:
+            names = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{file} is not readable as JSON ({error})") from None
+    else:
+        return []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names) or not names:
+        raise UserError(f"{file} must hold one class name a line (as JSON: a list of names), k-th name for class k-1")
+    return names
+
+
+def index_shards(root: Path, split: str, remember: bool) -> ShardImages:
+    """Read the headers of all members; with `remember` once, later starts take the index from the cache folder.
+
+    Raises:
+        UserError: see :func:`read_shards`.
+    """
+    files = list_shards(root, split)
+    if not files:
+        raise UserError(f"no {split} shards in {root}; expected {root / split}/*.tar or {root}/*{split}*.tar")
+    arrays = _remembered_columns(files) if remember else _columns(files)
+    return ShardImages(root / split, tuple(files), **arrays)
+
+
+def _remembered_columns(files: list[Path]) -> dict[str, np.ndarray]:
+    digest = hashlib.sha256(str(INDEX_VERSION).encode())
+    for file in files:
+        status = file.stat()
+        digest.update(f"{file.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    cached = cache_folder() / "shard_indexes" / f"{digest.hexdigest()[:24]}.npz"
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(cached.with_suffix(".lock")):  # of several processes one reads the headers, the others wait
+            if not cached.is_file():
+                temporary = cached.with_suffix(f".{os.getpid()}.partial.npz")
+                np.savez(temporary, **_columns(files))  # type: ignore[arg-type]
+                temporary.replace(cached)
+        with np.load(cached) as archive:
+            return dict(archive)
+    except OSError:
+        return _columns(files)  # a cache that cannot be written costs the next start a second look, nothing else
+
+
+def _columns(files: list[Path]) -> dict[str, np.ndarray]:
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:  # header by header is waiting for disks
+        found = [(number, member) for number, part in enumerate(pool.map(read_members, files)) for member in part]
+    found.sort(key=lambda entry: (entry[1].label, entry[1].name))
+    where: dict[str, int] = {}
+    for number, member in found:
+        if member.name in where:
+            raise UserError(f"image {member.name} is in two shards, {files[where[member.name]]} and {files[number]}")
+        where[member.name] = number
+    return {
+        "names": np.array([member.name.encode() for _, member in found]),
+        "shard": np.array([number for number, _ in found], dtype=np.int32),
+        "offset": np.array([member.offset for _, member in found], dtype=np.int64),
+        "size": np.array([member.size for _, member in found], dtype=np.int64),
+        "labels": np.array([member.label for _, member in found], dtype=np.int32),
+    }
+
+
+def read_members(file: Path) -> list[Member]:
+    """The images of one shard with their labels, in its order.
+
+    Raises:
+        UserError: not an uncompressed tar file, truncated or damaged, an image without label, a label without image.
+    """
+    images: dict[str, tuple[str, int, int]] = {}
+    labels: dict[str, int] = {}
+    try:
+        with file.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                key, suffix = os.path.splitext(member.name)  # noqa: PTH122 (names in an archive)
+                if is_image_file(Path(member.name)):
+                    if key in images:
+                        raise UserError(f"shard {file}: {images[key][0]} and {member.name} have the same key")
+                    images[key] = (member.name, member.offset_data, member.size)
+                elif suffix == ".cls" or (suffix == ".json" and key not in labels):
+                    stored = os.pread(stream.fileno(), member.size, member.offset_data)
+                    labels[key] = _label(stored, suffix, f"{member.name} in shard {file}")
+            # tarfile takes a damaged header, and the lack of any, for the end; a whole archive ends with zeros.
+            stream.seek(archive.offset)
+            if stream.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"no end of archive at byte {archive.offset}")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(f"shard {file} is truncated or damaged ({error}); copy it again") from None
+    alone = [name for key, (name, _, _) in images.items() if key not in labels] or sorted(labels.keys() - images.keys())
+    if alone:
+        lacking = "image" if alone[0] in labels else "label (.cls, or .json with a number as 'label')"
+        more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
+        raise UserError(f"shard {file}: {alone[0]} has no {lacking}{more}")
+    if not images:
+        raise UserError(f"shard {file} holds no images")
+    return [Member(*place, labels[key]) for key, place in images.items()]
+
+
+def _label(content: bytes, suffix: str, where: str) -> int:
+    try:
+        label = int(content) if suffix == ".cls" else json.loads(content)["label"]
+    except (ValueError, KeyError, TypeError):
+        label = None
+    if type(label) is not int or label < 0:
+        raise UserError(f"{where} holds no class number: {content[:40]!r}")
+    return label
+
+
+class _Descriptor:
+    """An open file that closes when nobody holds it any more: a thread may read what another one has just dropped."""
+
+    def __init__(self, file: Path) -> None:
+        self.number = -1
+        self.number = os.open(file, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
+# `pread` has no position, so threads and forked processes may share a descriptor.
+_opened = lru_cache(maxsize=MAX_OPEN_FILES)(_Descriptor)

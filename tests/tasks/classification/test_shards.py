@@ -1,0 +1,328 @@
+"""Tar shards: they give what the folders give, to the bit; a damaged one is named before training starts."""
+
+import gzip
+import io
+import os
+import shutil
+import tarfile
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evmamba.errors import UserError
+from evmamba.tasks.classification import ClassificationData, ClassificationModule, packing, shards, staging
+from evmamba.tasks.classification.folders import read_folders
+from evmamba.tasks.classification.packing import write_shards
+from evmamba.tasks.classification.shards import read_members, read_shards
+
+IMAGES = {"train": {"ant": 9, "bee": 7, "cat": 5}, "val": {"ant": 4, "bee": 3, "cat": 4}}
+SMALL = {"image_size": 32, "batch_size": 4, "num_workers": 0}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EVMAMBA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise in several formats, sizes and ways to name a file."""
+    root = tmp_path_factory.mktemp("data") / "folders"
+    rng = np.random.default_rng(0)
+    for split, classes in IMAGES.items():
+        for name, count in classes.items():
+            (root / split / name).mkdir(parents=True)
+            for k in range(count):
+                pixels = rng.integers(0, 255, (33 + k, 41, 3), dtype=np.uint8)
+                suffix = (".png", ".JPG", ".v2.jpg", ".webp")[k % 4]
+                Image.fromarray(pixels).save(root / split / name / f"{k}é{suffix}")
+    return root
+
+
+@pytest.fixture(scope="module")
+def packed(folders: Path) -> Path:
+    output = folders.with_name("shards")
+    written = write_shards(folders, output, shard_bytes=20_000, jobs=2)
+    assert len(written["train"]) >= 3
+    assert len(written["val"]) >= 2
+    return output
+
+
+@pytest.fixture
+def copied(packed: Path, tmp_path: Path) -> Path:
+    """Shards to damage."""
+    return shutil.copytree(packed, tmp_path / "copied")
+
+
+def data(root: Path, **options) -> ClassificationData:
+    module = ClassificationData(str(root), **(SMALL | options))
+    module.setup("fit")
+    return module
+
+
+def names(batches: list[dict], root: Path) -> list[list[str]]:
+    return [[str(Path(path).relative_to(root)) for path in batch["path"]] for batch in batches]
+
+
+def tar(file: Path, **members: bytes) -> Path:
+    """Write a shard; in the names `__` stands for the dot before the suffix."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name.replace("__", "."))
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file
+
+
+def png() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 40), "teal").save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_shards_describe_themselves_as_their_folders(folders: Path, packed: Path):
+    ours, theirs = data(packed), data(folders)
+    assert ours.class_names == theirs.class_names == ["ant", "bee", "cat"]
+    same = ("train_images", "val_images", "num_classes", "fingerprint")
+    assert [ours.description()[key] for key in same] == [theirs.description()[key] for key in same]
+    assert ours.description()["train_images"] == 21
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_are_those_of_the_folders_with_any_number_of_workers(folders: Path, packed: Path, workers: int):
+    ours, theirs = data(packed, num_workers=workers), data(folders)
+    for stage in ("train", "val"):
+        found, expected = (list(getattr(module, f"{stage}_dataloader")()) for module in (ours, theirs))
+        assert names(found, packed) == names(expected, folders)
+        assert [batch["label"].tolist() for batch in found] == [batch["label"].tolist() for batch in expected]
+    for batch, other in zip(found, expected, strict=True):  # of evaluation, which draws nothing at random
+        assert torch.equal(batch["image"], other["image"])
+
+
+def test_evaluation_result_is_that_of_the_folders(folders: Path, packed: Path, tmp_path: Path):
+    results = []
+    for root in (folders, packed):
+        torch.manual_seed(0)
+        module = ClassificationModule("resnet10t", 3)
+        module.output_dir = tmp_path / root.name
+        trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+        trainer.test(module, ClassificationData(str(root), **SMALL), verbose=False)
+        pictures = [path.read_bytes() for path in sorted(module.output_dir.glob("gallery/*"))]
+        results.append((module.exact_metrics, module.details, pictures))
+    assert len(results[0][2]) == 8
+    assert results[0] == results[1]
+
+
+def test_processes_share_the_images_without_padding(packed: Path):
+    seen: list[str] = []
+    for rank in range(4):
+        module = data(packed)
+        module.trainer = SimpleNamespace(global_rank=rank, world_size=4)
+        seen += [path for batch in module.val_dataloader() for path in batch["path"]]
+    assert sorted(seen) == sorted(str(path) for path in module.image_paths()[1])
+
+
+def test_headers_are_read_once_and_again_when_a_shard_changes(copied: Path, monkeypatch: pytest.MonkeyPatch):
+    read: list[Path] = []
+
+    def counting(file: Path) -> list:
+        read.append(file)
+        return read_members(file)
+
+    monkeypatch.setattr(shards, "read_members", counting)
+    ClassificationData(str(copied), **SMALL)
+    assert len(read) == len(list(copied.rglob("*.tar")))
+    read.clear()
+    ClassificationData(str(copied), **SMALL)
+    assert read == []
+    os.utime(copied / "val" / "val-000000.tar")
+    ClassificationData(str(copied), **SMALL)
+    assert {file.parent.name for file in read} == {"val"}
+
+
+def test_a_cache_that_cannot_be_written_does_not_matter(packed: Path, cache: Path):
+    cache.write_text("not a folder")
+    assert data(packed).description()["train_images"] == 21
+
+
+def test_shards_of_others_are_read(tmp_path: Path):
+    """Flat names as on the Hugging Face hub, labels in JSON, further members, no class names."""
+    extra = {"a__txt": b"caption", "a__json": b'{"label": 7}'}
+    tar(tmp_path / "in1k-train-0000.tar", a__png=png(), a__cls=b"1\n", **extra)
+    tar(tmp_path / "in1k-train-0001.tar", b__json=b'{"label": 0}', b__png=png())
+    tar(tmp_path / "in1k-validation-00.tar", v__png=png(), v__cls=b"0", w__png=png(), w__cls=b"1")
+    module = data(tmp_path)
+    assert module.class_names == ["0", "1"]
+    assert module.train_set.images.labels.tolist() == [0, 1]
+    (tmp_path / "classes.json").write_text('["tench", "goldfish"]')
+    assert ClassificationData(str(tmp_path), **SMALL).class_names == ["tench", "goldfish"]
+
+
+def third_image(file: Path) -> tarfile.TarInfo:
+    with tarfile.open(file) as archive:
+        return archive.getmembers()[4]
+
+
+@pytest.mark.parametrize("where", ["in an image", "between members", "after the last"])
+def test_a_truncated_shard_is_named(copied: Path, where: str):
+    file = copied / "train" / "train-000001.tar"
+    member = third_image(file)
+    content = file.read_bytes()
+    place = {
+        "in an image": member.offset_data + 700,
+        "between members": member.offset,
+        "after the last": len(content.rstrip(b"\0")) + 300,
+    }
+    assert content.endswith(bytes(1024))
+    file.write_bytes(content[: place[where]])
+    with pytest.raises(UserError, match=rf"shard {file} is truncated or damaged \(.*\); copy it again"):
+        ClassificationData(str(copied), **SMALL)
+
+
+def test_a_damaged_header_in_the_middle_is_not_the_end(copied: Path):
+    file = copied / "train" / "train-000001.tar"
+    content = bytearray(file.read_bytes())
+    content[third_image(file).offset + 20] ^= 0xFF
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"shard {file} is truncated or damaged"):
+        ClassificationData(str(copied), **SMALL)
+
+
+def test_a_shard_cut_after_the_start_is_named(copied: Path):
+    module = data(copied)
+    for file in copied.rglob("*.tar"):
+        os.truncate(file, 600)
+    with pytest.raises(UserError, match=r"shard .*val-00000\d\.tar has become shorter"):
+        list(module.val_dataloader())
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"a__png": png()}, r"shard .*x\.tar: a\.png has no label"),
+        ({"a__cls": b"1"}, r"shard .*x\.tar: a has no image"),
+        ({"a__png": png(), "a__jpg": png(), "a__cls": b"1"}, r"x\.tar: a\.png and a\.jpg have the same key"),
+        ({"a__png": png(), "a__cls": b"cat"}, r"a\.cls in shard .*x\.tar holds no class number: b'cat'"),
+        ({"a__png": png(), "a__cls": b"-1"}, r"a\.cls in shard .*x\.tar holds no class number"),
+        ({"a__png": png(), "a__json": b'{"class": 1}'}, r"a\.json in shard .*x\.tar holds no class number"),
+        ({"a__txt": b"x"}, r"shard .*x\.tar holds no images"),
+        ({"a__png": png(), "a__cls": b"3"}, r"a\.png in shard .*x\.tar has class 3, but .* names 3 classes, 0\.\.2"),
+    ],
+)
+def test_what_is_wrong_in_a_shard_is_said(copied: Path, members: dict[str, bytes], message: str):
+    tar(copied / "train" / "x.tar", **members)
+    with pytest.raises(UserError, match=message):
+        ClassificationData(str(copied), **SMALL)
+
+
+def test_the_same_image_in_two_shards_is_named(copied: Path):
+    shutil.copy(copied / "val" / "val-000000.tar", copied / "val" / "val-000000 (1).tar")
+    with pytest.raises(UserError, match=r"is in two shards, .*val-000000 \(1\)\.tar and .*val-000000\.tar"):
+        ClassificationData(str(copied), **SMALL)
+
+
+def test_missing_splits_and_classes_are_named(copied: Path):
+    shutil.rmtree(copied / "val")
+    with pytest.raises(UserError, match=r"no val shards in .*; expected .*val/\*\.tar"):
+        ClassificationData(str(copied), **SMALL)
+    tar(copied / "val" / "0.tar", a__png=png(), a__cls=b"0", b__png=png(), b__cls=b"2")
+    with pytest.raises(UserError, match=r"classes without images in the val shards of .*: bee$"):
+        ClassificationData(str(copied), **SMALL)
+
+
+def test_compressed_shards_are_refused(copied: Path):
+    file = copied / "train" / "train-000001.tar"
+    file.write_bytes(gzip.compress(file.read_bytes()))
+    with pytest.raises(UserError, match=rf"shard {file} is truncated or damaged"):
+        ClassificationData(str(copied), **SMALL)
+
+
+@pytest.mark.parametrize("damage", ["no image at all", "cut"])
+def test_unreadable_images_in_shards_stop_or_are_skipped(copied: Path, damage: str):
+    broken = b"\x89PNG broken" if damage == "no image at all" else png()[:-30]
+    tar(copied / "train" / "x.tar", bad__png=broken, bad__cls=b"1")
+    with pytest.raises(UserError, match=r"1 of 22 train images cannot be read: .*bad\.png in shard .*x\.tar"):
+        data(copied)
+    with pytest.warns(UserWarning, match=r"1 of 22 train images .*bad\.png"):
+        assert len(data(copied, on_bad_image="skip").train_set) == 21
+
+
+def test_staged_shards_give_the_same_and_are_copied_once(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
+    module = ClassificationData(str(packed), **SMALL, staging_dir="$NODE_DISK/evmamba")
+    module.prepare_data()
+    copies = {path: path.stat().st_ino for path in (tmp_path / "disk").rglob("*.tar")}
+    assert len(copies) == len(list(packed.rglob("*.tar")))
+    module.setup("fit")
+    assert {path: path.stat().st_ino for path in (tmp_path / "disk").rglob("*.tar")} == copies
+    assert set(module.train_set.images.files) | set(module.val_set.images.files) == set(copies)
+    for batch, other in zip(module.val_dataloader(), data(packed).val_dataloader(), strict=True):
+        assert batch["path"] == other["path"]
+        assert torch.equal(batch["image"], other["image"])
+
+
+def test_staging_continues_what_was_interrupted_and_renews_what_changed(copied: Path, tmp_path: Path):
+    files = sorted(copied.rglob("*.tar"))
+    copies = staging.stage(files, str(tmp_path / "disk"))
+    os.truncate(copies[0], 10)
+    copies[1].unlink()
+    copies[1].with_name(f".{copies[1].name}.partial").write_bytes(b"half")
+    os.utime(files[2], (1, 1))
+    assert staging.stage(files, str(tmp_path / "disk")) == copies
+    assert [path.read_bytes() for path in copies] == [path.read_bytes() for path in files]
+    assert not list((tmp_path / "disk").rglob("*.partial"))
+
+
+def test_staging_that_cannot_work_says_so(folders: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UserError, match=r"staging_dir copies tar shards, but .* holds folders"):
+        ClassificationData(str(folders), staging_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"\$NO_SUCH_DISK/x names a variable that is not set"):
+        data(packed, staging_dir="$NO_SUCH_DISK/x")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot stage shards in .*file"):
+        data(packed, staging_dir=str(tmp_path / "file"))
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10))
+    with pytest.raises(UserError, match=r"staging needs 0\.\d GB in .*disk, which has 0\.0 GB free"):
+        data(packed, staging_dir=str(tmp_path / "disk"))
+
+
+def test_packing_is_repeatable_and_leaves_nothing_behind_when_it_fails(
+    folders: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    again = tmp_path / "again"
+    counted: list[int] = []
+    write_shards(folders, again, 20_000, 1, counted.append)
+    assert sum(counted) == 32
+    for file in packed.rglob("*.tar"):
+        assert (again / file.relative_to(packed)).read_bytes() == file.read_bytes()
+    with pytest.raises(UserError, match="exists already"):
+        write_shards(folders, again, 20_000, 1)
+
+    real = packing._write
+    monkeypatch.setattr(packing, "_write", lambda file, rows, images: real(file, rows[1:], images))
+    with pytest.raises(UserError, match=r"the shards do not hold what .*train holds"):
+        write_shards(folders, tmp_path / "less", 20_000, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again"]
+
+
+def test_names_that_differ_in_the_suffix_only_cannot_be_packed(folders: Path, tmp_path: Path):
+    root = shutil.copytree(folders, tmp_path / "folders")
+    shutil.copy(root / "val" / "bee" / "0é.png", root / "val" / "bee" / "0é.jpg")
+    with pytest.raises(UserError, match=r"val/bee/0é.jpg and val/bee/0é.png differ in the suffix only"):
+        write_shards(root, tmp_path / "out", 20_000, 1)
+
+
+def test_more_shards_than_may_be_open_at_once(packed: Path, folders: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shards, "_opened", lru_cache(maxsize=1)(shards._Descriptor))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    images, expected = read_shards(packed, remember=False)[0]["train"], read_folders(folders)[0]["train"]
+    assert [images.content(k) for k in range(21)] == [expected.path(k).read_bytes() for k in range(21)]
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
