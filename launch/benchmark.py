@@ -51,6 +51,7 @@ class BenchOptions:
         overrides: ``option=value`` of LightningCLI for every training, ``task.option=value`` for one task's;
             ``cost.batch_size``, ``cost.warmup_steps`` and ``cost.timed_steps`` for the measurement of the cost.
         force: also repeat finished runs.
+        elsewhere: plan for a cluster: the device need not be here, and not every file is looked at.
     """
 
     output: Path = Path("bench")
@@ -64,6 +65,7 @@ class BenchOptions:
     precision: str | None = None
     overrides: Sequence[str] = ()
     force: bool = False
+    elsewhere: bool = False
 
 
 def plan(options: BenchOptions) -> list[RunSpec]:
@@ -85,7 +87,7 @@ def plan(options: BenchOptions) -> list[RunSpec]:
         raise UserError("no backbone to run; name one with --backbones")
     check_writable(options.output, "--output")
     tasks = [t for t in TASKS if t in (options.tasks if options.tasks is not None else options.data or TASKS)]
-    device = _device(options.device)
+    device = options.device if options.elsewhere else _device(options.device)
     precision = options.precision or _precision(device)
     overrides = _split_overrides(options.overrides)
     timing = _timing(overrides, device)
@@ -102,7 +104,7 @@ def plan(options: BenchOptions) -> list[RunSpec]:
                 spec = _training_spec(options, task, head, bare, overrides)
                 if (task, head) not in checked:
                     # Once a task and head: a large annotation file should not be read for every backbone.
-                    fingerprints[task] = _check_training(spec, options.output)
+                    fingerprints[task] = _check_training(spec, options.output, options.elsewhere)
                     checked.add((task, head))
                 spec.data_fingerprint = fingerprints[task]
                 specs.append(spec)
@@ -114,11 +116,12 @@ def run_here(
 ) -> tuple[list[Result], bool]:
     """Run specs one after the other and return one result each, and whether Ctrl-C ended it before its time.
 
-    A finished run with the same spec is not repeated. A failed run is a result like any other. After Ctrl-C the run
-    at work is stopped, finished ones stay, and what is missing is "failed: interrupted" in what is returned (not on
-    disk).
+    A finished run with the same spec is not repeated. A failed run is a result like any other; runs that need it are
+    not started, which is their reason. After Ctrl-C the run at work is stopped, finished ones stay, and what is missing
+    is "failed: interrupted" in what is returned (not on disk).
     """
     results: list[Result] = []
+    failed: dict[str, Result] = {}
     interrupted = False
     elsewhere: str | None = None
     with _terminated_is_interrupted(), progress:
@@ -135,16 +138,30 @@ def run_here(
                 results.append(failed_result(spec, "interrupted", start))
                 continue
             progress.start(spec)
+            lacking = next((failed[name] for name in spec.needs if name in failed), None)
             try:
-                result = run_one(spec, folder, functools.partial(progress.update, folder))
+                if lacking is not None:
+                    result = failed_result(spec, not_started(lacking), start)
+                    spec.write(folder)
+                    write_result(result, folder)
+                else:
+                    result = run_one(spec, folder, functools.partial(progress.update, folder))
             except KeyboardInterrupt:
                 interrupted = True
                 result = failed_result(spec, "interrupted", start)
+            if not result.finished:
+                failed[spec.name] = result
             progress.finish(spec, result)
             results.append(result)
         if elsewhere:
             progress.remark(f"finished runs of another commit were taken over ({elsewhere}); --force repeats them")
     return results, interrupted
+
+
+def not_started(lacking: Result) -> str:
+    """The reason of a run that needs a failed one; through a chain of them the first reason stays in sight."""
+    reason = lacking.reason or ""
+    return reason if reason.startswith("not started: ") else f"not started: needs {lacking.run}, which failed: {reason}"
 
 
 def finished_before(spec: RunSpec, folder: Path) -> Result | None:
@@ -301,8 +318,10 @@ def recipe_of(task: str, preset: str, head: str, model: str) -> Path:
     return (own or like_t or found)[0]
 
 
-def _check_training(spec: RunSpec, output: Path) -> str:
+def _check_training(spec: RunSpec, output: Path, elsewhere: bool = False) -> str:
     """Build data, model and trainer of a run once, and look at every file, as its own process will.
+
+    For a run `elsewhere` the files are left to `evmamba data check`: a login node is not for that.
 
     Returns:
         The data's fingerprint.
@@ -310,10 +329,12 @@ def _check_training(spec: RunSpec, output: Path) -> str:
     from evmamba.launch.train import EvmambaCLI
     from evmamba.tasks.detection import DetectionData
 
-    cli = EvmambaCLI(spec.cli_arguments(output), run=False)
+    here = dataclasses.replace(spec, device="cpu") if elsewhere else spec
+    cli = EvmambaCLI(here.cli_arguments(output), run=False)
     if isinstance(cli.datamodule, DetectionData) and cli.datamodule.masks is None:
         cli.datamodule.masks = cli.model.wants_masks  # in the run, the data asks the trainer's model
-    cli.datamodule.setup("fit")
+    if not elsewhere:
+        cli.datamodule.setup("fit")
     return str(cli.datamodule.description()["fingerprint"])
 
 
@@ -336,4 +357,6 @@ def _device(wanted: str) -> str:
 def _precision(device: str) -> str | None:
     import torch
 
-    return "bf16-mixed" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else None
+    # Without a GPU here the runs are planned for a cluster, whose GPUs have bfloat16 unless --precision says otherwise.
+    can = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if device == "cuda" and can else None

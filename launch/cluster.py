@@ -1,0 +1,193 @@
+"""What a cluster wants to know of a job: options of `evmamba submit`, or a YAML file, or both.
+
+    # cluster.yaml: every key is an option too (--account ..., --gpus-per-node ...); options win
+    account: my-project
+    partition: gpu
+    time: 24:00:00
+    nodes: 1
+    gpus_per_node: 8
+    cpus_per_task: 12
+    mem: 0
+    environment:
+      - module load cuda
+      - source /work/venv/bin/activate
+    runs:                     # for one kind of run: cost, classification, detection, segmentation, evaluation, report
+      classification: {nodes: 2, time: 48:00:00}
+
+A cost run measures one device, an evaluation stays on one node, a report needs no GPU, unless `runs` says otherwise.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evmamba.errors import UserError, unknown_name
+from evmamba.launch.run import Resources
+
+KINDS = ("cost", "classification", "detection", "segmentation", "evaluation", "report")
+# SLURM's: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
+TIME = re.compile(r"^(\d+(:\d\d?){0,2}|\d+-\d+(:\d\d?){0,2}|UNLIMITED)$")
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """What one kind of job asks for.
+
+    Attributes:
+        account: to charge; None, here and below: the cluster's default.
+        partition: or several, with commas.
+        qos: quality of service.
+        time: limit, as SLURM writes it (a number alone is minutes).
+        nodes: number of nodes.
+        gpus_per_node: 0 for a cluster without GPUs.
+        gres: the GPUs in the cluster's own words, e.g. "gpu:a100:8", where ``--gpus-per-node`` is not understood.
+        tasks_per_node: processes per node; None: one per GPU, or one without GPUs.
+        cpus_per_task: cores for each, loading processes included.
+        mem: memory per node, e.g. "200G"; "0" is all of it.
+        strategy: Lightning's or ours, e.g. "ddp", "deepspeed_stage_1".
+        interface: network interface of the rendezvous and of gloo and NCCL, e.g. "ib0"; None: they find one.
+        container: command before python, e.g. "apptainer exec --nv evmamba.sif".
+        python: the interpreter; None: the one that submits (without container), or "python" in a container.
+        environment: shell lines before the run: modules, a virtual environment, variables.
+        sbatch: more options, e.g. "--constraint=a100", "--exclusive".
+    """
+
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+    time: str | None = None
+    nodes: int = 1
+    gpus_per_node: int = 1
+    gres: str | None = None
+    tasks_per_node: int | None = None
+    cpus_per_task: int | None = None
+    mem: str | None = None
+    strategy: str | None = None
+    interface: str | None = None
+    container: str | None = None
+    python: str | None = None
+    environment: tuple[str, ...] = ()
+    sbatch: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("nodes", 1), ("gpus_per_node", 0), ("tasks_per_node", 1), ("cpus_per_task", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{name} must be at least {least}, not {value}")
+        if self.time is not None and not TIME.match(self.time):
+            raise UserError(f"time '{self.time}' is none of SLURM's forms; write e.g. 24:00:00 or 2-00:00:00")
+        for line in self.sbatch:
+            if not line.startswith("-"):
+                raise UserError(f"sbatch option '{line}' must start with a dash, e.g. --constraint=a100")
+
+    @property
+    def tasks(self) -> int:
+        """Processes per node."""
+        return self.tasks_per_node or max(1, self.gpus_per_node)
+
+    @property
+    def resources(self) -> Resources:
+        return Resources(nodes=self.nodes, devices=self.tasks, strategy=self.strategy)
+
+
+INTEGERS = ("nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task")
+LISTS = ("environment", "sbatch")
+KEYS = tuple(field.name for field in dataclasses.fields(JobConfig))
+# What a kind of run is without a word about it; what it leaves open comes from the general settings.
+NATURE: dict[str, dict[str, Any]] = {
+    "cost": {"nodes": 1, "tasks_per_node": 1, "strategy": None},
+    "evaluation": {"nodes": 1, "strategy": None},
+    "report": {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0, "gres": None, "time": "30:00", "mem": None},
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The settings of every kind of run."""
+
+    jobs: Mapping[str, JobConfig]
+
+    def __getitem__(self, kind: str) -> JobConfig:
+        return self.jobs[kind]
+
+    def resources(self, kind: str) -> Resources:
+        return self.jobs[kind].resources
+
+
+def read_cluster(file: Path | None, options: Mapping[str, Sequence[str]]) -> Cluster:
+    """Settings from a YAML file and from the command line, which wins.
+
+    Args:
+        file: see the head of this module; None for none.
+        options: key -> values as given: ``VALUE`` for all kinds of runs, ``KIND=VALUE`` for one.
+
+    Raises:
+        UserError: the file is missing or no mapping; unknown keys (the nearest is offered); values that cannot be.
+    """
+    general, special = _from_file(file) if file else ({}, {})
+    for key, values in options.items():
+        for value in values:
+            kind, _, rest = value.partition("=")
+            of_kind = kind in KINDS
+            target = special.setdefault(kind, {}) if of_kind else general
+            text = rest if of_kind else value
+            target[key] = (*target.get(key, ()), text) if key in LISTS else text
+    jobs = {}
+    for kind in KINDS:
+        given = general | _nature(kind, general) | special.get(kind, {})
+        jobs[kind] = JobConfig(**{key: _typed(key, value) for key, value in given.items()})
+    return Cluster(jobs)
+
+
+def _nature(kind: str, general: Mapping[str, Any]) -> dict[str, Any]:
+    nature = dict(NATURE.get(kind, {}))
+    # One device: of a request in the cluster's own words only the number is changed.
+    if kind == "cost" and int(general.get("gpus_per_node", 1)) > 0:
+        nature["gpus_per_node"] = 1
+        if gres := general.get("gres"):
+            nature["gres"] = re.sub(r":\d+$", ":1", gres)
+    return nature
+
+
+def _from_file(file: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    try:
+        # BaseLoader keeps texts: YAML would read 24:00:00 as a number of seconds.
+        document = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}) (--cluster)") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: no valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{file}: a cluster file holds lines like 'partition: gpu'")
+    runs = document.pop("runs", {})
+    if not isinstance(runs, dict) or not all(isinstance(settings, dict) for settings in runs.values()):
+        raise UserError(f"{file}: 'runs' holds settings by kind of run, e.g. 'detection: {{nodes: 2}}'")
+    for kind in runs:
+        if kind not in KINDS:
+            raise unknown_name(f"kind of run in {file}", kind, KINDS)
+    for settings in (document, *runs.values()):
+        for key in settings:
+            if key not in KEYS:
+                raise unknown_name(f"key in {file}", key, (*KEYS, "runs"))
+    return document, runs
+
+
+def _typed(key: str, value: Any) -> Any:
+    if value is None or value in ("", "null"):
+        return () if key in LISTS else None
+    if key in LISTS:
+        lines = value.splitlines() if isinstance(value, str) else value
+        return tuple(str(line) for line in lines)
+    if not isinstance(value, str | int):
+        raise UserError(f"{key} is one value, not {value}")
+    if key in INTEGERS:
+        try:
+            return int(value)
+        except ValueError:
+            raise UserError(f"{key} must be a whole number, not '{value}'") from None
+    return str(value)

@@ -1,0 +1,325 @@
+"""The runs of a folder and what has become of each: from result files, progress files, ``jobs.json``, and SLURM.
+
+``jobs.json`` remembers which job each run was submitted as. A folder without it (of `evmamba bench`, or `--local`) is
+as good: its runs are those with a ``spec.json``.
+"""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from evmamba.errors import UserError
+from evmamba.launch import slurm
+from evmamba.launch.benchmark import LOG_FILE, RUNS_FOLDER, not_started
+from evmamba.launch.progress import PROGRESS_FILE, headline
+from evmamba.launch.results import FILE_NAME, Result, read_result, write_json, write_result
+from evmamba.launch.run import SPEC_FILE, RunSpec, failed_result
+from evmamba.launch.slurm import Job
+
+JOBS_FILE = "jobs.json"
+SCHEMA = 1
+REPORT = "report"
+# A progress file that has not changed for so long is no sign of life any more.
+SILENT_SECONDS = 600
+
+State = Literal["finished", "failed", "running", "queued", "waiting", "stopped", "not submitted"]
+# What SLURM's last word on a job means, and what to do about it.
+ENDINGS = {
+    "TIMEOUT": "time limit of {limit} reached; --resume goes on from the last checkpoint",
+    "OUT_OF_MEMORY": "out of memory on the node (not the GPU's); raise mem, or lower num_workers",
+    "NODE_FAIL": "node {nodes} failed; --resume goes on from the last checkpoint",
+    "PREEMPTED": "preempted and not requeued; --resume goes on from the last checkpoint",
+    "BOOT_FAIL": "node {nodes} did not start; --resume tries again",
+    "DEADLINE": "the job's deadline passed",
+    "CANCELLED": "cancelled",
+    "FAILED": "ended with exit status {exit} and without a result; last words: {last}",
+    "COMPLETED": "ended without a result; last words: {last}",
+}
+
+
+@dataclass
+class JobBook:
+    """``jobs.json``: the number of each run's job, and the report's, by name; earlier numbers of a run are kept.
+
+    Attributes:
+        folder: the output folder.
+        submitted: run -> its jobs, the newest last; the report's under "report".
+        order: runs in the order of the graph.
+    """
+
+    folder: Path
+    submitted: dict[str, list[int]] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def read(folder: Path) -> "JobBook":
+        """The book of a folder, empty where there is none.
+
+        Raises:
+            UserError: the file is damaged or of another version.
+        """
+        path = folder / JOBS_FILE
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return JobBook(folder)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({error})") from error
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            raise UserError(f"{path}: not a list of jobs of this evmamba's version")
+        return JobBook(folder, document["jobs"], document["order"])
+
+    def write(self) -> None:
+        write_json(self.folder / JOBS_FILE, {"schema": SCHEMA, "order": self.order, "jobs": self.submitted})
+
+    def job_of(self, name: str) -> int | None:
+        return self.submitted[name][-1] if self.submitted.get(name) else None
+
+    def add(self, name: str, job: int) -> None:
+        """Note a job, at once on the disk: it exists whatever happens next."""
+        self.submitted.setdefault(name, []).append(job)
+        self.write()
+
+    def ask(self) -> dict[int, Job]:
+        """What SLURM says about the newest job of every run."""
+        return slurm.jobs(ids[-1] for ids in self.submitted.values() if ids) if self.submitted else {}
+
+
+@dataclass
+class RunState:
+    """One run, for people.
+
+    Attributes:
+        run: its name.
+        state: "stopped" is neither finished nor failed nor at work, e.g. interrupted: --resume goes on.
+        said: the rest of the sentence: what it waits for, how far it is, its main metric, why it failed.
+        job: SLURM's number.
+        nodes: where.
+        elapsed: time since its start.
+        restarts: how often it was requeued.
+        progress: phase, done, total, loss of a running one.
+        metrics: of a finished one.
+    """
+
+    run: str
+    state: State
+    said: str = ""
+    job: int | None = None
+    nodes: str = ""
+    elapsed: str = ""
+    restarts: int = 0
+    progress: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float | None] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def states(folder: Path) -> list[RunState]:
+    """The state of every run of a folder, those that others need first.
+
+    Raises:
+        UserError: the folder holds no runs.
+    """
+    specs, book = read_specs(folder), JobBook.read(folder)
+    found: dict[str, RunState] = {}
+    told = book.ask()
+    for spec in specs:
+        number = book.job_of(spec.name)
+        job = told.get(number) if number is not None else None
+        found[spec.name] = _state(spec, folder / RUNS_FOLDER / spec.name, number, job, found)
+    number = book.job_of(REPORT)
+    if number is not None:
+        found[REPORT] = _report_state(folder, number, told.get(number))
+    return list(found.values())
+
+
+def settle(folder: Path) -> list[str]:
+    """Give every run that ended without a result one that says why, and return their names.
+
+    A run is left alone while its job is live, and where nothing says that it ended.
+    """
+    specs, states_ = read_specs(folder), {state.run: state for state in states(folder)}
+    settled: dict[str, Result] = {}
+    for spec in specs:
+        run_folder, state = folder / RUNS_FOLDER / spec.name, states_[spec.name]
+        if _result(spec, run_folder) is None and state.state == "failed":
+            lacking = next((settled[name] for name in spec.needs if name in settled), None)
+            reason = not_started(lacking) if lacking and state.said.startswith("not started") else state.said
+            settled[spec.name] = failed_result(spec, reason, datetime.datetime.now(datetime.UTC))
+            write_result(settled[spec.name], run_folder)
+    return list(settled)
+
+
+def read_specs(folder: Path) -> list[RunSpec]:
+    """The specs of a folder's runs, in the order of the graph (of the names, where none was submitted).
+
+    Raises:
+        UserError: there are none.
+    """
+    order = JobBook.read(folder).order
+    paths = [folder / RUNS_FOLDER / name / SPEC_FILE for name in order]
+    if not order:
+        paths = sorted((folder / RUNS_FOLDER).glob(f"*/{SPEC_FILE}"))
+    specs = [RunSpec.read(path) for path in paths if path.is_file()]
+    # Folders of earlier attempts (NAME.failed-1) hold a spec too.
+    specs = [
+        spec
+        for spec, path in zip(specs, [p for p in paths if p.is_file()], strict=True)
+        if path.parent.name == spec.name
+    ]
+    if not specs:
+        raise UserError(f"{folder}: no runs here; 'evmamba submit' and 'evmamba bench' make them with --output")
+    return sorted_by_need(specs)
+
+
+def sorted_by_need(specs: Sequence[RunSpec]) -> list[RunSpec]:
+    """The same specs, each after those it needs, otherwise in their order."""
+    names = {spec.name: spec for spec in specs}
+    ordered: dict[str, RunSpec] = {}
+
+    def place(spec: RunSpec) -> None:
+        for name in spec.needs:
+            if name in names and name not in ordered:
+                place(names[name])
+        ordered.setdefault(spec.name, spec)
+
+    for spec in specs:
+        place(spec)
+    return list(ordered.values())
+
+
+def _state(
+    spec: RunSpec, folder: Path, number: int | None, job: Job | None, others: Mapping[str, RunState]
+) -> RunState:
+    state = RunState(spec.name, "not submitted", job=number)
+    if job is not None:
+        state.nodes, state.elapsed, state.restarts = job.nodes, job.elapsed, job.restarts
+    result = _result(spec, folder)
+    if result is not None and result.finished:
+        state.state, state.said = "finished", headline(result)
+        state.metrics, state.elapsed = result.metrics, _duration(result.provenance.get("duration_s"))
+    elif job is not None and job.live and not (result is not None and job.state == "COMPLETING"):
+        _live(state, spec, folder, job, others)
+    elif result is not None:
+        state.state, state.said = "failed", result.reason or ""
+        state.elapsed = _duration(result.provenance.get("duration_s"))
+    elif lacking := next(
+        (others[name] for name in spec.needs if name in others and others[name].state == "failed"), None
+    ):
+        # Whatever SLURM calls it: a run whose need failed is cancelled, or was never queued.
+        state.state = "failed"
+        state.said = lacking.said if lacking.said.startswith("not started: ") else _needs_failed(lacking)
+    elif job is not None:
+        state.state, state.said = "failed", _ending(job, folder)
+    else:
+        _unknown(state, folder, number)
+    return state
+
+
+def _needs_failed(lacking: RunState) -> str:
+    return f"not started: needs {lacking.run}, which failed: {lacking.said}"
+
+
+def _live(state: RunState, spec: RunSpec, folder: Path, job: Job, others: Mapping[str, RunState]) -> None:
+    if job.state == "PENDING":
+        waiting = [name for name in spec.needs if name in others and others[name].state != "finished"]
+        if waiting and job.reason in ("Dependency", "None", ""):
+            state.state, state.said = "waiting", f"for {', '.join(waiting)}"
+        else:
+            state.state = "queued"
+            state.said = f"requeued {_times(job.restarts)}" if job.restarts else job.reason
+        return
+    state.state = "running" if job.state != "REQUEUE_HOLD" else "queued"
+    state.progress = _progress(folder) or {}
+    parts = [_how_far(state.progress)] if state.progress else []
+    if job.state not in ("RUNNING", "COMPLETING"):
+        parts.append(job.state.lower())
+    if job.restarts:
+        parts.append(f"requeued {_times(job.restarts)}")
+    state.said = ", ".join(parts)
+
+
+def _unknown(state: RunState, folder: Path, number: int | None) -> None:
+    """No result, and SLURM has nothing to say: another way of running it, or long ago."""
+    progress = _progress(folder)
+    if progress is not None and progress["age"] < SILENT_SECONDS:
+        state.state, state.progress, state.said = "running", progress, _how_far(progress)
+    elif number is not None:
+        state.state = "failed"
+        state.said = f"job {number} is no longer known to SLURM and left no result; last words: {_last_words(folder)}"
+    elif progress is not None:
+        state.state, state.said = "stopped", f"{_how_far(progress)}, silent for {_duration(progress['age'])}"
+
+
+def _report_state(folder: Path, number: int, job: Job | None) -> RunState:
+    state = RunState(REPORT, "finished" if (folder / "report.md").is_file() else "failed", job=number)
+    if job is not None:
+        state.nodes, state.elapsed, state.restarts = job.nodes, job.elapsed, job.restarts
+    if job is not None and job.live:
+        state.state = "waiting" if job.reason == "Dependency" else "queued" if job.state == "PENDING" else "running"
+        state.said = "for all runs" if state.state == "waiting" else job.reason
+    elif state.state == "finished":
+        state.said = str(folder / "report.md")
+    else:
+        state.said = f"see {folder / 'report.log'}"
+    return state
+
+
+def _ending(job: Job, folder: Path) -> str:
+    said = ENDINGS.get(job.state, "ended as {state}; last words: {last}")
+    return said.format(
+        limit=job.limit, nodes=job.nodes or "?", exit=job.exit.split(":")[0], state=job.state, last=_last_words(folder)
+    )
+
+
+def _result(spec: RunSpec, folder: Path) -> Result | None:
+    """The result of this very spec; one of another spec, or a broken file, is none."""
+    try:
+        result = read_result(folder / FILE_NAME)
+    except UserError:
+        return None
+    return result if result.provenance.get("spec_hash") == spec.hash else None
+
+
+def _progress(folder: Path) -> dict[str, Any] | None:
+    path = folder / PROGRESS_FILE
+    try:
+        age = datetime.datetime.now().timestamp() - path.stat().st_mtime
+        return json.loads(path.read_text(encoding="utf-8")) | {"age": round(age)}
+    except (OSError, ValueError):
+        return None
+
+
+def _how_far(progress: Mapping[str, Any]) -> str:
+    done, total, loss = (progress.get(key) for key in ("done", "total", "loss"))
+    share = f" {100 * done / total:.0f} % ({done}/{total})" if done is not None and total else ""
+    return f"{progress['phase']}{share}" + ("" if loss is None else f", loss {loss:.3f}")
+
+
+def _last_words(folder: Path) -> str:
+    """The last line of the log, with its name."""
+    path = folder / LOG_FILE
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return f"no log at {path}"
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    return f"{last} (see {path})"
+
+
+def _times(n: int) -> str:
+    return "once" if n == 1 else f"{n} times"
+
+
+def _duration(seconds: float | None) -> str:
+    """As SLURM writes it: [days-]hours:minutes:seconds."""
+    if seconds is None:
+        return ""
+    days, rest = divmod(round(seconds), 86400)
+    return f"{f'{days}-' if days else ''}{rest // 3600:02}:{rest // 60 % 60:02}:{rest % 60:02}"

@@ -1,0 +1,238 @@
+"""SLURM: job scripts from the templates that people can use by hand, submitting them, and asking what became of them.
+
+Only sbatch, squeue, scontrol, sacct and scancel are called, by name, with a time limit. sacct is a bonus: many clusters
+and all small ones run without accounting, and then squeue and scontrol remember a job for some minutes after its end.
+"""
+
+import dataclasses
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evmamba.errors import UserError
+from evmamba.launch.cluster import JobConfig
+from evmamba.launch.run import SPEC_FILE, RunSpec
+
+TEMPLATES = Path(__file__).parent / "slurm"
+SCRIPT_FILE = "job.sbatch"
+LOG_FILE = "run.log"
+SETTINGS = ("# Settings\n", "# End of settings\n")
+COMMAND_SECONDS = 60
+# States in which a job may still come to something.
+LIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING",
+        "REQUEUE_FED", "SPECIAL_EXIT", "STAGE_OUT", "SIGNALING", "STOPPED"}  # fmt: skip
+
+
+def run_script(spec: RunSpec, folder: Path, job: JobConfig) -> str:
+    """The job script of one run, to be read and to be submitted."""
+    template = "single_node" if job.nodes == 1 else "multi_node"
+    command = [_python(job), "-m", "evmamba.launch.run", str(folder / SPEC_FILE)]
+    settings = [f"command=({shlex.join(command)})", f"container=({job.container or ''})"]
+    if job.nodes > 1:
+        settings.append(f"interface={shlex.quote(job.interface) if job.interface else ''}")
+    return _render(template, _header(job, spec.name, folder / LOG_FILE), [*settings, *job.environment], job.sbatch)
+
+
+def report_script(output: Path, job: JobConfig) -> str:
+    """The job script that writes the report of a folder."""
+    settings = [f"output={shlex.quote(str(output))}", f"container=({job.container or ''})", f"python={_python(job)}"]
+    header = _header(job, "evmamba-report", output / "report.log")
+    return _render("report", header, [*settings, *job.environment], job.sbatch)
+
+
+def _python(job: JobConfig) -> str:
+    return job.python or ("python" if job.container else sys.executable)
+
+
+def _header(job: JobConfig, name: str, log: Path) -> dict[str, str | None]:
+    """Options of the header; None takes the template's out."""
+    gpus = None if job.gres or not job.gpus_per_node else str(job.gpus_per_node)
+    return {
+        "job-name": name,
+        "account": job.account,
+        "partition": job.partition,
+        "qos": job.qos,
+        "nodes": str(job.nodes),
+        "ntasks-per-node": str(job.tasks),
+        "gpus-per-node": gpus,
+        "gres": job.gres,
+        "cpus-per-task": None if job.cpus_per_task is None else str(job.cpus_per_task),
+        "mem": job.mem,
+        "time": job.time,
+        "output": str(log).replace("%", "%%"),
+    }
+
+
+def _render(template: str, header: Mapping[str, str | None], settings: Sequence[str], more: Sequence[str]) -> str:
+    """A template with other options in its header and other lines between "Settings" and "End of settings"."""
+    lines = (TEMPLATES / f"{template}.sbatch").read_text(encoding="utf-8").splitlines(keepends=True)
+    begin, end = (lines.index(mark) for mark in SETTINGS)
+    remaining = dict(header)
+    head: list[str] = []
+    last = 0
+    for line in lines[:begin]:
+        found = re.match(r"#SBATCH --([\w-]+)", line)
+        if found and found[1] in remaining:
+            value = remaining.pop(found[1])
+            if value is None:
+                continue
+            line = _directive(found[1], value)
+        head.append(line)
+        if found:
+            last = len(head)
+    extra = [_directive(name, value) for name, value in remaining.items() if value is not None]
+    extra += [f"#SBATCH {option}\n" for option in more]
+    head[last:last] = extra
+    return "".join([*head, lines[begin], *(f"{line}\n" for line in settings), *lines[end:]])
+
+
+def _directive(name: str, value: str) -> str:
+    return f"#SBATCH --{name}={shlex.quote(value)}\n"
+
+
+def available() -> bool:
+    """Whether jobs can be submitted from here."""
+    return shutil.which("sbatch") is not None
+
+
+def submit(script: Path, after: Sequence[int] = (), condition: str = "afterok") -> int:
+    """Submit a script and return the job's number.
+
+    Args:
+        script: file.
+        after: jobs that must have ended before.
+        condition: "afterok" (well; if that cannot come true the job is cancelled) or "afterany".
+
+    Raises:
+        UserError: there is no sbatch, or it refuses; its words are in the message.
+    """
+    command = ["sbatch", "--parsable"]
+    if after:
+        command.append(f"--dependency={condition}:{':'.join(map(str, after))}")
+        if condition == "afterok":
+            command.append("--kill-on-invalid-dep=yes")
+    said = _call([*command, str(script)])
+    try:
+        return int(said.strip().splitlines()[-1].split(";")[0])
+    except (ValueError, IndexError):
+        raise UserError(f"sbatch gave no job number for {script}: {said.strip()!r}") from None
+
+
+def cancel(jobs: Sequence[int]) -> None:
+    """Cancel jobs; those that have ended are none to complain about."""
+    if jobs:
+        _call(["scancel", *map(str, jobs)])
+
+
+@dataclass(frozen=True)
+class Job:
+    """What SLURM says about a job.
+
+    Attributes:
+        id: its number.
+        state: SLURM's word, e.g. "PENDING", "RUNNING", "TIMEOUT".
+        reason: why it waits or ended so, SLURM's word, e.g. "Dependency", "NodeDown"; "" for none.
+        nodes: where it runs or ran, e.g. "n[1-2]"; "" for nowhere yet.
+        elapsed: time since its (last) start, e.g. "1-02:03:04".
+        exit: exit status and signal, "1:0".
+        restarts: how often it was requeued.
+        limit: its time limit.
+    """
+
+    id: int
+    state: str
+    reason: str = ""
+    nodes: str = ""
+    elapsed: str = ""
+    exit: str = ""
+    restarts: int = 0
+    limit: str = ""
+
+    @property
+    def live(self) -> bool:
+        return self.state in LIVE
+
+
+def jobs(ids: Iterable[int]) -> dict[int, Job]:
+    """What SLURM still knows of these jobs; none where it is not installed or does not answer.
+
+    The controller knows live jobs and those that ended some minutes ago, with most details; accounting, where there is
+    any, knows the older ones.
+    """
+    wanted = set(ids)
+    found = {job.id: job for number in _in_queue(wanted) if (job := _from_controller(number))}
+    missing = wanted - set(found)
+    if missing:
+        found |= {job.id: job for job in _from_accounting(missing)}
+    return found
+
+
+def _in_queue(wanted: set[int]) -> list[int]:
+    """Those that the controller knows (it complains of a list with one unknown number, so it is asked for all)."""
+    said = _ask(["squeue", "--noheader", "--states=all", "--me", "--format=%A"])
+    return sorted(wanted & {int(word) for word in said.split() if word.isdecimal()})
+
+
+def _from_controller(number: int) -> Job | None:
+    said = _ask(["scontrol", "show", "job", "--oneliner", str(number)])
+    fields = dict(re.findall(r"(\w+)=(\S*)", said))
+    if "JobState" not in fields:
+        return None
+    return Job(
+        id=number,
+        state=fields["JobState"],
+        reason=_word(fields.get("Reason")),
+        nodes=_word(fields.get("NodeList")),
+        elapsed=fields.get("RunTime", ""),
+        exit=fields.get("ExitCode", ""),
+        restarts=int(fields.get("Restarts", 0)),
+        limit=fields.get("TimeLimit", ""),
+    )
+
+
+def _from_accounting(wanted: set[int]) -> list[Job]:
+    columns = "JobIDRaw,State,Reason,NodeList,Elapsed,ExitCode,Timelimit"
+    command = ["sacct", "--allocations", "--noheader", "--parsable2", f"--format={columns}"]
+    found = []
+    for line in _ask([*command, f"--jobs={','.join(map(str, sorted(wanted)))}"]).splitlines():
+        words = line.split("|")
+        if len(words) == 7 and words[0].isdecimal():
+            number, state, reason, nodes, elapsed, status, limit = words
+            # "CANCELLED by 1000"
+            job = Job(int(number), state.split()[0], _word(reason), _word(nodes), elapsed, status)
+            found.append(dataclasses.replace(job, limit=limit))
+    return found
+
+
+def _word(text: str | None) -> str:
+    return "" if text is None or text in ("None", "(null)", "None assigned", "Unknown") else text
+
+
+def _ask(command: Sequence[str]) -> str:
+    """What a query prints; nothing where it fails, since not to know is an answer here."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _call(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS)
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no {command[0]} here: on a login node of a SLURM cluster there is one; "
+            "--dry-run shows the scripts, --local runs them here"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{command[0]} has not answered for {COMMAND_SECONDS} s; try again later") from None
+    if done.returncode != 0:
+        said = " ".join((done.stderr or done.stdout).split())
+        raise UserError(f"{shlex.join(command)}: {said or f'exit status {done.returncode}'}")
+    return done.stdout
