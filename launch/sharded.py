@@ -1,0 +1,173 @@
+"""Checkpoints that are folders with files of every process (ZeRO, FSDP2): written whole, looked into, made one file."""
+
+import contextlib
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+
+from evmamba.checkpoints import LIGHTNING_RAW_SLOT
+from evmamba.errors import UserError
+from evmamba.tasks.callbacks import AtomicCheckpointIO
+
+Kind = Literal["deepspeed", "fsdp2"]
+# Within DeepSpeed's folder, as Lightning names it.
+TAG = "checkpoint"
+# Lightning's file in FSDP2's folder: everything but weights and optimizer states.
+REST_FILE = "meta.pt"
+# Where a ZeRO folder keeps the averaged weights, if the training averages; the raw ones are DeepSpeed's own entries.
+AVERAGE_SLOT = "averaged_model_state"
+# Entry of a consolidated file: the folder it was made from. No training can go on from it.
+ORIGIN = "consolidated_from"
+
+
+def folder_kind(folder: Path) -> Kind | None:
+    """Which strategy wrote a folder; None for one that is no checkpoint, or not a whole one."""
+    files = sorted((folder / TAG).glob("*.pt"))
+    if (folder / "latest").is_file() and files:
+        return "deepspeed" if all(zipfile.is_zipfile(file) for file in files) else None
+    if (folder / ".metadata").is_file() and (folder / REST_FILE).is_file():
+        return "fsdp2" if zipfile.is_zipfile(folder / REST_FILE) else None
+    return None
+
+
+def processes_of(folder: Path) -> int:
+    """How many processes wrote a DeepSpeed folder."""
+    return len(list((folder / TAG).glob("*optim_states.pt")))
+
+
+@contextlib.contextmanager
+def replaced_folder(target: Path, strategy: Strategy) -> Iterator[Path]:
+    """Give all processes a folder to write into, which takes the place of `target` when all of them have.
+
+    A folder cannot be exchanged in one step: killed between the two renames, the previous checkpoint is the one with a
+    dot before its name and ``.previous`` after it, and `settle` puts it back.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    if strategy.is_global_zero:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+    strategy.barrier()
+    yield partial
+    strategy.barrier()
+    if strategy.is_global_zero:
+        previous = _previous(target)
+        if target.is_dir():
+            shutil.rmtree(previous, ignore_errors=True)
+            target.rename(previous)
+        partial.replace(target)
+        shutil.rmtree(previous, ignore_errors=True)
+    strategy.barrier()
+
+
+def settle(target: Path) -> None:
+    """Put the previous checkpoint back, if writing ended between taking it away and putting the new one there."""
+    if not target.exists():
+        with contextlib.suppress(FileNotFoundError):  # there is none, or another process was faster
+            _previous(target).rename(target)
+
+
+def _previous(target: Path) -> Path:
+    return target.with_name(f".{target.name}.previous")
+
+
+def consolidate(folder: Path, output: Path | None = None) -> Path:
+    """Make one file of a sharded checkpoint; its weights are the trained float32 ones, bit for bit.
+
+    Args:
+        folder: what a training with ``deepspeed_stage_1``, ``_2``, ``_3`` or ``fsdp2`` saved. Reading it unpickles:
+            take only folders whose author you trust.
+        output: ``*.safetensors`` for the weights alone (averaged ones if the training averaged), otherwise a checkpoint
+            for ``test --ckpt_path`` and for `evmamba.load_checkpoint`, with raw and averaged weights but without
+            optimizer states. Default: ``NAME.consolidated.ckpt`` beside the folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: no whole sharded checkpoint, DeepSpeed is missing, or the file cannot be written.
+    """
+    settle(folder)
+    kind = folder_kind(folder)
+    if kind is None:
+        raise UserError(
+            f"{folder} is no sharded checkpoint, or not a whole one; consolidate takes folders of ZeRO or FSDP2"
+        )
+    output = output or folder.with_name(f"{folder.stem}.consolidated.ckpt")
+    if output.is_dir():
+        raise UserError(f"{output} is a folder; name a file with --output")
+    checkpoint = _read_deepspeed(folder) if kind == "deepspeed" else _read_fsdp2(folder)
+    if output.suffix == ".safetensors":
+        _write_weights(checkpoint["state_dict"], output)
+    else:
+        AtomicCheckpointIO().save_checkpoint(checkpoint | {ORIGIN: str(folder)}, output)
+    return output
+
+
+def _read_deepspeed(folder: Path) -> dict[str, Any]:
+    try:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "reading this folder needs DeepSpeed; in evmamba's folder: pip install '.[deepspeed]'"
+        ) from error
+
+    written = torch.load(next(iter(sorted((folder / TAG).glob("*model_states.pt")))), "cpu", weights_only=False)
+    weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(folder, TAG)
+    # DeepSpeed makes float32 of buffers too, counters among them.
+    raw = {name: weights[name].to(value.dtype) for name, value in written["module"].items()}
+    checkpoint = {key: value for key, value in written.items() if key in LIGHTNING_KEYS}
+    if AVERAGE_SLOT in written:
+        return checkpoint | {"state_dict": written[AVERAGE_SLOT], LIGHTNING_RAW_SLOT: raw}
+    return checkpoint | {"state_dict": raw}
+
+
+def _read_fsdp2(folder: Path) -> dict[str, Any]:
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    reader = FileSystemReader(folder)
+    stored = reader.read_metadata().state_dict_metadata
+    prefix = "state_dict."
+    weights = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in stored.items()
+        if name.startswith(prefix) and hasattr(entry, "size")
+    }
+    load(weights, storage_reader=reader, no_dist=True)
+    rest = torch.load(folder / REST_FILE, "cpu", weights_only=False)
+    checkpoint = {key: value for key, value in rest.items() if key in LIGHTNING_KEYS}
+    return checkpoint | {"state_dict": {name.removeprefix(prefix): value for name, value in weights.items()}}
+
+
+# What a file for evaluation needs to have, besides the weights.
+LIGHTNING_KEYS = (
+    "epoch",
+    "global_step",
+    "pytorch-lightning_version",
+    "loops",
+    "hparams_name",
+    "hyper_parameters",
+    "datamodule_hparams_name",
+    "datamodule_hyper_parameters",
+)
+
+
+def _write_weights(weights: dict[str, Tensor], output: Path) -> None:
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(
+            {name: value.detach().contiguous() for name, value in weights.items()}, partial, metadata={"format": "pt"}
+        )
+        partial.replace(output)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,309 @@
+"""Sharded training by name: ``deepspeed_stage_1``, ``_2``, ``_3`` (ZeRO) and ``fsdp2``, and what goes with them.
+
+Lightning's strategies do the work. Added here: configurations that fit networks of this size (`launch/deepspeed`),
+float32 parameters under bf16 autocast as DDP has them, BatchNorm that is synchronised when asked for, evaluation with
+nothing collective inside a step, checkpoint folders that appear whole or not at all, and a check of the options before
+any data is read.
+"""
+
+import contextlib
+import importlib.util
+import json
+import pydoc
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import nn
+
+from evmamba.checkpoints import LIGHTNING_RAW_SLOT
+from evmamba.errors import UserError, unknown_name
+from evmamba.launch.sharded import AVERAGE_SLOT, folder_kind, processes_of, replaced_folder
+from evmamba.tasks.sharding import unsharded
+
+CONFIGS = Path(__file__).with_name("deepspeed")
+# Names as Lightning has them.
+ZERO_STAGES = {"deepspeed_stage_1": 1, "deepspeed_stage_2": 2, "deepspeed": 2, "deepspeed_stage_3": 3}
+FSDP2_NAME = "fsdp2"
+PRECISIONS = {"32-true": "32-true", "32": "32-true", "bf16-mixed": "bf16-mixed", "bf16": "bf16-mixed"}
+# What Lightning knows besides, and what to take for it here.
+REPLACED = {
+    "fsdp": FSDP2_NAME,
+    "fsdp_cpu_offload": FSDP2_NAME,
+    "deepspeed_stage_2_offload": "deepspeed_stage_2",
+    "deepspeed_stage_3_offload": "deepspeed_stage_3",
+    "deepspeed_stage_3_offload_nvme": "deepspeed_stage_3",
+}
+
+
+def strategy_names() -> list[str]:
+    """Every name that ``--strategy`` takes."""
+    return sorted({*StrategyRegistry.available_strategies(), "auto", FSDP2_NAME} - set(REPLACED))
+
+
+def spell_out(arguments: Sequence[str]) -> list[str]:
+    """Replace the short ``--strategy NAME`` by LightningCLI's ``--trainer.strategy NAME``."""
+    return [
+        f"--trainer.{argument[2:]}" if argument == "--strategy" or argument.startswith("--strategy=") else argument
+        for argument in arguments
+    ]
+
+
+def build_strategy(name: Any, precision: Any) -> Any:
+    """Turn one of our names into a strategy; whatever else is returned as it is, for Lightning to understand.
+
+    Args:
+        name: of ``trainer.strategy``.
+        precision: ``trainer.precision``.
+    """
+    if name in ZERO_STAGES:
+        return ZeRO(ZERO_STAGES[name], PRECISIONS[str(precision or "32-true")])
+    return FSDP2() if name == FSDP2_NAME else name
+
+
+class WholeInEvaluation(Strategy):
+    """Holds whole parameters on every process while it evaluates.
+
+    Processes may have different numbers of images, and images different numbers of windows; with parameters gathered in
+    each forward they would wait for each other forever.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._whole = contextlib.ExitStack()
+
+    def gathered(self) -> contextlib.AbstractContextManager:
+        raise NotImplementedError
+
+    def on_validation_start(self) -> None:
+        self._whole.enter_context(self.gathered())
+
+    def on_test_start(self) -> None:
+        self._whole.enter_context(self.gathered())
+
+    def on_predict_start(self) -> None:
+        self._whole.enter_context(self.gathered())
+
+    def on_validation_end(self) -> None:
+        self._whole.close()
+
+    def on_test_end(self) -> None:
+        self._whole.close()
+
+    def on_predict_end(self) -> None:
+        self._whole.close()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        self._whole.close()  # checkpoints are written by callbacks, whose end of validation comes before the strategy's
+        return super().lightning_module_state_dict()
+
+
+class ZeRO(WholeInEvaluation, DeepSpeedStrategy):
+    """DeepSpeed's ZeRO: optimizer states (1), gradients (2) and parameters (3) split among the processes.
+
+    Args:
+        stage: 1, 2 or 3.
+        precision: "32-true" or "bf16-mixed".
+    """
+
+    on_cpu = False  # DeepSpeed itself trains there, Lightning does not let it; tests do
+
+    def __init__(self, stage: int, precision: str = "32-true") -> None:
+        config = json.loads((CONFIGS / f"stage_{stage}.json").read_text(encoding="utf-8"))
+        if precision == "bf16-mixed":
+            # DeepSpeed's own bf16 rounds the parameters too, the scan's decay rates among them. No module is named
+            # whose gradients could be added up in bf16.
+            config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+        super().__init__(config=config, precision_plugin=KeptInputs(precision))
+
+    def setup(self, trainer: L.Trainer) -> None:
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        if fitting and self._layer_sync:
+            self.model = self._layer_sync.apply(self.model)  # Lightning leaves it out
+        super().setup(trainer)
+        batches, accumulated = int(trainer.num_training_batches), trainer.accumulate_grad_batches
+        if fitting and batches % accumulated:
+            # DeepSpeed counts on where Lightning starts again with each epoch; the two would drift apart.
+            raise UserError(
+                f"DeepSpeed cannot end an epoch of {batches} batches within {accumulated} accumulated ones; set "
+                f"--trainer.limit_train_batches={batches // accumulated * accumulated} or use --strategy ddp"
+            )
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        if LIGHTNING_RAW_SLOT in checkpoint:
+            # Lightning would leave out "state_dict", the average, and write the raw weights beside the engine's own.
+            checkpoint = checkpoint | {AVERAGE_SLOT: checkpoint["state_dict"]}
+            del checkpoint[LIGHTNING_RAW_SLOT]
+        with replaced_folder(Path(self.broadcast(filepath)), self) as partial:
+            super().save_checkpoint(checkpoint, partial, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
+        if AVERAGE_SLOT in checkpoint:
+            assert self.lightning_module is not None
+            checkpoint["state_dict"] = checkpoint.pop(AVERAGE_SLOT)
+            if self.lightning_module.trainer.state.fn == TrainerFn.FITTING:
+                checkpoint[LIGHTNING_RAW_SLOT] = self.lightning_module.state_dict()  # which the engine has loaded
+            else:
+                self.lightning_module.load_state_dict(checkpoint["state_dict"])
+        return checkpoint
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        if not self.zero_stage_3:
+            yield
+            return
+        import deepspeed
+
+        assert self.lightning_module is not None
+        parameters, modules = list(self.lightning_module.parameters()), self.lightning_module.modules()
+        with deepspeed.zero.GatheredParameters(parameters), _without_gathering(modules):
+            yield
+
+
+class KeptInputs(DeepSpeedPrecision):
+    """Leaves the batch as it is: rounding to bf16 moves a box by pixels. Autocast is DeepSpeed's ``torch_autocast``."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+@contextlib.contextmanager
+def _without_gathering(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Take off ZeRO's hooks, which gather a module's parameters before its forward and free them after it."""
+    all_hooks = [hooks for module in modules for hooks in (module._forward_pre_hooks, module._forward_hooks)]
+    kept = [dict(hooks) for hooks in all_hooks]
+    for hooks in all_hooks:
+        for key in [
+            key
+            for key, hook in hooks.items()
+            if str(getattr(hook, "__module__", "")).startswith("deepspeed.runtime.zero.")
+        ]:
+            del hooks[key]
+    try:
+        yield
+    finally:
+        for hooks, before in zip(all_hooks, kept, strict=True):
+            hooks.clear()
+            hooks.update(before)
+
+
+class FSDP2(WholeInEvaluation, ModelParallelStrategy):
+    """PyTorch's fully_shard: parameters, gradients and optimizer states split among all processes.
+
+    `TaskModule.configure_model` does the splitting, on the mesh that this makes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+        if self._layer_sync:
+            assert self.lightning_module is not None
+            self._layer_sync.apply(self.lightning_module)  # Lightning leaves it out; before the parameters are split
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        with replaced_folder(Path(self.broadcast(filepath)), self) as partial:
+            super().save_checkpoint(checkpoint, partial, storage_options)
+
+    def gathered(self) -> contextlib.AbstractContextManager:
+        assert self.lightning_module is not None
+        return unsharded(self.lightning_module)
+
+
+def check_strategy(trainer: Namespace, checkpoint: str | Path | None = None) -> None:
+    """Refuse what does not go together, before data is read.
+
+    Args:
+        trainer: LightningCLI's ``trainer`` options.
+        checkpoint: of ``--ckpt_path``.
+
+    Raises:
+        UserError: with what to use instead.
+    """
+    name = trainer.strategy if isinstance(trainer.strategy, str) else None
+    if name in REPLACED:
+        raise UserError(f"--strategy {name} is not supported; use --strategy {REPLACED[name]}")
+    if name is not None and name not in strategy_names():
+        raise unknown_name("strategy", name, strategy_names())
+    if name in ZERO_STAGES:
+        _check_deepspeed(trainer, name)
+    if name in ZERO_STAGES or name == FSDP2_NAME:
+        _check_sharding(trainer, name)
+    if checkpoint is not None and Path(checkpoint).is_dir():
+        _check_folder(Path(checkpoint), name, trainer)
+
+
+def _check_deepspeed(trainer: Namespace, name: str) -> None:
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError(f"--strategy {name} needs DeepSpeed; in evmamba's folder: pip install '.[deepspeed]'")
+    if not ZeRO.on_cpu and not _on_gpu(trainer):
+        raise UserError(f"--strategy {name} needs GPUs; on a CPU use --strategy ddp or {FSDP2_NAME}")
+
+
+def _check_sharding(trainer: Namespace, name: str) -> None:
+    if str(trainer.precision or "32-true") not in PRECISIONS:
+        raise UserError(
+            f"--strategy {name} keeps parameters in float32 and computes in float32 or bf16: use "
+            f"--trainer.precision 32-true or bf16-mixed, or --strategy ddp for {trainer.precision}"
+        )
+    if str(trainer.gradient_clip_algorithm) == "value" and trainer.gradient_clip_val:
+        raise UserError(
+            f"--strategy {name} clips gradients by their norm only; use --trainer.gradient_clip_algorithm norm, or "
+            "--strategy ddp"
+        )
+    if (ZERO_STAGES.get(name) == 3 or name == FSDP2_NAME) and any(map(_averages, trainer.callbacks or [])):
+        raise UserError(
+            f"averaged weights (EMA) do not work with the split parameters of --strategy {name}; use deepspeed_stage_2 "
+            "or ddp, or leave WeightEMA out of trainer.callbacks"
+        )
+    if trainer.sync_batchnorm and not _on_gpu(trainer):
+        raise UserError("--trainer.sync_batchnorm needs GPUs: PyTorch has no synchronised BatchNorm on a CPU")
+
+
+def _check_folder(folder: Path, name: str | None, trainer: Namespace) -> None:
+    kind = folder_kind(folder)
+    one_file = f"evmamba consolidate {folder} makes one file of it"
+    if kind is None:
+        raise UserError(f"{folder} is no checkpoint, or was not written to its end (--ckpt_path)")
+    wrote = "deepspeed_stage_N" if kind == "deepspeed" else FSDP2_NAME
+    if (kind == "deepspeed") != (name in ZERO_STAGES) or (kind == "fsdp2") != (name == FSDP2_NAME):
+        raise UserError(
+            f"{folder} is a sharded checkpoint of --strategy {wrote} (--ckpt_path); give that, or {one_file}"
+        )
+    now = _processes(trainer)
+    if kind == "deepspeed" and now is not None and now != processes_of(folder):
+        raise UserError(
+            f"{folder} was written by {processes_of(folder)} processes, this run has {now}: DeepSpeed cannot split it "
+            f"anew (--ckpt_path); use as many, or {one_file}, for test or for --model.init_args.checkpoint"
+        )
+
+
+def _on_gpu(trainer: Namespace) -> bool:
+    return trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def _processes(trainer: Namespace) -> int | None:
+    """Number of processes where the options alone say it."""
+    devices = trainer.devices
+    if isinstance(devices, str) and devices.isdecimal():
+        devices = int(devices)
+    if isinstance(devices, list):
+        devices = len(devices)
+    return devices * int(trainer.num_nodes) if isinstance(devices, int) and devices > 0 else None
+
+
+def _averages(callback: Any) -> bool:
+    """Whether a callback, or its description in a recipe, averages weights."""
+    path = getattr(callback, "class_path", None)
+    kind = pydoc.locate(path) if path else type(callback)
+    return isinstance(kind, type) and issubclass(kind, WeightAveraging)

@@ -1,0 +1,88 @@
+"""What several processes ask of a module: one set of buffers, and parameters that FSDP2 splits among them.
+
+Everything here is collective: all processes call it, in the same order.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+# Elements. A unit is gathered by one collective; below this size that costs more time in latency than in transfer.
+MIN_UNIT = 2**19
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process rank 0's buffers, in place.
+
+    Each process has its own BatchNorm statistics (unless they are synchronised): an evaluation that is split among
+    processes must be of one network, the one that is saved.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def shard(module: nn.Module, mesh: DeviceMesh, entry_points: Iterable[str] = ()) -> None:
+    """Split the parameters of `module` over a one-dimensional mesh with FSDP2, in place; a second call does nothing.
+
+    Units are the large elements of its lists and sequences (blocks, heads), and the module itself for the rest.
+
+    Args:
+        module: whose forward is called by the loss.
+        mesh: of the data-parallel processes.
+        entry_points: other methods by which the module computes, which then gather the parameters as forward does.
+    """
+    if isinstance(module, FSDPModule):
+        return
+    for unit in list(_units(module)):
+        fully_shard(unit, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    for name in entry_points:
+        register_fsdp_forward_method(module, name)
+
+
+def _units(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if _size(child) < MIN_UNIT:
+            continue
+        if isinstance(module, nn.Sequential | nn.ModuleList) and not isinstance(child, nn.Sequential | nn.ModuleList):
+            yield child
+        else:
+            yield from _units(child)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@contextmanager
+def unsharded(module: nn.Module) -> Iterator[None]:
+    """Hold whole parameters on every process, so that forward has nothing collective in it.
+
+    Processes may then run it different numbers of times, as in an evaluation. The parameters must not be changed.
+    """
+    units = [unit for unit in module.modules() if isinstance(unit, FSDPModule)]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.reshard()
+            unit.set_reshard_after_forward(True, recurse=False)
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether all of a tensor is finite; the same answer on all processes that share a sharded one."""
+    if not isinstance(value, DTensor):
+        return bool(torch.isfinite(value).all())
+    broken = (~torch.isfinite(value.to_local())).any().to(value.device_mesh.device_type, torch.int32)
+    dist.all_reduce(broken, dist.ReduceOp.MAX, group=value.device_mesh.get_group())
+    return not bool(broken)
