@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -25,6 +26,7 @@ from evmamba.blocks import (
 from evmamba.errors import UserError, unknown_name
 
 MIN_SIZE = 32
+PAPER_URL = "https://arxiv.org/abs/2403.09977"
 GLOBAL_POOLS = ("avg", "")
 
 
@@ -193,11 +195,21 @@ class Head(nn.Module):
         return x if pre_logits else self.fc(x)
 
 
-class EfficientVMamba(Trunk):
+class EfficientVMamba(
+    Trunk,
+    PyTorchModelHubMixin,
+    library_name="evmamba",
+    pipeline_tag="image-classification",
+    license="apache-2.0",
+    paper_url=PAPER_URL,
+):
     """EfficientVMamba image classifier: `[B, in_chans, H, W] -> [B, num_classes]`.
 
     Images have any size from 32x32 up. With `num_classes=0` the head ends at the pooled features `[B, dims[-1]]`, with
     `global_pool=""` in addition at the normalised map `[B, dims[-1], h, w]`.
+
+    `save_pretrained(folder)`, `push_to_hub(repository)` and `from_pretrained(folder or repository)` are those of
+    huggingface_hub's `PyTorchModelHubMixin`: weights as safetensors, the arguments below as config.json.
 
     Args:
         dims: channels of the stages (table 1; T by default).
@@ -299,14 +311,23 @@ class EfficientVMamba(Trunk):
         self.head.reset(num_classes, global_pool)
         self.head.fc.to(device, dtype)
         self.num_classes = num_classes
+        # What save_pretrained writes must fit the weights.
+        self._hub_mixin_config |= {"num_classes": num_classes, "global_pool": global_pool}
 
 
-class FeaturePyramid(Trunk):
+class FeaturePyramid(
+    Trunk,
+    PyTorchModelHubMixin,
+    library_name="evmamba",
+    pipeline_tag="image-feature-extraction",
+    license="apache-2.0",
+    paper_url=PAPER_URL,
+):
     """EfficientVMamba without classifier: images to a list of maps `[B, C, h, w]` at strides 4, 8, 16, 32.
 
     Images are `[B, in_chans, H, W]`, of any size from 32x32 up. Each map is the output of its stage before the merging,
     through a LayerNorm of its own (`outnorm0..3`), in the channels_last memory format; `h` is floor(H/4) at the first
-    stage and ceil(h/2) at each next one.
+    stage and ceil(h/2) at each next one. Saved, pushed and pulled as :class:`EfficientVMamba` is.
 
     `feature_info.channels()` and `feature_info.reduction()` describe the maps, as timm's do.
 
