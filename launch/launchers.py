@@ -59,6 +59,11 @@ def process_rank(environment: Mapping[str, str] = os.environ) -> int:
     return next((int(environment[name]) for name in names if environment.get(name)), 0)
 
 
+def node_name(environment: Mapping[str, str] = os.environ) -> str:
+    """This machine as the scheduler calls it, else as it calls itself."""
+    return environment.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
     """What started this process besides a shell; None if Lightning is to start the others.
 

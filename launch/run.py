@@ -9,7 +9,6 @@ import dataclasses
 import datetime
 import json
 import os
-import platform
 import sys
 import traceback
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from evmamba.errors import UserError
+from evmamba.launch.failures import told_once
+from evmamba.launch.launchers import node_name, process_rank
 from evmamba.launch.quiet import quiet_logs, quiet_warnings
 from evmamba.launch.results import Result, config_hash, device_name, provenance, write_json, write_result
 
@@ -312,14 +313,6 @@ def measure_cost(spec: RunSpec, folder: Path) -> None:
     )
 
 
-def process_rank() -> int:
-    """Which of the run's processes this is, by the variables of srun, torchrun or Lightning's own launcher; else 0."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if value := os.environ.get(name):
-            return int(value)
-    return 0
-
-
 def attempt() -> str | None:
     """What tells one start of a run's processes from the next: SLURM's job and its number of restarts, or torchrun's;
     None where one process is all there is."""
@@ -361,9 +354,10 @@ def main(argv: list[str] | None = None) -> int:
     start = datetime.datetime.now(datetime.UTC)
     quiet_warnings()
     quiet_logs()
-    who = f"process {process_rank()} on {platform.node()}" if spec.resources.processes > 1 else ""
+    who = f"process {process_rank()} on {node_name()}" if spec.resources.processes > 1 else ""
     try:
-        run(spec, folder)
+        with told_once():
+            run(spec, folder)
     except KeyboardInterrupt:
         return 130
     except UserError as error:

@@ -25,7 +25,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from evmamba.errors import UserError
-from evmamba.launch import launchers
+from evmamba.launch import failures, launchers
 from evmamba.launch.messages import short_error
 from evmamba.launch.predictions import PredictionWriter
 from evmamba.launch.quiet import quiet_warnings
@@ -127,7 +127,8 @@ def train(args: Sequence[str]) -> None:
     """
     quiet_warnings()
     try:
-        EvmambaCLI(args)
+        with failures.told_once():
+            EvmambaCLI(args)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         if not lines or "loading state_dict" not in lines[0]:
