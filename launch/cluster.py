@@ -102,15 +102,29 @@ KEYS = tuple(field.name for field in dataclasses.fields(JobConfig))
 NATURE: dict[str, dict[str, Any]] = {
     "cost": {"nodes": 1, "tasks_per_node": 1, "strategy": None},
     "evaluation": {"nodes": 1, "strategy": None},
-    "report": {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0, "gres": None, "time": "30:00", "mem": None},
+    "report": {
+        "nodes": 1,
+        "tasks_per_node": 1,
+        "gpus_per_node": 0,
+        "gres": None,
+        "time": "30:00",
+        "mem": None,
+        "cpus_per_task": None,
+    },
 }
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The settings of every kind of run."""
+    """The settings of every kind of run.
+
+    Attributes:
+        jobs: kind -> what it asks for.
+        given: what it was made from, to be stored and to be changed later: the keys, and under "runs" those of a kind.
+    """
 
     jobs: Mapping[str, JobConfig]
+    given: Mapping[str, Any]
 
     def __getitem__(self, kind: str) -> JobConfig:
         return self.jobs[kind]
@@ -119,29 +133,53 @@ class Cluster:
         return self.jobs[kind].resources
 
 
-def read_cluster(file: Path | None, options: Mapping[str, Sequence[str]]) -> Cluster:
+def read_cluster(
+    file: Path | None, options: Mapping[str, Sequence[str]], before: Mapping[str, Any] | None = None
+) -> Cluster:
     """Settings from a YAML file and from the command line, which wins.
 
     Args:
         file: see the head of this module; None for none.
         options: key -> values as given: ``VALUE`` for all kinds of runs, ``KIND=VALUE`` for one.
+        before: `Cluster.given` of an earlier call, on which file and options are laid.
 
     Raises:
         UserError: the file is missing or no mapping; unknown keys (the nearest is offered); values that cannot be.
     """
-    general, special = _from_file(file) if file else ({}, {})
+    given = _merged(before or {}, _from_file(file) if file else {})
+    given = _merged(given, _from_options(options, given))
+    special = given.get("runs", {})
+    general = {key: value for key, value in given.items() if key != "runs"}
+    jobs = {}
+    for kind in KINDS:
+        settings = general | _nature(kind, general) | special.get(kind, {})
+        jobs[kind] = JobConfig(**{key: _typed(key, value) for key, value in settings.items()})
+    return Cluster(jobs, given)
+
+
+def _merged(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    runs = {kind: dict(settings) for kind, settings in first.get("runs", {}).items()}
+    for kind, settings in then.get("runs", {}).items():
+        runs[kind] = runs.get(kind, {}) | settings
+    return {**first, **then} | ({"runs": runs} if runs else {})
+
+
+def _from_options(options: Mapping[str, Sequence[str]], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The same mapping as a file's. Lines (environment, sbatch) are added to those that are there."""
+    found: dict[str, Any] = {"runs": {}}
     for key, values in options.items():
         for value in values:
             kind, _, rest = value.partition("=")
-            of_kind = kind in KINDS
-            target = special.setdefault(kind, {}) if of_kind else general
-            text = rest if of_kind else value
-            target[key] = (*target.get(key, ()), text) if key in LISTS else text
-    jobs = {}
-    for kind in KINDS:
-        given = general | _nature(kind, general) | special.get(kind, {})
-        jobs[kind] = JobConfig(**{key: _typed(key, value) for key, value in given.items()})
-    return Cluster(jobs)
+            target, source, text = found, before, value
+            if kind in KINDS:
+                target, text = found["runs"].setdefault(kind, {}), rest
+                source = before.get("runs", {}).get(kind, {})
+            target[key] = [*_lines(target.get(key, source.get(key))), text] if key in LISTS else text
+    return found
+
+
+def _lines(value: Any) -> list[str]:
+    return list(_typed("environment", value))
 
 
 def _nature(kind: str, general: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +192,7 @@ def _nature(kind: str, general: Mapping[str, Any]) -> dict[str, Any]:
     return nature
 
 
-def _from_file(file: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def _from_file(file: Path) -> dict[str, Any]:
     try:
         # BaseLoader keeps texts: YAML would read 24:00:00 as a number of seconds.
         document = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
@@ -164,7 +202,7 @@ def _from_file(file: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         raise UserError(f"{file}: no valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(document, dict):
         raise UserError(f"{file}: a cluster file holds lines like 'partition: gpu'")
-    runs = document.pop("runs", {})
+    runs = document.get("runs", {})
     if not isinstance(runs, dict) or not all(isinstance(settings, dict) for settings in runs.values()):
         raise UserError(f"{file}: 'runs' holds settings by kind of run, e.g. 'detection: {{nodes: 2}}'")
     for kind in runs:
@@ -172,9 +210,9 @@ def _from_file(file: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
             raise unknown_name(f"kind of run in {file}", kind, KINDS)
     for settings in (document, *runs.values()):
         for key in settings:
-            if key not in KEYS:
+            if key not in KEYS and not (key == "runs" and settings is document):
                 raise unknown_name(f"key in {file}", key, (*KEYS, "runs"))
-    return document, runs
+    return document
 
 
 def _typed(key: str, value: Any) -> Any:

@@ -11,9 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.table import Table
+from rich.text import Text
+
 from evmamba.errors import UserError
 from evmamba.launch import slurm
-from evmamba.launch.benchmark import LOG_FILE, RUNS_FOLDER, not_started
+from evmamba.launch.benchmark import LOG_FILE, RUNS_FOLDER
 from evmamba.launch.progress import PROGRESS_FILE, headline
 from evmamba.launch.results import FILE_NAME, Result, read_result, write_json, write_result
 from evmamba.launch.run import SPEC_FILE, RunSpec, failed_result
@@ -26,6 +29,15 @@ REPORT = "report"
 SILENT_SECONDS = 600
 
 State = Literal["finished", "failed", "running", "queued", "waiting", "stopped", "not submitted"]
+STYLES: dict[State, str] = {
+    "finished": "green",
+    "failed": "red",
+    "running": "bold",
+    "queued": "yellow",
+    "waiting": "dim",
+    "stopped": "yellow",
+    "not submitted": "dim",
+}
 # What SLURM's last word on a job means, and what to do about it.
 ENDINGS = {
     "TIMEOUT": "time limit of {limit} reached; --resume goes on from the last checkpoint",
@@ -48,11 +60,13 @@ class JobBook:
         folder: the output folder.
         submitted: run -> its jobs, the newest last; the report's under "report".
         order: runs in the order of the graph.
+        cluster: `Cluster.given`, for `evmamba submit --resume`.
     """
 
     folder: Path
     submitted: dict[str, list[int]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
+    cluster: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def read(folder: Path) -> "JobBook":
@@ -70,10 +84,11 @@ class JobBook:
             raise UserError(f"{path}: cannot be read ({error})") from error
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             raise UserError(f"{path}: not a list of jobs of this evmamba's version")
-        return JobBook(folder, document["jobs"], document["order"])
+        return JobBook(folder, document["jobs"], document["order"], document["cluster"])
 
     def write(self) -> None:
-        write_json(self.folder / JOBS_FILE, {"schema": SCHEMA, "order": self.order, "jobs": self.submitted})
+        document = {"schema": SCHEMA, "order": self.order, "jobs": self.submitted, "cluster": self.cluster}
+        write_json(self.folder / JOBS_FILE, document)
 
     def job_of(self, name: str) -> int | None:
         return self.submitted[name][-1] if self.submitted.get(name) else None
@@ -127,14 +142,29 @@ def states(folder: Path) -> list[RunState]:
     specs, book = read_specs(folder), JobBook.read(folder)
     found: dict[str, RunState] = {}
     told = book.ask()
-    for spec in specs:
-        number = book.job_of(spec.name)
+    for name, spec in specs.items():
+        number = book.job_of(name)
         job = told.get(number) if number is not None else None
-        found[spec.name] = _state(spec, folder / RUNS_FOLDER / spec.name, number, job, found)
+        found[name] = _state(spec, folder / RUNS_FOLDER / name, number, job, found)
     number = book.job_of(REPORT)
     if number is not None:
         found[REPORT] = _report_state(folder, number, told.get(number))
     return list(found.values())
+
+
+def table(states: Sequence[RunState]) -> Table:
+    """The states for a terminal: what there is to say stands under a run's name, as reasons can be long."""
+    shown = Table(box=None, padding=(0, 2, 0, 0))
+    shown.add_column("run", overflow="fold")
+    for header in ("state", "job", "node", "elapsed"):
+        shown.add_column(header, no_wrap=True)
+    for state in states:
+        name = Text(state.run, style="bold" if state.state == "running" else "")
+        if state.said:
+            name.append(f"\n  {state.said}", style="dim")
+        job = "" if state.job is None else str(state.job)
+        shown.add_row(name, Text(state.state, style=STYLES[state.state]), job, Text(state.nodes), state.elapsed)
+    return shown
 
 
 def settle(folder: Path) -> list[str]:
@@ -142,65 +172,55 @@ def settle(folder: Path) -> list[str]:
 
     A run is left alone while its job is live, and where nothing says that it ended.
     """
-    specs, states_ = read_specs(folder), {state.run: state for state in states(folder)}
+    told = {state.run: state for state in states(folder)}
     settled: dict[str, Result] = {}
-    for spec in specs:
-        run_folder, state = folder / RUNS_FOLDER / spec.name, states_[spec.name]
-        if _result(spec, run_folder) is None and state.state == "failed":
-            lacking = next((settled[name] for name in spec.needs if name in settled), None)
-            reason = not_started(lacking) if lacking and state.said.startswith("not started") else state.said
-            settled[spec.name] = failed_result(spec, reason, datetime.datetime.now(datetime.UTC))
-            write_result(settled[spec.name], run_folder)
+    for name, spec in read_specs(folder).items():
+        run_folder, state = folder / RUNS_FOLDER / name, told[name]
+        if _result(run_folder) is None and state.state == "failed":
+            settled[name] = failed_result(spec, state.said, datetime.datetime.now(datetime.UTC))
+            settled[name].run = name
+            write_result(settled[name], run_folder)
     return list(settled)
 
 
-def read_specs(folder: Path) -> list[RunSpec]:
-    """The specs of a folder's runs, in the order of the graph (of the names, where none was submitted).
+def read_specs(folder: Path) -> dict[str, RunSpec]:
+    """The specs of a folder's runs by name, those that others need first.
+
+    The folder's name is the run's, also where another version of evmamba would give the spec another hash.
 
     Raises:
         UserError: there are none.
     """
-    order = JobBook.read(folder).order
-    paths = [folder / RUNS_FOLDER / name / SPEC_FILE for name in order]
-    if not order:
-        paths = sorted((folder / RUNS_FOLDER).glob(f"*/{SPEC_FILE}"))
-    specs = [RunSpec.read(path) for path in paths if path.is_file()]
-    # Folders of earlier attempts (NAME.failed-1) hold a spec too.
-    specs = [
-        spec
-        for spec, path in zip(specs, [p for p in paths if p.is_file()], strict=True)
-        if path.parent.name == spec.name
-    ]
+    runs = folder / RUNS_FOLDER
+    # What was put aside from an earlier attempt (NAME.failed-1) holds a spec too.
+    names = JobBook.read(folder).order or [p.parent.name for p in sorted(runs.glob(f"*/{SPEC_FILE}"))]
+    paths = [runs / name / SPEC_FILE for name in names if ".failed-" not in name]
+    specs = {path.parent.name: RunSpec.read(path) for path in paths if path.is_file()}
     if not specs:
         raise UserError(f"{folder}: no runs here; 'evmamba submit' and 'evmamba bench' make them with --output")
-    return sorted_by_need(specs)
-
-
-def sorted_by_need(specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """The same specs, each after those it needs, otherwise in their order."""
-    names = {spec.name: spec for spec in specs}
     ordered: dict[str, RunSpec] = {}
 
-    def place(spec: RunSpec) -> None:
-        for name in spec.needs:
-            if name in names and name not in ordered:
-                place(names[name])
-        ordered.setdefault(spec.name, spec)
+    def place(name: str) -> None:
+        for needed in specs[name].needs:
+            if needed in specs and needed not in ordered:
+                place(needed)
+        ordered.setdefault(name, specs[name])
 
-    for spec in specs:
-        place(spec)
-    return list(ordered.values())
+    for name in specs:
+        place(name)
+    return ordered
 
 
 def _state(
     spec: RunSpec, folder: Path, number: int | None, job: Job | None, others: Mapping[str, RunState]
 ) -> RunState:
-    state = RunState(spec.name, "not submitted", job=number)
+    state = RunState(folder.name, "not submitted", job=number)
     if job is not None:
         state.nodes, state.elapsed, state.restarts = job.nodes, job.elapsed, job.restarts
-    result = _result(spec, folder)
+    result = _result(folder)
     if result is not None and result.finished:
-        state.state, state.said = "finished", headline(result)
+        trained = f"trained, {result.training.get('steps')} steps"
+        state.state, state.said = "finished", trained if spec.stage == "fit" else headline(result)
         state.metrics, state.elapsed = result.metrics, _duration(result.provenance.get("duration_s"))
     elif job is not None and job.live and not (result is not None and job.state == "COMPLETING"):
         _live(state, spec, folder, job, others)
@@ -276,13 +296,13 @@ def _ending(job: Job, folder: Path) -> str:
     )
 
 
-def _result(spec: RunSpec, folder: Path) -> Result | None:
-    """The result of this very spec; one of another spec, or a broken file, is none."""
+def _result(folder: Path) -> Result | None:
+    """The run's own result; one of another run, or a broken file, is none."""
     try:
         result = read_result(folder / FILE_NAME)
     except UserError:
         return None
-    return result if result.provenance.get("spec_hash") == spec.hash else None
+    return result if result.run == folder.name else None
 
 
 def _progress(folder: Path) -> dict[str, Any] | None:

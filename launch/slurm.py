@@ -226,10 +226,7 @@ def _call(command: Sequence[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS)
     except FileNotFoundError:
-        raise UserError(
-            f"there is no {command[0]} here: on a login node of a SLURM cluster there is one; "
-            "--dry-run shows the scripts, --local runs them here"
-        ) from None
+        raise UserError(f"there is no {command[0]} here; this needs a login node of a SLURM cluster") from None
     except subprocess.TimeoutExpired:
         raise UserError(f"{command[0]} has not answered for {COMMAND_SECONDS} s; try again later") from None
     if done.returncode != 0:

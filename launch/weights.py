@@ -6,7 +6,7 @@ timm's) and `evmamba.load_checkpoint` take. Both appear whole or not at all, and
 run that finds them may start. To continue a training is another matter: ``last.ckpt``.
 """
 
-import tempfile
+import os
 from pathlib import Path
 
 import safetensors
@@ -56,14 +56,13 @@ def load_weights(module: TaskModule, folder: Path) -> None:
 
 
 def _write(state: dict[str, Tensor], path: Path) -> None:
-    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            unfinished = Path(file.name)
-        try:
-            safetensors.torch.save_file(state, unfinished, metadata={"format": "pt"})
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        safetensors.torch.save_file(
+            {name: value.detach().cpu().contiguous() for name, value in state.items()}, partial, {"format": "pt"}
+        )
+        partial.replace(path)
     except OSError as error:
         raise UserError(f"cannot write the weights {path}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)

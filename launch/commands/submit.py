@@ -1,0 +1,106 @@
+"""`evmamba submit`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evmamba.errors import UserError
+from evmamba.launch.commands.shared import add_bench_options, bench_options, need_extra
+from evmamba.launch.messages import Parser
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from evmamba.launch.cluster import Cluster
+
+DESCRIPTION = """A benchmark as SLURM jobs that wait for each other, ending in one table. The options of the cluster may
+also be given for one kind of run: cost, classification, detection, segmentation, evaluation, report."""
+# Keys of a cluster's YAML, which are options too.
+CLUSTER_OPTIONS = {
+    "account": "to charge",
+    "partition": "or several, with commas",
+    "qos": "quality of service",
+    "time": "limit, e.g. 24:00:00, or classification=2-00:00:00",
+    "nodes": "number of nodes (default: 1)",
+    "gpus_per_node": "one process each (default: 1); 0 for none",
+    "gres": "the GPUs in the cluster's own words instead, e.g. gpu:a100:8",
+    "tasks_per_node": "processes per node (default: one per GPU)",
+    "cpus_per_task": "cores per process, loading included",
+    "mem": "memory per node, e.g. 200G; 0 is all",
+    "strategy": "ddp, deepspeed_stage_1, ... (default: DDP)",
+    "interface": "network interface between nodes, e.g. ib0",
+    "container": "command before python, e.g. 'apptainer exec --nv evmamba.sif'",
+    "python": "interpreter (default: this one, in a container: python)",
+    "environment": "a shell line before the run, e.g. 'module load cuda'; may be repeated",
+    "sbatch": "another option of sbatch, e.g. --sbatch=--constraint=a100; may be repeated",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser(prog="evmamba submit", description=DESCRIPTION)
+    add_bench_options(parser)
+    benchmark_names = {action.dest for action in parser._actions} - {"help", "output"}
+    cluster_group = parser.add_argument_group("cluster")
+    cluster_group.add_argument("--cluster", type=Path, metavar="FILE", help="YAML file; its keys are these options")
+    for key, what in CLUSTER_OPTIONS.items():
+        name = f"--{key.replace('_', '-')}"
+        cluster_group.add_argument(name, action="append", dest=f"job_{key}", metavar="[KIND=]VALUE", help=what)
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--dry-run", action="store_true", help="print scripts and graph, submit nothing")
+    how.add_argument("--local", action="store_true", help="run the same graph here, one run after the other")
+    parser.add_argument("--resume", action="store_true", help="submit what failed or is missing in --output")
+    given = parser.parse_args(arguments)
+    need_extra()
+
+    from rich.console import Console
+
+    from evmamba.launch import submission
+    from evmamba.launch.cluster import read_cluster
+    from evmamba.launch.jobs import JobBook
+    from evmamba.launch.quiet import quiet_logs, quiet_warnings
+
+    quiet_warnings()
+    quiet_logs()
+    console = Console()
+    given.output = given.output.expanduser().resolve()
+    before = JobBook.read(given.output) if given.resume else None
+    options = {key: values for key in CLUSTER_OPTIONS if (values := getattr(given, f"job_{key}"))}
+    cluster = read_cluster(given.cluster, options, before.cluster if before else None)
+    if given.local:
+        return _run_here(given, cluster, console)
+    if not given.dry_run:
+        submission.check_slurm()
+    if given.resume and all(getattr(given, name) == parser.get_default(name) for name in benchmark_names):
+        specs = submission.graph_of(given.output, cluster)
+    else:
+        with console.status("checking models and data"):
+            specs = submission.plan_graph(bench_options(given), cluster)
+        if before and before.order and {spec.name for spec in specs} != set(before.order):
+            raise UserError(
+                f"these options make other runs than those in {given.output}; to resume leave them out, "
+                "for other runs use another --output"
+            )
+    if given.dry_run:
+        submission.show(specs, given.output, cluster, console)
+    else:
+        submission.submit(specs, given.output, cluster, given.resume, console)
+    return 0
+
+
+def _run_here(given: argparse.Namespace, cluster: "Cluster", console: "Console") -> int:
+    from evmamba.launch import benchmark, submission
+    from evmamba.launch.progress import RunProgress
+    from evmamba.launch.report import print_table, write_report
+    from evmamba.launch.table import build_table
+
+    with console.status("checking models and data"):
+        specs = submission.plan_here(bench_options(given), cluster)
+    results, interrupted = benchmark.run_here(specs, given.output, RunProgress(console, len(specs)))
+    table = build_table(results, models=list(dict.fromkeys(spec.model for spec in specs)))
+    print_table(table, console)
+    written = write_report(table, given.output)
+    console.print("\n" + "  ".join(map(str, written)), style="dim", highlight=False, soft_wrap=True)
+    if interrupted:
+        raise KeyboardInterrupt
+    return 0 if all(result.finished for result in results) else 1

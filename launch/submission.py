@@ -1,0 +1,252 @@
+"""`evmamba submit`: a graph of runs as SLURM jobs with dependencies, or here, one after the other.
+
+What is finished or still on its way is never submitted twice. Every run's folder gets its spec, a copy of its recipe
+(an edit while the job waits would make another run of it) and its job script, which can be submitted by hand too.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+from rich.console import Console
+from rich.markup import escape
+
+from evmamba.errors import UserError
+from evmamba.launch import benchmark, slurm
+from evmamba.launch.benchmark import RUNS_FOLDER, BenchOptions, finished_before
+from evmamba.launch.cluster import Cluster
+from evmamba.launch.graph import batch_of, build_graph, kind_of, share_batch, tree
+from evmamba.launch.jobs import JOBS_FILE, REPORT, JobBook, read_specs
+from evmamba.launch.progress import PROGRESS_FILE
+from evmamba.launch.results import FILE_NAME, write_text
+from evmamba.launch.run import Resources, RunSpec
+from evmamba.launch.slurm import SCRIPT_FILE
+
+RECIPE_FILE = "recipe.yaml"
+REPORT_SCRIPT = "report.sbatch"
+LOCK_FILE = ".submit.lock"
+
+
+def plan_graph(options: BenchOptions, cluster: Cluster) -> list[RunSpec]:
+    """Plan a benchmark for a cluster.
+
+    Raises:
+        UserError: see `benchmark.plan` and `build_graph`.
+    """
+    with_gpus = cluster["classification"].gpus_per_node or cluster["classification"].gres
+    device = {"auto": "cuda" if with_gpus else "cpu"}.get(options.device, options.device)
+    specs = benchmark.plan(dataclasses.replace(options, device=device, elsewhere=True))
+    return build_graph(specs, cluster.resources)
+
+
+def plan_here(options: BenchOptions, cluster: Cluster) -> list[RunSpec]:
+    """Plan the same graph for this machine: on all its GPUs that a node may use, or in one process without any."""
+    import torch
+
+    specs = benchmark.plan(options)
+    gpus = torch.cuda.device_count() if any(spec.device == "cuda" for spec in specs) else 0
+
+    def resources(kind: str) -> Resources:
+        return Resources(devices=max(1, min(gpus, cluster[kind].tasks)))
+
+    return build_graph(specs, resources)
+
+
+def graph_of(output: Path, cluster: Cluster) -> list[RunSpec]:
+    """The graph that was submitted before, under the present resources.
+
+    Raises:
+        UserError: there is none, or other resources would make other runs.
+    """
+    if not (output / JOBS_FILE).is_file():
+        raise UserError(f"nothing was submitted to {output} yet; leave out --resume (or check --output)")
+    specs = read_specs(output)
+    for name, spec in specs.items():
+        if spec.name != name:
+            raise UserError(
+                f"the runs of {output} are of another version of evmamba, or their spec.json was edited: all would be "
+                "repeated; use another --output"
+            )
+        spec.resources = cluster.resources(kind_of(spec))
+        if spec.task != "cost" and spec.stage != "test":
+            share_batch(spec)
+        if spec.name != name:
+            raise UserError(
+                f"{spec.resources.processes} processes would change the global batch of {name} (its batch is given by "
+                "--set); keep its nodes and GPUs, or use another --output"
+            )
+    return list(specs.values())
+
+
+@dataclass(frozen=True)
+class Step:
+    """What `submit` does about one run.
+
+    Attributes:
+        spec: the run.
+        action: "submit", or why not: "finished", or "queued as job 12", "running as job 12".
+        needs: of those it needs, the runs that are not finished yet.
+    """
+
+    spec: RunSpec
+    action: str
+    needs: tuple[str, ...] = ()
+
+
+def steps(specs: Sequence[RunSpec], output: Path, book: JobBook) -> tuple[list[Step], dict[str, int]]:
+    """What is to be done about every run, and the jobs that are on their way, by run (the report's too)."""
+    told = book.ask()
+    live = {}
+    for name in book.submitted:
+        number = book.job_of(name)
+        if number is not None and number in told and told[number].live:
+            live[name] = number
+    plan = []
+    finished = set()
+    for spec in specs:
+        if finished_before(spec, output / RUNS_FOLDER / spec.name):
+            finished.add(spec.name)
+            plan.append(Step(spec, "finished"))
+        elif spec.name in live:
+            state = "queued" if told[live[spec.name]].state == "PENDING" else "running"
+            plan.append(Step(spec, f"{state} as job {live[spec.name]}"))
+        else:
+            plan.append(Step(spec, "submit", tuple(name for name in spec.needs if name not in finished)))
+    return plan, live
+
+
+def check_slurm() -> None:
+    """Say what to do where no jobs can be submitted.
+
+    Raises:
+        UserError: there is no sbatch.
+    """
+    if not slurm.available():
+        raise UserError(
+            "there is no sbatch here; on a login node of a SLURM cluster there is one. "
+            "--dry-run shows scripts and graph without it, --local runs the graph here"
+        )
+
+
+def submit(specs: Sequence[RunSpec], output: Path, cluster: Cluster, resume: bool, console: Console) -> None:
+    """Submit what is neither finished nor on its way, and the report after all of it; print the graph.
+
+    Args:
+        specs: the graph, see `build_graph`.
+        output: absolute folder that all nodes see.
+        cluster: settings of the jobs.
+        resume: whether jobs may have been submitted to this folder before.
+        console: where to print.
+
+    Raises:
+        UserError: there is no sbatch or it refuses; the folder is in use already. Jobs submitted until then stay noted
+            in ``jobs.json``.
+    """
+    try:
+        with filelock.FileLock(output / LOCK_FILE, timeout=0):
+            _submit(specs, output, cluster, resume, console)
+    except filelock.Timeout:
+        raise UserError(f"another 'evmamba submit' is at work in {output}") from None
+
+
+def _submit(specs: Sequence[RunSpec], output: Path, cluster: Cluster, resume: bool, console: Console) -> None:
+    book = JobBook.read(output)
+    if book.submitted and not resume:
+        raise UserError(
+            f"jobs were submitted to {output} before; --resume submits what is missing, or use another --output"
+        )
+    plan, live = steps(specs, output, book)
+    book.order, book.cluster = [spec.name for spec in specs], dict(cluster.given)
+    book.write()
+    done = {}
+    try:
+        for step in plan:
+            name = step.spec.name
+            done[name] = step.action
+            if step.action == "submit":
+                live[name] = _submit_run(step, output, cluster, live)
+                book.add(name, live[name])
+                done[name] = f"submitted as job {live[name]}"
+        report = _submit_report(output, cluster, book, live, anew=any(step.action == "submit" for step in plan))
+    except UserError as error:
+        count = sum(text.startswith("submitted") for text in done.values())
+        raise UserError(f"{error}; {count} jobs were submitted before that, --resume goes on") from error
+    console.print(tree(specs, lambda spec: describe(spec, done[spec.name]), f"report  [dim]{report}[/]"))
+    console.print(f"\nevmamba status {output}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _submit_report(output: Path, cluster: Cluster, book: JobBook, live: dict[str, int], anew: bool) -> str:
+    """Submit the report after all live jobs, unless there is one that waits for them; say what was done."""
+    waiting = live.pop(REPORT, None)
+    if waiting is not None and not anew:
+        return f"queued as job {waiting}"
+    if not live and (output / "report.md").is_file():
+        return "finished"
+    if waiting is not None:
+        slurm.cancel([waiting])  # it does not know of the new jobs
+    script = output / REPORT_SCRIPT
+    write_text(script, slurm.report_script(output, cluster["report"]))
+    book.add(REPORT, slurm.submit(script, sorted(live.values()), "afterany"))
+    return f"submitted as job {book.job_of(REPORT)}, after all others have ended"
+
+
+def show(specs: Sequence[RunSpec], output: Path, cluster: Cluster, console: Console) -> None:
+    """Print the scripts that `submit` would submit, and the graph; write nothing."""
+    plan, _ = steps(specs, output, JobBook.read(output))
+    for step in plan:
+        if step.action == "submit":
+            folder = output / RUNS_FOLDER / step.spec.name
+            after = "".join(f":<job of {name}>" for name in step.needs)
+            option = f" --dependency=afterok{after} --kill-on-invalid-dep=yes" if after else ""
+            script = slurm.run_script(step.spec, folder, cluster[kind_of(step.spec)])
+            _show_script(f"sbatch{option} {folder / SCRIPT_FILE}", script, console)
+    command = f"sbatch --dependency=afterany:<all jobs> {output / REPORT_SCRIPT}"
+    _show_script(command, slurm.report_script(output, cluster["report"]), console)
+    done = {step.spec.name: step.action for step in plan}
+    console.print(
+        tree(specs, lambda spec: describe(spec, done[spec.name]), "report  [dim]after all others have ended[/]")
+    )
+
+
+def _show_script(command: str, script: str, console: Console) -> None:
+    console.rule(style="dim")
+    console.print(f"$ {command}\n", style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(script, markup=False, highlight=False, soft_wrap=True)
+
+
+def describe(spec: RunSpec, action: str) -> str:
+    """A run of the graph in one line: name, what is done about it, processes, and how its batch comes about."""
+    own = spec.resources
+    where = f"{own.nodes} node{'s' if own.nodes > 1 else ''} x {own.devices} process{'es' if own.devices > 1 else ''}"
+    batch = batch_of(spec) if spec.task != "cost" and spec.stage != "test" else None
+    details = f"{where}; {batch}" if batch else where
+    return f"[bold]{escape(spec.name)}[/]  {escape(action)}  [dim]{escape(details)}[/]"
+
+
+def _submit_run(step: Step, output: Path, cluster: Cluster, live: dict[str, int]) -> int:
+    spec, folder = step.spec, output / RUNS_FOLDER / step.spec.name
+    prepare(spec, folder)
+    script = folder / SCRIPT_FILE
+    write_text(script, slurm.run_script(spec, folder, cluster[kind_of(spec)]))
+    return slurm.submit(script, [live[name] for name in step.needs])
+
+
+def prepare(spec: RunSpec, folder: Path) -> None:
+    """Write what a run starts from into its folder and take away what a failed attempt left, but no checkpoints.
+
+    Raises:
+        UserError: the recipe is gone or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if spec.recipe is not None and Path(spec.recipe) != folder / RECIPE_FILE:
+            shutil.copyfile(spec.recipe, folder / RECIPE_FILE)
+            spec = dataclasses.replace(spec, recipe=str(folder / RECIPE_FILE))
+        for name in (FILE_NAME, PROGRESS_FILE):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot prepare {folder}: {error.strerror or error}") from error
+    spec.write(folder)
