@@ -13,6 +13,8 @@ from evmamba.launch.commands import training
 # Name, what it does; the file is `commands/<name>.py`.
 COMMANDS = {
     "bench": "train briefly, evaluate, measure; ends in one table",
+    "submit": "bench as SLURM jobs: a graph that ends in one table",
+    "status": "what runs, waits, failed",
     "report": "the table again, from any result files",
     "models": "list backbones",
     "data": "make the embedded data sets",
