@@ -46,6 +46,8 @@ class ResultWriter(Callback):
         self.weights = weights
         self.extra = dict(extra or {})
         self.training: dict[str, Any] = {}
+        self.suite: str | None = None
+        self.sweeps: dict[str, list[dict[str, Any]]] = {}
         self.start = datetime.datetime.now(datetime.UTC)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -87,6 +89,8 @@ class ResultWriter(Callback):
                 processes=trainer.world_size,
             )
             | self.extra,
+            suite=self.suite,
+            sweeps=self.sweeps,
         )
 
 
@@ -146,10 +150,11 @@ class TrainingRecord(Callback):
             self.curve.append((step, round(self.loss, 5)))
 
     def summary(self, trainer: L.Trainer) -> dict[str, Any]:
-        """Steps, epochs, seconds, images/s over whole steps (loading included), loss curve."""
+        """Steps, epochs, images seen, seconds, images/s over whole steps (loading included), loss curve."""
         summary: dict[str, Any] = {
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
+            "images": trainer.global_step * trainer.accumulate_grad_batches * self.images * trainer.world_size,
             "seconds": round(time.monotonic() - self._start, 1),
         }
         if self.seconds:

@@ -81,7 +81,7 @@ class RunSpec:
         seed: of everything.
         device: ``"cpu"`` or ``"cuda"``.
         precision: Lightning's name, e.g. ``"32-true"`` or ``"bf16-mixed"``; None leaves it to the recipe.
-        timing: of a cost run: batch_size of the throughput measurement, warmup_steps, timed_steps.
+        timing: what a cost run measures, see `launch.measure.measure_cost`.
         data_fingerprint: of the data set, so that changed data is another run.
         stage: "fit_test" trains, then tests; "fit" only trains; "test" tests the weights of the run `init_from`.
         init_from: name of the run whose weights (averaged ones if it averages) the backbone starts from, or which a
@@ -90,6 +90,8 @@ class RunSpec:
         needs: names of runs that must have finished before this one; `init_from` is among them.
         global_batch: training images per optimizer step over all processes; None: the recipe's batch, one process.
         resources: see `Resources`.
+        test_scales: a classifier is tested also on images of these multiples of its training size.
+        suite: which suite asked for the run first; of no consequence for it.
     """
 
     task: str
@@ -101,7 +103,7 @@ class RunSpec:
     recipe: str | None = None
     recipe_hash: str | None = None
     arguments: list[str] = dataclasses.field(default_factory=list)
-    timing: dict[str, int] = dataclasses.field(default_factory=dict)
+    timing: dict[str, Any] = dataclasses.field(default_factory=dict)
     data_fingerprint: str | None = None
     stage: str = "fit_test"
     init_from: str | None = None
@@ -109,6 +111,8 @@ class RunSpec:
     needs: list[str] = dataclasses.field(default_factory=list)
     global_batch: int | None = None
     resources: Resources = dataclasses.field(default_factory=Resources)
+    test_scales: list[float] = dataclasses.field(default_factory=list)
+    suite: str | None = None
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
@@ -118,14 +122,14 @@ class RunSpec:
     def hash(self) -> str:
         # Where the recipe lies does not matter, what it says does; so does the version, which newer code may change.
         # Names of other runs are stood for by init_hash.
-        left_out = ("recipe", "init_from", "needs", "resources")
+        left_out = ("recipe", "init_from", "needs", "resources", "suite")
         decides = {k: v for k, v in dataclasses.asdict(self).items() if k not in left_out}
         return config_hash(decides | {"evmamba": metadata.version("evmamba")})
 
     @property
     def name(self) -> str:
         kind = {"fit": f"{self.task}_training", "test": f"{self.task}_evaluation"}.get(self.stage, self.task)
-        parts = [kind, self.head if self.task == "detection" else None, self.model, self.hash[:6]]
+        parts = [kind, self.head if self.task in ("detection", "cost") else None, self.model, self.hash[:6]]
         return "-".join(part for part in parts if part)
 
     def write(self, folder: Path) -> None:
@@ -192,6 +196,7 @@ def failed_result(spec: RunSpec, reason: str, start: datetime.datetime) -> Resul
         status="failed",
         reason=" ".join(reason.split()),
         provenance=origin | {"spec_hash": spec.hash},
+        suite=spec.suite,
     )
 
 
@@ -222,6 +227,7 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
     cli = EvmambaCLI(spec.cli_arguments(folder), run=False)
     record = TrainingRecord()
     writer = ResultWriter(folder, cli.plain_config(), spec.name, weights_in_memory(cli.trainer), origin_of(spec))
+    writer.suite = spec.suite
     add_callbacks(cli.trainer, record, ProgressWriter(folder, record), *([] if spec.stage == "fit" else [writer]))
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     if cli.trainer.interrupted:
@@ -236,6 +242,10 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
             trained.protocol["stage"] = "fit"
             write_result(trained, folder)
         return
+    if spec.test_scales:
+        from evmamba.launch.scales import accuracy_at_scales
+
+        writer.sweeps = {"input_size": accuracy_at_scales(spec, cli.model, cli.datamodule.image_size)}
     cli.model.output_dir = folder
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
 
@@ -254,6 +264,7 @@ def evaluate(spec: RunSpec, folder: Path) -> None:
     trained = read_result(trained_folder / FILE_NAME)
     weights = f"{trained.protocol.get('weights', 'last epoch')} of {trained.run}"
     writer = ResultWriter(folder, cli.plain_config(), spec.name, weights, origin_of(spec))
+    writer.suite = spec.suite
     writer.training = trained.training
     add_callbacks(cli.trainer, ProgressWriter(folder, TrainingRecord()), writer)
     cli.model.output_dir = folder
@@ -266,51 +277,11 @@ def origin_of(spec: RunSpec) -> dict[str, Any]:
 
 
 def measure_cost(spec: RunSpec, folder: Path) -> None:
-    """Parameters, MACs, latency at batch 1, throughput and memory of the classifier for 1000 classes at 224 x 224."""
-    import torch
+    """See `launch.measure`."""
+    from evmamba.launch import measure
 
-    from evmamba import cost
-    from evmamba.tasks.backbones import build_backbone
-
-    start = datetime.datetime.now(datetime.UTC)
     _say_progress(folder, "measuring")
-    torch.manual_seed(spec.seed)
-    size = (3, 224, 224)
-    model = build_backbone(spec.model, features_only=False, num_classes=1000)
-    macs = cost.count_macs(model, size)
-    precision = spec.precision or "32-true"
-    steps: dict[str, Any] = {"warmup": spec.timing["warmup_steps"], "steps": spec.timing["timed_steps"]}
-    where: dict[str, Any] = {"device": spec.device, "amp": precision.startswith("bf16")}
-    single = cost.measure_inference(model, size, 1, **steps, **where)
-    batch = cost.measure_inference(model, size, spec.timing["batch_size"], **steps, **where)
-    write_result(
-        Result(
-            run=spec.name,
-            task="cost",
-            model=spec.model,
-            cost={
-                "parameters": cost.count_parameters(model),
-                "macs": macs.paper,
-                "macs_plain": macs.plain,
-                "latency_ms_median": single["latency_ms_median"],
-                "latency_ms_p95": single["latency_ms_p95"],
-                "images_per_s": batch["images_per_s"],
-                "batch_size": spec.timing["batch_size"],
-                "peak_memory_mb": batch["peak_memory_mb"],
-                "peak_memory_kind": batch["peak_memory_kind"],
-            },
-            protocol={"input_size": list(size), "num_classes": 1000} | spec.timing,
-            provenance=provenance(
-                config=dataclasses.asdict(spec),
-                seed=spec.seed,
-                device=device_name(spec.device),
-                precision=precision,
-                start=start,
-            )
-            | {"spec_hash": spec.hash, "threads": torch.get_num_threads()},
-        ),
-        folder,
-    )
+    measure.measure_cost(spec, folder)
 
 
 def attempt() -> str | None:

@@ -1,0 +1,203 @@
+"""What a network costs: counts, latency, throughput, memory and training step, and their curves over size and batch.
+
+A cost run measures the bare classifier, or with a head the whole detector or segmentor as the paper counts it:
+detectors at 800 x 1280 and UPerNet at 512 x 2048 pixels.
+"""
+
+import dataclasses
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+
+from evmamba import cost
+from evmamba.launch.results import Result, device_name, provenance, write_result
+from evmamba.launch.run import RunSpec, origin_of
+from evmamba.tasks.backbones import build_backbone
+from evmamba.tasks.detection.detectors import build_detector
+from evmamba.tasks.segmentation.upernet import UPerNet
+
+CLASSES = 1000
+SIZE = (224, 224)
+# Input and classes of the paper's tables 3, 4 and 7.
+DETECTOR_SIZE, DETECTOR_CLASSES = (800, 1280), 80
+SEGMENTOR_SIZE, SEGMENTOR_CLASSES = (512, 2048), 150
+# The field's convention for what a two-stage detector does with an image: so many regions get a box, so many a mask.
+REGIONS, MASKS = 1000, 100
+# A point of a curve is measured more briefly than the number of the table.
+SWEEP = {"warmup": 3, "steps": 10}
+
+Point = dict[str, Any]
+
+
+def measure_cost(spec: RunSpec, folder: Path) -> None:
+    """Measure what `spec.timing` asks for and write the result.
+
+    `timing` has warmup_steps, timed_steps, batch_size (of throughput), training_batch (0: none), max_batch (of the
+    sweep over batches, which ends where memory does; 0: none), input_sizes (of the sweep over sizes) and, for UPerNet,
+    decoder_channels.
+    """
+    start = datetime.datetime.now(datetime.UTC)
+    torch.manual_seed(spec.seed)
+    result = _measure_classifier(spec) if spec.head is None else _count_whole(spec)
+    result.suite = spec.suite
+    result.provenance = provenance(
+        config=dataclasses.asdict(spec),
+        seed=spec.seed,
+        device=device_name(spec.device),
+        precision=spec.precision or "32-true",
+        start=start,
+    ) | {**origin_of(spec), "threads": torch.get_num_threads()}
+    write_result(result, folder)
+
+
+def count(model: nn.Module, size: tuple[int, int]) -> cost.Macs:
+    """Multiply-accumulates for one image of a size (height, width), from shapes alone: nothing is computed."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return cost.count_macs(model, inputs=(torch.empty(1, 3, *size),))
+
+
+def _measure_classifier(spec: RunSpec) -> Result:
+    timing = spec.timing
+    model = build_backbone(spec.model, features_only=False, num_classes=CLASSES)
+    macs = count(model, SIZE)
+    where: dict[str, Any] = {"device": spec.device, "amp": (spec.precision or "").startswith("bf16")}
+    steps = {"warmup": timing["warmup_steps"], "steps": timing["timed_steps"]}
+    single = cost.measure_inference(model, (3, *SIZE), 1, **steps, **where)
+    batch = cost.measure_inference(model, (3, *SIZE), timing["batch_size"], **steps, **where)
+    numbers: dict[str, Any] = {
+        "parameters": cost.count_parameters(model),
+        "macs": macs.paper,
+        "macs_plain": macs.plain,
+        "latency_ms_median": single["latency_ms_median"],
+        "latency_ms_p95": single["latency_ms_p95"],
+        "images_per_s": batch["images_per_s"],
+        "batch_size": timing["batch_size"],
+        "peak_memory_mb": batch["peak_memory_mb"],
+        "peak_memory_kind": batch["peak_memory_kind"],
+    }
+    if timing.get("training_batch"):
+        training = cost.measure_training(model, (3, *SIZE), timing["training_batch"], **steps, **where)
+        numbers |= {
+            "train_ms_median": training["latency_ms_median"],
+            "train_ms_p95": training["latency_ms_p95"],
+            "train_images_per_s": training["images_per_s"],
+            "train_batch_size": timing["training_batch"],
+            "train_peak_memory_mb": training["peak_memory_mb"],
+        }
+    brief = {name: min(SWEEP[name], steps[name]) for name in SWEEP}
+
+    def at_batch(size: int) -> Point:
+        return dict(cost.measure_inference(model, (3, *SIZE), size, **brief, **where))
+
+    def at_size(side: int) -> Point:
+        counted = count(model, (side, side))
+        point = {"macs": counted.paper, "macs_plain": counted.plain, "batch_size": 1}
+        return point | cost.measure_inference(model, (3, side, side), 1, **brief, **where)
+
+    batches = [2**i for i in range(int(timing.get("max_batch", 0)).bit_length())]
+    sweeps = {
+        "batch_size": sweep("batch_size", batches, at_batch),
+        "input_size": sweep("input_size", timing.get("input_sizes", ()), at_size),
+    }
+    return Result(
+        run=spec.name,
+        task="cost",
+        model=spec.model,
+        cost=numbers,
+        protocol={"input_size": [3, *SIZE], "num_classes": CLASSES} | timing,
+        details={"macs_by_op": macs.by_op},
+        sweeps={name: points for name, points in sweeps.items() if points},
+    )
+
+
+def sweep(name: str, values: Any, measure: Callable[[int], Point]) -> list[Point]:
+    """Points in the order of the values, up to the first that cannot be measured, which says why."""
+    points: list[Point] = []
+    for value in values:
+        try:
+            points.append({name: value} | measure(value))
+        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            out = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+            reason = "out of memory" if out else str(error).strip().splitlines()[0]
+            points.append({name: value, "failed": reason})
+            break
+    return points
+
+
+def _count_whole(spec: RunSpec) -> Result:
+    """Parameters and multiply-accumulates of a detector or segmentor; on a GPU also its latency."""
+    timing = spec.timing
+    details: dict[str, Any] = {}
+    if spec.head == "upernet":
+        size, classes = SEGMENTOR_SIZE, SEGMENTOR_CLASSES
+        pyramid = build_backbone(spec.model, features_only=True)
+        model: nn.Module = UPerNet(pyramid, classes, timing["decoder_channels"])
+        macs = count(model, size)
+        details["macs_with_auxiliary_head"] = count(WithAuxiliary(model), size).paper
+    else:
+        size, classes = DETECTOR_SIZE, DETECTOR_CLASSES
+        assert spec.head is not None
+        model = build_detector(spec.head, spec.model, classes, min_size=(800,), max_size=1333)  # type: ignore[arg-type]
+        macs = count(DenseParts(model), size)
+    numbers: dict[str, Any] = {
+        "parameters": cost.count_parameters(model),
+        "macs": macs.paper,
+        "macs_plain": macs.plain,
+        "batch_size": 1,
+    }
+    if spec.device == "cuda":
+        image = torch.rand(3, *size, device="cuda")
+        steps = {"warmup": timing["warmup_steps"], "steps": timing["timed_steps"]}
+        amp = (spec.precision or "").startswith("bf16")
+        inputs: tuple[Any, ...] = (image[None],) if spec.head == "upernet" else ([image],)
+        numbers |= cost.measure_inference(model, inputs=inputs, device="cuda", amp=amp, **steps)
+    return Result(
+        run=spec.name,
+        task="cost",
+        model=spec.model,
+        head=spec.head,
+        cost=numbers,
+        protocol={"input_size": [3, *size], "num_classes": classes} | timing,
+        details=details | {"macs_by_op": macs.by_op},
+    )
+
+
+class WithAuxiliary(nn.Module):
+    """UPerNet with the head that only training uses; the network's parameters contain it."""
+
+    def __init__(self, network: UPerNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.network.forward_with_auxiliary(image)
+
+
+class DenseParts(nn.Module):
+    """The parts of a detector whose work can be told without looking at the image, as the field counts detectors.
+
+    Backbone, pyramid and dense heads on images `[B, 3, H, W]` that are not resized; of a two-stage detector the box
+    head on 1000 regions and the mask head on 100, whatever it would propose.
+    """
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector: Any = detector
+
+    def forward(self, images: Tensor) -> None:
+        maps = list(self.detector.backbone(images).values())
+        if not hasattr(self.detector, "rpn"):
+            self.detector.head(maps)
+            return
+        self.detector.rpn.head(maps)
+        heads, channels = self.detector.roi_heads, self.detector.backbone.out_channels
+        regions = images.new_empty(REGIONS, channels, *heads.box_roi_pool.output_size)
+        heads.box_predictor(heads.box_head(regions))
+        if heads.has_mask():
+            masks = images.new_empty(MASKS, channels, *heads.mask_roi_pool.output_size)
+            heads.mask_predictor(heads.mask_head(masks))
