@@ -19,7 +19,10 @@ from torchmetrics import Metric
 from evmamba.errors import UserError
 from evmamba.tasks.images import BadImagePolicy, find_unreadable, handle_unreadable
 from evmamba.tasks.optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, scaled_lr
-from evmamba.tasks.samplers import EvaluationSampler, TrainingSampler
+from evmamba.tasks.randomness import SeededSamples, seed_step
+from evmamba.tasks.resume import make_resumable
+from evmamba.tasks.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
+from evmamba.tasks.sharding import is_finite, shard, share_buffers
 
 EMBEDDED = "embedded"
 MAX_HASHED_BYTES = 64 * 2**20
@@ -40,6 +43,8 @@ class TaskModule(L.LightningModule):
     """
 
     task: ClassVar[str]
+    # Methods of the network, besides forward, by which training_loss computes.
+    entry_points: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> None:
         super().__init__()
@@ -51,6 +56,7 @@ class TaskModule(L.LightningModule):
         self.exact_metrics: dict[str, float] = {}
         self._tested = 0
         self._pictures = 0
+        self._seed = 0
 
     def training_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scalar loss of a batch and its parts by name (logged as ``train/<name>``)."""
@@ -64,11 +70,23 @@ class TaskModule(L.LightningModule):
         """Reduce the metric objects over all ranks, reset them, fill ``details``; return metrics in [0, 1] by name."""
         raise NotImplementedError
 
+    def configure_model(self) -> None:
+        """Split the parameters among the processes where the strategy wants that (FSDP2: it has made a mesh)."""
+        if self.device_mesh is not None:
+            for child in self.children():
+                if next(child.parameters(), None) is not None:
+                    shard(child, self.device_mesh["data_parallel"], self.entry_points)
+
     def setup(self, stage: str) -> None:
+        if stage == "fit":
+            make_resumable(self.trainer)
+            # Of seed_everything; processes that Lightning starts inherit it.
+            self._seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         # evaluation_end returns values that are reduced already; Lightning's advice to average them would change them.
         warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting.*")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        seed_step(self._seed, self.current_epoch, batch_idx, self.global_rank)
         loss, parts = self.training_loss(batch)
         if not torch.isfinite(loss):
             raise UserError(
@@ -96,9 +114,11 @@ class TaskModule(L.LightningModule):
         self._log_metrics("val")
 
     def on_validation_epoch_start(self) -> None:
+        share_buffers(self)
         self._reset_metrics()
 
     def on_test_epoch_start(self) -> None:
+        share_buffers(self)
         self._reset_metrics()
         self._tested = self._pictures = 0
 
@@ -139,7 +159,7 @@ class TaskModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A finite loss can still give infinite gradients; such weights must not replace the last good checkpoint.
         weights = {name: value for name, value in checkpoint["state_dict"].items() if isinstance(value, Tensor)}
-        broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+        broken = [name for name, value in weights.items() if not is_finite(value)]
         if broken:
             raise UserError(
                 f"weights are no longer finite at optimizer step {self.global_step} ({_named(broken)}); they are not "
@@ -282,11 +302,22 @@ class TaskDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         sampler = TrainingSampler(len(self.train_set), self._rank, self._world, self.seed)  # type: ignore[arg-type]
-        # A last small batch makes BatchNorm's statistics noisy; it is kept only where it is all there is.
-        drop_last = len(sampler) >= self.batch_size
-        return self._loader(
-            self.train_set, self.batch_size, sampler, self.collate, drop_last=drop_last, persistent_workers=True
+        return TrainingLoader(
+            SeededSamples(self.train_set, self.seed),
+            sampler,
+            self._batches_done,
+            batch_size=self.batch_size,
+            # A last small batch makes BatchNorm's statistics noisy; it is kept only where it is all there is.
+            drop_last=len(sampler) >= self.batch_size,
+            persistent_workers=self.num_workers > 0,
+            **self._loading(self.collate),
         )
+
+    def _batches_done(self) -> int:
+        """Batches of the current epoch that are trained already: not 0 where a training is continued."""
+        if self.trainer is None or not self.trainer.training:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader()
@@ -300,27 +331,15 @@ class TaskDataModule(L.LightningDataModule):
     def _evaluation_loader(self) -> DataLoader:
         sampler = EvaluationSampler(len(self.val_set), self._rank, self._world)  # type: ignore[arg-type]
         collate = _Ignored(self.collate) if sampler.ignored else self.collate
-        return self._loader(self.val_set, self.eval_batch_size, sampler, collate)
+        return DataLoader(self.val_set, self.eval_batch_size, sampler=sampler, **self._loading(collate))
 
-    def _loader(
-        self,
-        dataset: Dataset,
-        batch_size: int,
-        sampler: TrainingSampler | EvaluationSampler,
-        collate: Callable,
-        drop_last: bool = False,
-        persistent_workers: bool = False,
-    ) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            collate_fn=collate,
-            num_workers=self.num_workers,
-            drop_last=drop_last,
-            persistent_workers=persistent_workers and self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+    def _loading(self, collate: Callable) -> dict[str, Any]:
+        """The options of every loader."""
+        return {
+            "collate_fn": collate,
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+        }
 
 
 class _Ignored:

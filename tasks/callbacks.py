@@ -1,19 +1,37 @@
 """Trainer callbacks that the recipes share: averaged weights, checkpoints, a progress bar."""
 
 import contextlib
+import copy
 import os
+import signal
 import sys
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    ModelCheckpoint,
+    ProgressBar,
+    RichProgressBar,
+    TQDMProgressBar,
+    WeightAveraging,
+)
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from evmamba.errors import UserError
+from evmamba.tasks.checkpoint_files import LAST, RUN_KEY, replace_last
+from evmamba.tasks.interruption import SIGNALS, Agreement, stop
+from evmamba.tasks.metrics_log import MetricsLog
+from evmamba.tasks.resume import StepCallback
+
+CHECKPOINTS = "checkpoints"
 
 
 class WeightEMA(WeightAveraging):
@@ -46,11 +64,13 @@ class WeightEMA(WeightAveraging):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         strategy = trainer.strategy
-        if getattr(strategy, "zero_stage_3", False) or type(strategy).__name__ == "FSDPStrategy":
+        if getattr(strategy, "zero_stage_3", False) or isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
             # The callback would copy empty tensors: every rank holds only a part of each parameter.
             raise UserError(
                 "averaged weights (EMA) do not work with partitioned parameters; use ZeRO stage 1 or 2, or DDP"
             )
+        # TaskModule.configure_model does nothing under the strategies that are left.
+        warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides.*")
         super().setup(trainer, pl_module, stage)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -64,7 +84,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that appear whole or not at all.
 
     Lightning writes to the system's temporary folder first and then moves; between file systems that is a copy, and a
-    job killed during it leaves half a file under the checkpoint's name. Here the temporary file is in the same folder.
+    job killed during it leaves half a file under the checkpoint's name. Here the temporary file is in the same folder,
+    and is on the disk before it gets its name.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
@@ -72,7 +93,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(checkpoint, partial)
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
             partial.replace(target)
         except OSError as error:
             raise UserError(f"cannot write checkpoint {target}: {error.strerror or error}") from error
@@ -81,48 +105,140 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 partial.unlink()
 
 
-class _Checkpoint(ModelCheckpoint):
-    """One file that is replaced atomically."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        super().setup(trainer, pl_module, stage)
+def _prepare(trainer: L.Trainer, dirpath: str | os.PathLike | None) -> Path:
+    """Have checkpoints written atomically; return their folder."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    return Path(dirpath or Path(trainer.default_root_dir, CHECKPOINTS)).absolute()
 
 
-class BestCheckpoint(_Checkpoint):
-    """``best.ckpt``: the epoch with the highest validation metric.
+class BestCheckpoint(ModelCheckpoint):
+    """``best.ckpt``: the validation with the highest metric.
 
     Put it before LastCheckpoint in the list of callbacks: ``ckpt_path="best"`` asks the first one.
 
     Args:
         monitor: logged name, e.g. ``val/top1``, ``val/AP``, ``val/mIoU``.
         mode: "max" or "min".
-        dirpath: folder; by default Lightning's ``checkpoints`` beside the logs.
+        dirpath: folder; by default ``checkpoints`` in the trainer's default_root_dir.
     """
 
     def __init__(self, monitor: str, mode: str = "max", dirpath: str | None = None) -> None:
-        super().__init__(dirpath, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
-
-
-class LastCheckpoint(_Checkpoint):
-    """``last.ckpt``: the newest epoch and the end of training, to continue from.
-
-    (ModelCheckpoint's ``save_last`` only follows improvements, and without validation at the end saves nothing there.)
-
-    Args:
-        dirpath: folder; by default Lightning's ``checkpoints`` beside the logs.
-        every_n_train_steps: also save between epochs, every so many optimizer steps.
-    """
-
-    def __init__(self, dirpath: str | None = None, every_n_train_steps: int | None = None) -> None:
         super().__init__(
-            dirpath, filename="last", every_n_train_steps=every_n_train_steps, enable_version_counter=False
+            dirpath,
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,  # but after the validation, a moment that a training can continue from
         )
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.dirpath = str(_prepare(trainer, self.dirpath))
+        super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best score also where the run's folder was moved; Lightning would forget it."""
+        moved = dict(state_dict, dirpath=self.dirpath)
+        if state_dict["best_model_path"]:
+            path = str(Path(str(self.dirpath), Path(state_dict["best_model_path"]).name))
+            score = state_dict["best_model_score"]
+            moved |= {"best_model_path": path, "kth_best_model_path": path, "best_k_models": {path: score}}
+        super().load_state_dict(moved)
+        self.current_score = state_dict["current_score"]
+
+
+class LastCheckpoint(Checkpoint, StepCallback):
+    """``last.ckpt``, from which an interrupted training continues, and ``previous.ckpt``, should that be damaged.
+
+    Written before every validation, every so many minutes or steps, when a signal stops the training (SIGUSR1, SIGTERM,
+    Ctrl-C; all processes stop after the same step), and at the end. Only complete optimizer steps are saved: within
+    accumulated batches the next one is waited for.
+
+    Args:
+        dirpath: folder; by default ``checkpoints`` in the trainer's default_root_dir.
+        every_n_train_steps: also save every so many optimizer steps.
+        every_n_minutes: also save when so many minutes have passed since the last time; what a crash can cost.
+    """
+
+    def __init__(
+        self, dirpath: str | None = None, every_n_train_steps: int | None = None, every_n_minutes: float = 10.0
+    ) -> None:
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise UserError(f"every_n_train_steps must be at least 1, not {every_n_train_steps}")
+        if every_n_minutes <= 0:
+            raise UserError(f"every_n_minutes must be positive, not {every_n_minutes}")
+        self.dirpath = dirpath
+        self.every_n_train_steps = every_n_train_steps
+        self.every_n_minutes = every_n_minutes
+        self._folder = Path()
+        self._agreement = Agreement(wishes=1 + len(SIGNALS))
+        self._saved_at = 0.0
+        self._log_rows: int | None = None
+        # The moment after the last step, from which a longer training would continue.
+        self._last_loops: dict[str, Any] | None = None
+        self._ended = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._folder = Path(trainer.strategy.broadcast(str(_prepare(trainer, self.dirpath))))
+        self._agreement = Agreement(wishes=1 + len(SIGNALS))
+        self._log_rows, self._last_loops, self._ended = 0, None, False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved_at = time.monotonic()
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsLog):
+                logger.keep(self._log_rows or 0)
+
+    def on_step_complete(self, trainer: L.Trainer, validation_follows: bool, last: bool) -> None:
+        self._log_rows = sum(logger.rows for logger in trainer.loggers if isinstance(logger, MetricsLog))
+        noted = _noted(trainer)
+        overdue = trainer.is_global_zero and time.monotonic() - self._saved_at > 60 * self.every_n_minutes
+        overdue, *stopping = self._agreement.exchange([overdue, *(noted == number for number in SIGNALS)])
+        due = self.every_n_train_steps is not None and trainer.global_step % self.every_n_train_steps == 0
+        if last:
+            self._last_loops = trainer.fit_loop.state_dict()
+        if validation_follows or due or overdue or any(stopping):
+            self._save(trainer)
+        for number, wanted in zip(SIGNALS, stopping, strict=True):
+            if wanted:
+                trainer.strategy.barrier("stopping")  # nobody leaves before rank 0 has named the file
+                stop(trainer, number, f"saved as {self._folder / LAST}")
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        # A validation may take longer than the grace. What it follows is saved; nothing collective is needed.
+        noted = _noted(trainer)
+        if noted is not None:
+            stop(trainer, noted, "the validation will be repeated")
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self._should_skip_saving_checkpoint(trainer):  # with max_steps the last steps may follow no validation
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._ended = True
+        self._save(trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add what a continuation needs to know besides Lightning's own entries, to any checkpoint."""
+        limits = {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps}
+        checkpoint[RUN_KEY] = {"log_rows": self._log_rows, "ended": limits if self._ended else None}
+        if self._ended and self._last_loops is not None:
+            checkpoint["loops"] = {**checkpoint["loops"], "fit_loop": self._last_loops}
+            checkpoint["epoch"] = self._last_loops["epoch_progress"]["current"]["completed"]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._log_rows = checkpoint.get(RUN_KEY, {}).get("log_rows", 0)
+        self._last_loops = copy.deepcopy(checkpoint["loops"]["fit_loop"])
+
+    def _save(self, trainer: L.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # a log that is behind its checkpoint would have a gap
+        partial = self._folder / f".{LAST}.partial"
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            replace_last(partial, self._folder)
+        self._saved_at = time.monotonic()
+
+
+def _noted(trainer: L.Trainer) -> signal.Signals | None:
+    return getattr(trainer._signal_connector, "noted", None)
 
 
 def progress_bar() -> ProgressBar:

@@ -3,10 +3,11 @@
 Both derive from torch's DistributedSampler, so that Lightning does not replace them by one that pads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from evmamba.errors import UserError
 
@@ -42,10 +43,10 @@ class EvaluationSampler(DistributedSampler[int]):
         return max(1, len(self.items))
 
 
-class TrainingSampler(DistributedSampler[int]):
-    """A shuffled epoch, divided between ranks; the order depends on (seed, epoch) only, never on the number of ranks.
+class TrainingSampler(DistributedSampler[tuple[int, int]]):
+    """Keys (epoch, index): a random order of all items, divided among the ranks, incomplete last rounds dropped.
 
-    Every rank gets the same number of items, so up to world - 1 items of an epoch (others each time) are left out.
+    The order depends on (seed, epoch) only, so every number of processes walks through the same one.
 
     Args:
         n: number of items, at least `world`.
@@ -53,6 +54,9 @@ class TrainingSampler(DistributedSampler[int]):
         world: number of processes.
         seed: the run's seed.
         epoch: first epoch; Lightning calls :meth:`set_epoch` before each one.
+
+    Attributes:
+        start: how many of this rank's items to leave out at the beginning, when an epoch is continued.
     """
 
     def __init__(self, n: int, rank: int, world: int, seed: int = 0, epoch: int = 0) -> None:
@@ -60,12 +64,37 @@ class TrainingSampler(DistributedSampler[int]):
             raise UserError(f"{n} training images are too few for {world} processes; use at most {max(n, 1)}")
         super().__init__(range(n), num_replicas=world, rank=rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
         self.n = n
+        self.start = 0
         self.set_epoch(epoch)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         # Seeded with the pair: seed + epoch would give run 0's second epoch to run 1 as its first.
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n).tolist()
-        return iter(order[self.rank : len(self) * self.num_replicas : self.num_replicas])
+        mine = order[self.rank : len(self) * self.num_replicas : self.num_replicas]
+        return iter([(self.epoch, index) for index in mine[self.start :]])
 
     def __len__(self) -> int:
+        """Items of this rank in a whole epoch, wherever it starts."""
         return self.n // self.num_replicas
+
+
+class TrainingLoader(DataLoader):
+    """A loader that begins where the training stands.
+
+    Lightning asks for the iterator before it has restored a checkpoint and told the sampler its epoch, and loading
+    processes begin at once. So everything waits here until the first batch is asked for.
+
+    Args:
+        dataset, sampler, options: as for DataLoader.
+        position: tells the number of batches of this epoch that are done already.
+    """
+
+    def __init__(self, dataset: Dataset, sampler: TrainingSampler, position: Callable[[], int], **options: Any) -> None:
+        super().__init__(dataset, sampler=sampler, **options)
+        self.position = position
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        assert isinstance(self.sampler, TrainingSampler)
+        assert self.batch_size is not None
+        self.sampler.start = self.position() * self.batch_size
+        yield from super().__iter__()

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 
 from evmamba.errors import UserError
 from evmamba.tasks.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, WeightEMA
@@ -93,7 +94,7 @@ def test_the_last_steps_are_saved_without_a_validation_after_them(tmp_path: Path
     assert resumed == run(8, tmp_path / "b")[max_steps:]
 
 
-@pytest.mark.parametrize("strategy", [SimpleNamespace(zero_stage_3=True), type("FSDPStrategy", (), {})()])
+@pytest.mark.parametrize("strategy", [SimpleNamespace(zero_stage_3=True), FSDPStrategy.__new__(FSDPStrategy)])
 def test_average_of_partitioned_weights_is_refused(strategy):
     with pytest.raises(UserError, match="EMA"):
         WeightEMA().setup(SimpleNamespace(strategy=strategy), ToyModule(), "fit")
@@ -113,7 +114,7 @@ def test_best_keeps_the_best_and_last_the_newest(tmp_path: Path):
     trainer = quiet_trainer(tmp_path, max_epochs=3, callbacks=callbacks)
     trainer.fit(Worsening(), ToyData(tmp_path, [1.0] * 4))
     epochs = {path.name: torch.load(path)["epoch"] for path in tmp_path.glob("*.ckpt")}
-    assert epochs == {"best.ckpt": 0, "last.ckpt": 2}
+    assert epochs == {"best.ckpt": 0, "last.ckpt": 2, "previous.ckpt": 2}
     assert trainer.checkpoint_callback.best_model_path == str(tmp_path / "best.ckpt")
 
 
@@ -121,8 +122,8 @@ def test_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch
     target = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"epoch": 1}, target)
 
-    def half(checkpoint, path) -> None:
-        Path(path).write_bytes(b"half")
+    def half(checkpoint, file) -> None:
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", half)

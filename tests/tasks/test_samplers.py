@@ -1,9 +1,11 @@
 """Every item once in evaluation, and one training order whatever the number of processes."""
 
 import pytest
+import torch
+from torch.utils.data import Dataset
 
 from evmamba.errors import UserError
-from evmamba.tasks.samplers import EvaluationSampler, TrainingSampler
+from evmamba.tasks.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
@@ -25,9 +27,13 @@ def test_evaluation_of_nothing_is_refused():
         EvaluationSampler(0, 0, 1)
 
 
+def items(sampler: TrainingSampler) -> list[int]:
+    return [index for _, index in sampler]
+
+
 def test_training_ranks_divide_one_order_equally():
-    whole = list(TrainingSampler(11, 0, 1, seed=3))
-    parts = [list(TrainingSampler(11, rank, 3, seed=3)) for rank in range(3)]
+    whole = items(TrainingSampler(11, 0, 1, seed=3))
+    parts = [items(TrainingSampler(11, rank, 3, seed=3)) for rank in range(3)]
     assert sorted(whole) == list(range(11))
     assert [len(part) for part in parts] == [3, 3, 3]
     assert [item for step in zip(*parts, strict=True) for item in step] == whole[:9]
@@ -35,13 +41,40 @@ def test_training_ranks_divide_one_order_equally():
 
 def test_training_order_depends_on_seed_and_epoch_only():
     def order(seed: int, epoch: int) -> list[int]:
-        return list(TrainingSampler(50, 0, 1, seed, epoch))
+        return items(TrainingSampler(50, 0, 1, seed, epoch))
 
     assert order(1, 2) == order(1, 2)
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9  # also not seed + epoch
     sampler = TrainingSampler(50, 0, 1, seed=1)
     sampler.set_epoch(2)
-    assert list(sampler) == order(1, 2)
+    assert items(sampler) == order(1, 2)
+    assert {epoch for epoch, _ in sampler} == {2}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_begins_where_the_training_stands_when_its_first_batch_is_asked_for(workers: int):
+    sampler = TrainingSampler(20, rank=1, world=2, seed=1)
+    done = 0
+    options = {"batch_size": 2, "num_workers": workers, "persistent_workers": workers > 0}
+    loader = TrainingLoader(Keys(), sampler, lambda: done, **options)  # type: ignore[arg-type]
+    whole = [batch.tolist() for batch in loader]
+    assert len(whole) == len(loader) == 5
+
+    iterator = iter(loader)
+    done = 3  # a checkpoint is restored after Lightning has asked for the iterator
+    sampler.set_epoch(1)
+    rest = [batch.tolist() for batch in iterator]
+    done = 0
+    assert rest == [batch.tolist() for batch in loader][3:]
+    assert rest != whole[3:]
+    assert len(loader) == 5
+
+
+class Keys(Dataset):
+    """Every item is its own key."""
+
+    def __getitem__(self, key: tuple[int, int]) -> torch.Tensor:
+        return torch.tensor(key)
 
 
 def test_more_processes_than_images_are_refused():

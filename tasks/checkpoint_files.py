@@ -1,0 +1,117 @@
+"""Checkpoint files on the disk: which are whole, which is the newest, and how one replaces another."""
+
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+# What a checkpoint needs for a training to go on; Lightning itself looks for the first.
+NEEDED = ("pytorch-lightning_version", "state_dict", "loops", "optimizer_states", "lr_schedulers")
+# Our own entry.
+RUN_KEY = "evmamba_run"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint, as far as one must know it to decide how to go on.
+
+    Attributes:
+        path: the file, or the folder of a sharded one.
+        step: optimizer steps taken.
+        ended: the limits (max_epochs, max_steps) at which the training ended there, or None.
+    """
+
+    path: Path
+    step: int
+    ended: dict[str, Any] | None = None
+
+
+def read_checkpoint(path: Path) -> Checkpoint | None:
+    """Return what a checkpoint is, or None if it is torn: cut, empty, damaged inside, or without what is needed.
+
+    The checksums of all its parts are compared, so it reads the whole file once. Of a folder (sharded checkpoint) it
+    tests every file that is an archive.
+    """
+    if path.is_dir():
+        return _read_folder(path)
+    try:
+        if not _whole(path):
+            return None
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile):
+        return None
+    if not isinstance(content, dict) or any(key not in content for key in NEEDED):
+        return None
+    return Checkpoint(path, content["global_step"], content.get(RUN_KEY, {}).get("ended"))
+
+
+def _whole(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip() is None
+
+
+def _read_folder(path: Path) -> Checkpoint | None:
+    parts = [file for file in path.rglob("*") if file.suffix in (".pt", ".ckpt")]
+    states = [file for file in parts if "model_states" in file.name or file.name == "meta.pt"]
+    if not states or not all(_whole(file) for file in parts):
+        return None
+    content = torch.load(sorted(states)[0], map_location="cpu", mmap=True, weights_only=False)
+    return Checkpoint(path, content.get("global_step", 0), content.get(RUN_KEY, {}).get("ended"))
+
+
+def candidates(root: Path) -> list[Path]:
+    """Checkpoints of the run in `root` from which it could go on, the newest first; whole or not.
+
+    ``checkpoints/last.ckpt``, ``checkpoints/previous.ckpt``, and ``hpc_ckpt_N.ckpt``, which Lightning writes on SLURM
+    where its own signal handlers are at work.
+    """
+    found = [root / "checkpoints" / LAST, root / "checkpoints" / PREVIOUS, *root.glob("hpc_ckpt_*.ckpt")]
+    return sorted((path for path in found if path.exists()), key=lambda path: -path.stat().st_mtime_ns)
+
+
+def newest_whole(paths: Sequence[Path]) -> tuple[Checkpoint | None, list[Path]]:
+    """Return the first whole checkpoint of `paths`, and the torn ones before it."""
+    torn: list[Path] = []
+    for path in paths:
+        checkpoint = read_checkpoint(path)
+        if checkpoint is not None:
+            return checkpoint, torn
+        torn.append(path)
+    return None, torn
+
+
+def replace_last(partial: Path, folder: Path) -> None:
+    """Make `partial` the folder's ``last.ckpt``, and what that was ``previous.ckpt``.
+
+    Killed anywhere in between, there is a whole file under one of the two names.
+    """
+    last, previous = folder / LAST, folder / PREVIOUS
+    if last.exists():
+        if previous.is_dir():
+            shutil.rmtree(previous)
+        last.replace(previous)
+    partial.replace(last)
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a power failure, where the system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network file systems refuse this for folders
+    finally:
+        os.close(descriptor)

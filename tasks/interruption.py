@@ -1,0 +1,127 @@
+"""Signals that end a training in order: noted when they come, obeyed by all processes after the same step.
+
+SIGUSR1 is SLURM's warning before the time limit, SIGTERM preemption or `scancel`, SIGINT Ctrl-C. Lightning's own
+handlers save in the middle of whatever a process is doing, and call a collective there; these here only take a note.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+from types import FrameType
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+
+# BSD's EX_TEMPFAIL, "try again later": the training was stopped from outside and the same command continues it.
+EXIT_CONTINUE = 75
+EXIT_CTRL_C = 130
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+
+
+class TrainingStopped(SystemExit):
+    """The training was stopped by a signal and can be continued; ends the process with `code` if nobody catches it."""
+
+
+class StopSignals(_SignalConnector):
+    """Takes the place of Lightning's signal handlers while a training runs.
+
+    Attributes:
+        noted: the first signal that came, or None.
+    """
+
+    noted: signal.Signals | None = None
+
+    def register_signal_handlers(self) -> None:
+        self.noted = None
+        self.received_sigterm = False
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return  # nothing to save: signals do what they do in any program
+        self._original_handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        for number in SIGNALS:
+            self._register_signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.noted == number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: at once
+        self.noted = self.noted or signal.Signals(number)
+        launcher = self.trainer.strategy.launcher
+        if launcher is not None and number != signal.SIGINT:  # a terminal sends Ctrl-C to every process itself
+            launcher.kill(number)  # type: ignore[arg-type]
+
+
+class Agreement:
+    """What any process wants, known to all of them after the same step, at no waiting.
+
+    One asynchronous all-reduce of a few bytes between CPUs is started after every step and read after the next one, so
+    a wish is granted one step late. (Lightning's own exchange waits for the GPU in every step; this replaces it.) A
+    single process agrees with itself at once.
+    """
+
+    def __init__(self, wishes: int) -> None:
+        self._wishes = torch.zeros(wishes, dtype=torch.int32)
+        self._work: dist.Work | None = None
+        self._group: dist.ProcessGroup | None = None
+
+    def exchange(self, wishes: list[bool]) -> list[bool]:
+        """Say what this process wants; return what some process wanted. Every process calls this after every step."""
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return wishes
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo")
+        agreed = [False] * len(wishes)
+        if self._work is not None:
+            self._work.wait()
+            agreed = self._wishes.bool().tolist()
+        self._wishes = torch.tensor(wishes, dtype=torch.int32)
+        self._work = dist.all_reduce(self._wishes, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return agreed
+
+
+def stop(trainer: L.Trainer, number: signal.Signals, saved: str) -> None:
+    """Leave the training, after asking SLURM to run the job again if its time was over.
+
+    Args:
+        trainer: whose fit is running.
+        number: the signal.
+        saved: what the continuation starts from, for the message.
+
+    Raises:
+        TrainingStopped: always; with 130 after Ctrl-C, else `EXIT_CONTINUE`.
+    """
+    requeued = number == signal.SIGUSR1 and trainer.is_global_zero and requeue_job()
+    then = "the job is queued again" if requeued else "the same command continues"
+    rank_zero_info(f"stopped by {number.name} at step {trainer.global_step}; {saved}; {then}")
+    launcher = trainer.strategy.launcher
+    is_child = isinstance(launcher, _SubprocessScriptLauncher) and not launcher.procs and trainer.local_rank > 0
+    if is_child and not launcher.cluster_environment.creates_processes_externally:  # type: ignore[union-attr]
+        # Lightning's main process would take any other status for a crash and kill all, itself included.
+        raise TrainingStopped(0)
+    raise TrainingStopped(EXIT_CTRL_C if number == signal.SIGINT else EXIT_CONTINUE)
+
+
+def requeue_job() -> bool:
+    """Ask SLURM to queue this job (of an array: this task) again; return whether it said yes.
+
+    False outside SLURM, and where the cluster does not allow it (``#SBATCH --requeue`` does); then a warning says so.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return False
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning(f"scontrol requeue {job}: {error}")
+        return False
+    if done.returncode:
+        log.warning(f"scontrol requeue {job}: {' '.join(done.stderr.split()) or f'exit status {done.returncode}'}")
+    return done.returncode == 0
