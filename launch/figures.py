@@ -1,109 +1,257 @@
-"""The cost/quality figures of the report: one a task, models over their multiply-adds, as inline SVG.
+"""The report's figures through matplotlib, as inline SVG: quality over cost, curves, confusion matrices.
 
-Colours are written as CSS variables, so the picture follows the page into the dark; text stays text.
+Colours are written as CSS variables, so the pictures follow the page into the dark; text stays text.
 """
 
 import io
+import math
 import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from evmamba.launch.table import Group, Table, label_of, published
+from evmamba.launch.paper import label_of, paper, published
+from evmamba.launch.series import Curve
+from evmamba.launch.table import Group, Table
 
 # Placeholders that matplotlib can parse; each becomes a CSS variable of the page.
-INK = {"#010101": "var(--ink)", "#020202": "var(--muted)", "#030303": "var(--accent)", "#040404": "var(--line)"}
-SIZE = (4.2, 3.3)  # inches, of one panel
+INK, MUTED, ACCENT, LINE = "#010101", "#020202", "#030303", "#040404"
+SERIES = tuple(f"#0{n:x}00ff" for n in range(1, 11))
+VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", ACCENT: "var(--accent)", LINE: "var(--line)"} | {
+    color: f"var(--s{n})" for n, color in enumerate(SERIES, 1)
+}
+MARKERS = "os^Dv"
+SIZE = (4.2, 3.4)  # inches
+STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": LINE,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+COSTS = {"macs": "multiply-adds of the backbone at 224 x 224 (G)", "latency_ms_median": "latency of one image (ms)"}
+SEQUENTIAL = (0.05, 0.52, 0.52)  # of the confusion matrix; its opacity is the share, so it suits any background
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model in a plane of cost and quality."""
+
+    label: str
+    x: float
+    y: float
+    spread: float | None = None
+    ours: bool = False
 
 
 def cost_quality_figures(table: Table) -> list[str]:
-    """One SVG a task: its first metric over the backbone's MACs; none for a task without a measured point.
+    """For each task, its first metric over the backbone's MACs and over its latency, where both were measured.
 
-    Measured models are filled points; the paper's numbers are hollow, and there only where they are on the same data.
+    EfficientVMamba stands out among the measured points; a line joins those that no other beats in both; the paper's
+    numbers are hollow, and there only where they are on the same data.
     """
+    pictures = []
+    for group in table.groups:
+        if group.task == "cost":
+            continue
+        for key, name in COSTS.items():
+            points = _measured(table, group, key)
+            if not points:
+                continue
+            reference = _published(group) if group.comparable and key == "macs" else []
+            label = f"{group.columns[0].header} over {name}, {group.title}"
+            pictures.append(
+                _svg(label, lambda axes, g=group, p=points, r=reference, n=name: _plane(axes, g, p, r, n))  # type: ignore[misc]
+            )
+    return pictures
+
+
+def curve_figure(
+    title: str, x_label: str, y_label: str, curves: Sequence[Curve], log: bool = False, zero: bool = False
+) -> str:
+    """Lines of several models; those with equal labels share a colour.
+
+    Args:
+        log: both axes logarithmic, with ticks at the points.
+        zero: the y axis begins at 0.
+    """
+
+    def draw(axes: Any) -> None:
+        labels = list(dict.fromkeys(curve.label for curve in curves))
+        for curve in curves:
+            n = labels.index(curve.label)
+            axes.plot(
+                [x for x, _ in curve.points],
+                [y for _, y in curve.points],
+                color=SERIES[n % len(SERIES)],
+                linewidth=1.4,
+                marker=MARKERS[n // len(SERIES) % len(MARKERS)] if len(curve.points) <= 20 else None,
+                markersize=3.5,
+                label=curve.label if curve is next(c for c in curves if c.label == curve.label) else None,
+            )
+        if log:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            ticks = sorted({x for curve in curves for x, _ in curve.points})
+            axes.set_xticks(ticks, [f"{x:g}" for x in ticks], rotation=45 if len(ticks) > 6 else 0)
+            axes.set_xticks([], minor=True)
+        elif zero:
+            axes.set_ylim(bottom=0)
+        _describe(axes, title, x_label, y_label)
+        axes.figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8, labelcolor=MUTED)
+
+    return _svg(f"{y_label} over {x_label}, {title}", draw)
+
+
+def confusion_figure(title: str, matrix: Sequence[Sequence[float]], names: Sequence[str]) -> str:
+    """Rows are true classes, columns predicted ones; the opacity is the share of the row."""
+    shares = [[value / sum(row) if sum(row) else 0.0 for value in row] for row in matrix]
+
+    def draw(axes: Any) -> None:
+        axes.imshow([[(*SEQUENTIAL, share) for share in row] for row in shares], interpolation="nearest")
+        size = 8 if len(names) <= 15 else 6
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(names)), names, fontsize=size)
+        if len(names) <= 12:
+            for r, row in enumerate(shares):
+                for c, share in enumerate(row):
+                    if share >= 0.005:
+                        axes.text(c, r, f"{share * 100:.0f}", ha="center", va="center", fontsize=7, color=INK)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+
+    return _svg(f"confusion matrix, {title}", draw)
+
+
+def _svg(label: str, draw: Callable[[Any], None]) -> str:
+    """One picture with one pair of axes."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-        "font.size": 9,
-        "text.color": "#010101",
-        "axes.labelcolor": "#020202",
-        "axes.edgecolor": "#040404",
-        "xtick.color": "#020202",
-        "ytick.color": "#020202",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    pictures = []
-    for group in table.groups:
-        points = _measured(table, group) if group.task != "cost" else []
-        if not points:
-            continue
-        # The salt keeps the ids inside one page's pictures apart and the same from run to run.
-        with matplotlib.rc_context(style | {"svg.hashsalt": group.title}):
-            figure = Figure(figsize=SIZE, layout="constrained")
-            FigureCanvasSVG(figure)
-            axes = figure.add_subplot()
-            _panel(axes, group, points)
-            figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8, labelcolor="#020202")
-            out = io.StringIO()
-            figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        pictures.append(_inline(out.getvalue(), f"{group.columns[0].header} over multiply-adds, {group.title}"))
-    return pictures
+    # The salt keeps the ids inside one page's pictures apart and the same from run to run.
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": label}):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.add_subplot())
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(out.getvalue(), label)
 
 
-def _panel(axes: Any, group: Group, points: list[tuple[str, float, float]]) -> None:
-    reference = _published(group) if group.comparable else []
+def _plane(axes: Any, group: Group, points: list[Point], reference: list[Point], x_label: str) -> None:
     if reference:
-        x, y = [x for _, x, _ in reference], [y for _, _, y in reference]
-        name = published()["data"][group.task]["name"]
-        axes.plot(x, y, "--", color="#040404", linewidth=1, zorder=1)
-        axes.scatter(x, y, s=34, facecolors="none", edgecolors="#020202", label=f"published, on {name}", zorder=2)
-    x, y = [x for _, x, _ in points], [y for _, _, y in points]
-    data = (group.data or {}).get("name")
-    axes.scatter(x, y, s=46, color="#030303", label=f"measured, on {data}" if data else "measured", zorder=3)
-    short = [(label.removeprefix("EfficientVMamba-"), macs, quality) for label, macs, quality in reference]
-    for name, macs, quality in [*points, *short]:
-        color = "#010101" if (name, macs, quality) in points else "#020202"
-        axes.annotate(name, (macs, quality), xytext=(6, 5), textcoords="offset points", color=color, fontsize=8)
-    axes.set_title(group.title, fontsize=10, loc="left")
-    axes.set_xlabel("multiply-adds of the backbone at 224 x 224 (G)")
-    axes.set_ylabel(group.columns[0].header)
-    axes.grid(color="#040404", linewidth=0.5, alpha=0.6)
-    axes.set_axisbelow(True)
-    axes.margins(x=0.2, y=0.15)  # room for the names
+        name = paper()["data"][group.task]["name"]
+        xs, ys = [p.x for p in reference], [p.y for p in reference]
+        axes.scatter(xs, ys, s=34, facecolors="none", edgecolors=MUTED, label=f"published, on {name}", zorder=2)
+    front = _front(points)
+    if len(front) > 1:
+        axes.plot([p.x for p in front], [p.y for p in front], "--", color=MUTED, linewidth=1, zorder=1, label="best")
+    for ours, color, name in ((True, ACCENT, "EfficientVMamba"), (False, INK, "others")):
+        chosen = [p for p in points if p.ours == ours]
+        if chosen:
+            xs, ys, spreads = [p.x for p in chosen], [p.y for p in chosen], [p.spread or 0.0 for p in chosen]
+            axes.errorbar(xs, ys, spreads, fmt="o", color=color, markersize=6, elinewidth=1, label=name, zorder=3)
+    _describe(axes, group.title, x_label, group.columns[0].header)
+    axes.margins(x=0.18, y=0.15)  # room for the names
     axes.set_xlim(left=0)
+    axes.figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=8, labelcolor=MUTED)
+    axes.figure.draw_without_rendering()  # the layout decides where the names have room
+    _name_points(axes, [(p, INK) for p in points] + [(p, MUTED) for p in reference])
 
 
-def _macs(table: Table) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for g, group in enumerate(table.groups):
-        if group.task != "cost":
-            continue
-        for row in table.rows:
-            for column, cell in zip(group.columns, row.cells[g], strict=True):
-                if row.kind == "measured" and column.key == "macs" and cell.value is not None:
-                    found.setdefault(row.model, cell.value)
-    return found
+def _front(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats in cost and quality, by rising cost."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.x, -p.y)):
+        if not front or point.y > front[-1].y:
+            front.append(point)
+    return front
 
 
-def _measured(table: Table, group: Group) -> list[tuple[str, float, float]]:
+def _name_points(axes: Any, points: Sequence[tuple[Point, str]]) -> None:
+    """Write names beside their points, each on the first side where it hides no other name and no point."""
+    taken = [axes.transData.transform((p.x, p.y)) for p, _ in points]
+    boxes = [(x - 4, y - 4, x + 4, y + 4) for x, y in taken]
+    frame = axes.get_window_extent()
+    sides = [((6, 4), "left"), ((-6, 4), "right"), ((6, -11), "left"), ((-6, -11), "right"), ((0, 9), "center")]
+    for point, color in points:
+        note = None
+        for offset, align in sides:
+            if note is not None:
+                note.remove()
+            note = axes.annotate(
+                point.label, (point.x, point.y), offset, textcoords="offset points", ha=align, fontsize=8, color=color
+            )
+            box = note.get_window_extent()
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 + 20
+            if inside and not any(
+                box.x0 < right and left < box.x1 and box.y0 < top and bottom < box.y1
+                for left, bottom, right, top in boxes
+            ):
+                break
+        boxes.append((box.x0, box.y0, box.x1, box.y1))
+
+
+def _describe(axes: Any, title: str, x_label: str, y_label: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(color=LINE, linewidth=0.5, alpha=0.6)
+    axes.set_axisbelow(True)
+
+
+def _measured(table: Table, group: Group, cost: str) -> list[Point]:
+    costs: dict[str, float] = {}
+    for g, other in enumerate(table.groups):
+        keys = [column.key for column in other.columns]
+        if other.task == "cost" and other.head is None and cost in keys:
+            for row in table.rows:
+                value = row.cells[g][keys.index(cost)].value
+                if row.kind == "measured" and value is not None:
+                    costs.setdefault(row.model, value)
     g = table.groups.index(group)
-    macs = _macs(table)
-    rows = [row for row in table.rows if row.kind == "measured" and row.model in macs]
-    cells = [(row.label, macs[row.model], row.cells[g][0].value) for row in rows]
-    return [(label, x, y) for label, x, y in cells if y is not None]
+    points = []
+    for row in table.rows:
+        cell = row.cells[g][0]
+        if row.kind == "measured" and row.model in costs and cell.value is not None:
+            ours = row.model.startswith("efficientvmamba")
+            points.append(Point(_short(row.label), costs[row.model], cell.value, cell.spread, ours))
+    return points
 
 
-def _published(group: Group) -> list[tuple[str, float, float]]:
+def _short(label: str) -> str:
+    return label.removeprefix("EfficientVMamba-")
+
+
+def _published(group: Group) -> list[Point]:
     key = group.columns[0].key
     points = []
-    for name, paper in published()["models"].items():
-        y = paper.get(group.task, {}).get(group.head, {}).get(key)
-        if y is not None and "macs" in paper["cost"]:
-            points.append((label_of(name), float(paper["cost"]["macs"]), float(y)))
+    for model in paper()["labels"]:
+        numbers: list[Mapping[str, float]] = [
+            row.numbers
+            for row in (published(model, "cost", None), published(model, group.task, group.head, group.schedule))
+            if row
+        ]
+        if len(numbers) == 2 and key in numbers[1]:
+            points.append(Point(_short(label_of(model)), float(numbers[0]["macs"]), float(numbers[1][key])))
     return points
+
+
+def exponent(points: Sequence[tuple[float, float]]) -> float | None:
+    """The power b of y ~ x^b by least squares in the logarithms; None for fewer than two points."""
+    logs = [(math.log(x), math.log(y)) for x, y in points if x > 0 and y > 0]
+    if len({x for x, _ in logs}) < 2:
+        return None
+    x_mean = sum(x for x, _ in logs) / len(logs)
+    y_mean = sum(y for _, y in logs) / len(logs)
+    return sum((x - x_mean) * (y - y_mean) for x, y in logs) / sum((x - x_mean) ** 2 for x, _ in logs)
 
 
 def _inline(svg: str, label: str) -> str:
@@ -111,7 +259,8 @@ def _inline(svg: str, label: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 role="img" aria-label="' + label + '"', svg, count=1)
-    for placeholder, variable in INK.items():
+    label = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', lambda m: f'{m[1]} role="img" aria-label="{label}"', svg, count=1)
+    for placeholder, variable in VARIABLES.items():
         svg = svg.replace(placeholder, variable)
     return svg

@@ -9,9 +9,10 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from evmamba.launch.columns import columns_of, title_of
+from evmamba.launch.paper import label_of
 from evmamba.launch.results import Result
 from evmamba.launch.run import RunSpec
-from evmamba.launch.table import columns_of, label_of, title_of
 
 PROGRESS_FILE = "progress.json"
 LINE_SECONDS = 20.0

@@ -50,8 +50,6 @@ class Result:
         gallery: pictures of predictions, relative to the folder of the result.
         provenance: see `provenance`. Results that differ in its ``seed`` alone are repetitions of one thing.
         suite: which suite asked for the run, e.g. ``"main"``; None for a run by hand.
-        variant: the ablation switches that differ from the published network, e.g. ``{"scan": "ss2d"}``; another
-            variant of a model is another row.
         sweeps: curves of one model: name of what was varied (``"input_size"``, ``"batch_size"``) -> points in rising
             order, each a mapping of that name, of metrics and of cost keys to numbers, or of ``"failed"`` to a reason.
     """
@@ -71,7 +69,6 @@ class Result:
     gallery: list[str] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     suite: str | None = None
-    variant: dict[str, Any] = field(default_factory=dict)
     sweeps: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
     """Where it was read from or written to; not in the file."""
@@ -123,7 +120,7 @@ def read_result(path: Path) -> Result:
     for name in ("run", "task", "model"):
         if not isinstance(document.get(name), str):
             raise UserError(f"{path}: field '{name}' is missing or not a text")
-    for name in ("metrics", "cost", "protocol", "training", "details", "provenance", "variant", "sweeps"):
+    for name in ("metrics", "cost", "protocol", "training", "details", "provenance", "sweeps"):
         if not isinstance(document.get(name, {}), dict):
             raise UserError(f"{path}: field '{name}' is not a mapping")
     try:

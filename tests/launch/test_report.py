@@ -12,9 +12,11 @@ from PIL import Image
 from rich.console import Console
 
 from evmamba.errors import UserError
-from evmamba.launch.report import print_table, report_from, to_csv, to_html, to_json, to_markdown, write_report
+from evmamba.launch.formats import REPORT_SCHEMA, to_csv, to_json, to_latex, to_markdown
+from evmamba.launch.page import to_html
+from evmamba.launch.report import print_table, report_from, write_report
 from evmamba.launch.results import FILE_NAME
-from evmamba.launch.table import Table, build_table
+from evmamba.launch.table import DASH, Table, build_table
 
 from .handmade import made_result
 
@@ -36,25 +38,32 @@ def printed(table: Table, width: int) -> str:
 
 def test_every_format_shows_the_same_cells(table: Table):
     expected = cells_of(table)
+    with_differences = [[cell.full_text for part in row.cells for cell in part] for row in table.rows]
     rows = list(csv.reader(io.StringIO(to_csv(table))))
-    assert [row[2:] for row in rows[1:]] == expected
-    assert [row[1] for row in rows[1:]] == ["measured", "published", "measured"]
+    assert [row[2:] for row in rows[1:] if row[1] != "difference"] == expected
+    assert [row[1] for row in rows[1:]] == ["measured", "published", "difference", "measured", "published"]
 
     markdown = [line for line in to_markdown(table).splitlines() if line.startswith("|")][2:]
     plain = [[text.strip().strip("*") for text in line.strip("|").split("|")][1:] for line in markdown]
-    assert plain == expected
+    assert plain == with_differences
 
     document = to_json(table)
     assert [[cell["text"] for part in row["cells"] for cell in part] for row in document["rows"]] == expected
 
-    body = re.search(r"<tbody>(.*?)</tbody>", to_html(table), re.DOTALL)
+    body = re.search(r"<tbody.*?</table>", to_html(table), re.DOTALL)
     assert body
-    lines = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in body[1].split("</tr>")[:-1]]
-    assert lines == expected
+    lines = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in body[0].split("</tr>")[:-1]]
+    assert [[re.sub(r"<[^>]*>", "", text) for text in line] for line in lines] == with_differences
+
+    latex = [line.removesuffix(r" \\") for line in to_latex(table).splitlines() if line.endswith(r"\\")][2:]
+    bare = [re.sub(r"\\text(?:bf|it)\{(.*?)\}(?= &|$)", r"\1", line).replace("--", DASH) for line in latex]
+    assert [[text.strip() for text in line.split(" & ")][1:] for line in bare] == with_differences
 
     terminal = printed(table, 400).splitlines()
     at = next(i for i, line in enumerate(terminal) if line.startswith("EfficientVMamba-T"))
-    assert [terminal[at + i].split()[1:] for i in range(3)] == [[t for t in row if t] for row in expected]
+    assert [" ".join(terminal[at + i].split()[1:]) for i in range(4)] == [
+        " ".join(text for text in row if text) for row in with_differences
+    ]
 
 
 @pytest.mark.parametrize("width", [72, 80, 120, 200])
@@ -76,9 +85,9 @@ def test_caption_and_notes_stand_in_every_format_for_people(table: Table):
 def test_the_page_asks_for_nothing_from_outside(table: Table):
     page = to_html(table)
     assert not re.search(r"""(src|href)\s*=\s*["'](?!data:|#)""", page)
-    assert not re.search(r"url\((?!#)|@import|<link|<script|<iframe", page)
+    assert not re.search(r"url\((?!#)|@import|<link|<script[^>]|<iframe|fetch\(|XMLHttp", page)
     assert page.count("data:image/jpeg;base64,") == 1
-    assert page.count("<svg") == 3  # one figure a task
+    assert page.count("<svg") == 6  # over multiply-adds and over latency, for three tasks
 
 
 @pytest.mark.parametrize(("images", "there"), [(50000, True), (120, False)])
@@ -102,7 +111,7 @@ def test_what_a_user_wrote_cannot_break_the_page():
         "classification", "resnet18", status="failed", reason="<script>alert(1)</script> | x", metrics={}
     )
     table = build_table([failed])
-    assert "<script>" not in to_html(table)
+    assert "<script>alert" not in to_html(table)
     assert to_html(table).count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 2  # note and run
 
 
@@ -117,9 +126,15 @@ def test_the_page_is_the_same_from_run_to_run(table: Table):
 
 def test_all_files_are_written(table: Table, tmp_path: Path):
     written = write_report(table, tmp_path / "new" / "folder")
-    assert [path.name for path in written] == ["report.md", "report.csv", "report.json", "report.html"]
+    assert [path.name for path in written] == [
+        "report.md",
+        "report.csv",
+        "report.tex",
+        "report.html",
+        "report.json",
+    ]
     assert all(path.stat().st_size for path in written)
-    assert json.loads(written[2].read_text())["schema"] == 1
+    assert json.loads(written[-1].read_text())["schema"] == REPORT_SCHEMA
 
 
 def test_a_broken_result_stops_the_report_and_is_named(result_folder: Path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from evmamba.launch.report import report_from
-from evmamba.launch.table import DASH, build_table, published
+from evmamba.launch.table import DASH, OTHER_DATA, build_table
 
 from .handmade import made_result, origin
 
@@ -22,8 +22,8 @@ def test_numbers_stand_in_their_columns_in_the_printed_unit(result_folder: Path)
         "detection · RetinaNet",
         "segmentation · UPerNet",
     ]
-    assert [row.label for row in table.rows] == ["EfficientVMamba-T", "published", "resnet18"]
-    assert texts(table, 0, 0) == ["6.49", "0.81", "41.2", "62.3", "0.40"]
+    assert [row.label for row in table.rows] == ["EfficientVMamba-T", "published", "resnet18", "published"]
+    assert texts(table, 0, 0) == ["6.49", "0.81", "41.2", "62.3", "0.40", ""]
     assert texts(table, 0, 1) == ["81.3", "99.0"]
     assert texts(table, 0, 2) == ["25.1", "55.0", "20.0", DASH, "31.0", "40.2"]
     assert table.rows[0].cells[1][0].value == pytest.approx(81.337)
@@ -34,10 +34,10 @@ def test_a_failed_a_missing_and_an_undefined_cell_each_have_their_line(result_fo
     assert texts(table, 2, 2)[0] == "failed"
     assert texts(table, 2, 3) == ["missing"]
     assert "resnet18, detection · RetinaNet: failed: loss is nan at step 3 (a.jpg)" in table.notes
-    assert "resnet18, segmentation · UPerNet: not run" in table.notes
-    assert "EfficientVMamba-T, detection · RetinaNet: APs undefined on this data" in table.notes
+    assert "segmentation · UPerNet: not run for resnet18" in table.notes
+    assert "detection · RetinaNet: APs undefined on this data (EfficientVMamba-T)" in table.notes
     measured = [part for row in table.rows if row.kind == "measured" for part in row.cells]
-    assert all(cell.text for part in measured for cell in part)
+    assert all(cell.text or cell.state == "blank" for part in measured for cell in part)
 
 
 def test_the_best_of_a_column_is_marked_only_among_several(result_folder: Path):
@@ -50,12 +50,24 @@ def test_the_best_of_a_column_is_marked_only_among_several(result_folder: Path):
     assert not any(cell.best for part in table.rows[1].cells for cell in part)  # published numbers do not compete
 
 
-def test_published_metrics_on_other_data_are_left_out_with_a_note(result_folder: Path):
+def test_published_metrics_on_other_data_say_so_in_their_cell_and_are_not_shown(result_folder: Path):
     table = report_from([result_folder])
-    assert texts(table, 1, 0)[:2] == ["6", "0.8"]  # parameters and MACs do not depend on data
-    assert not any(cell.text for part in table.rows[1].cells[1:] for cell in part)
+    cost, *metrics = table.rows[1].cells
+    assert [cell.text for cell in cost[:2]] == ["6", "0.8"]  # parameters and MACs do not depend on data
+    assert [[cell.text for cell in part if cell.text] for part in metrics] == [[OTHER_DATA]] * 3
+    assert not any(cell.value for part in metrics for cell in part)
+    assert "table 2" in metrics[0][0].source
     note = "published metrics are on ImageNet-1K, COCO 2017, ADE20K, not on this table's data, and are left out"
     assert note in table.notes
+
+
+def test_published_cells_carry_the_difference_and_what_others_report_stays_apart(result_folder: Path):
+    cost = report_from([result_folder]).rows[1].cells[0]
+    assert [cell.difference for cell in cost[:2]] == ["+0.49", "+0.01"]
+    assert cost[-1].text == "2904 A100, 1396 V100"
+    assert cost[-1].value is None
+    assert "MambaVision" in cost[-1].source
+    assert "batch 128" in cost[-1].source
 
 
 PAPERS_DATA = [
@@ -76,8 +88,8 @@ def test_published_numbers_stand_beside_those_on_the_papers_data_only(
         return [texts(table, i, 0) for i, row in enumerate(table.rows) if row.kind == "published"]
 
     assert published_row()[0][0] == number
-    assert published_row(val_images=images - 1) == []
-    assert published_row(num_classes=classes - 1) == []
+    assert published_row(val_images=images - 1)[0][0] == OTHER_DATA
+    assert published_row(num_classes=classes - 1)[0][0] == OTHER_DATA
 
 
 def test_throughput_says_its_batch_and_two_batches_share_no_column():
@@ -125,7 +137,7 @@ def test_rows_follow_the_order_asked_for_and_show_who_never_ran():
         "efficientvmamba_s",
         "efficientvmamba_t",
     ]
-    assert "EfficientVMamba-S, cost: not run" in table.notes
+    assert "cost: not run for EfficientVMamba-S" in table.notes
 
 
 def test_mask_rcnn_shows_boxes_and_masks():
@@ -134,10 +146,39 @@ def test_mask_rcnn_shows_boxes_and_masks():
     assert [column.header for column in table.groups[0].columns][::3] == ["box AP", "mask AP"]
     data = {"name": "coco", "fingerprint": "x", "num_classes": 80, "val_images": 5000}
     table = build_table([made_result("detection", "efficientvmamba_t", head="maskrcnn", metrics=metrics, data=data)])
-    assert texts(table, 1, 0) == ["35.6", "", "", "33.2", "", ""]
+    assert texts(table, 1, 0) == ["35.6", "57.7", "38.0", "33.2", "54.4", "35.1"]
 
 
-def test_the_papers_numbers_carry_their_tables():
-    for paper in published()["models"].values():
-        for task in ("classification", "detection", "segmentation"):
-            assert all(1 <= numbers["table"] <= 8 for numbers in paper[task].values())
+def test_the_papers_schedule_is_chosen_by_the_epochs_that_were_trained():
+    metrics = {f"{kind}{key}": 0.4 for kind in ("", "mask_") for key in ("AP", "AP50", "AP75")}
+    data = {"name": "coco", "fingerprint": "x", "num_classes": 80, "val_images": 5000}
+
+    def trained(epochs: int):
+        return made_result(
+            "detection", "resnet50", head="maskrcnn", metrics=metrics, data=data, training={"epochs": epochs}
+        )
+
+    table = build_table([trained(12), trained(36)])
+    assert [group.title for group in table.groups] == ["detection · Mask R-CNN · 1x", "detection · Mask R-CNN · 3x"]
+    assert [texts(table, 1, g)[0] for g in (0, 1)] == ["38.2", "41.0"]
+    assert [table.rows[1].cells[g][0].difference for g in (0, 1)] == ["+1.8", "\N{MINUS SIGN}1.0"]
+
+
+def test_ablated_networks_have_a_table_of_their_own_beside_the_whole_one():
+    data = {"name": "imagenet", "fingerprint": "x", "num_classes": 1000, "val_images": 50000}
+    names = ["efficientvmamba_t", "efficientvmamba_t-ss2d", "efficientvmamba_t-eeee", "resnet18"]
+    table = build_table([made_result("classification", name, data=data) for name in names])
+    assert [row.model for row in table.rows if row.kind == "measured"] == ["efficientvmamba_t", "resnet18"]
+    assert table.ablations is not None
+    labels = {row.label for row in table.ablations.rows if row.kind == "measured"}
+    assert labels == {"EfficientVMamba-T", "EfficientVMamba-T · SS2D", "EfficientVMamba-T · EEEE"}
+    eeee = next(row for row in table.ablations.rows if row.kind == "published" and row.model.endswith("eeee"))
+    assert eeee.cells[0][0].text == "75.1"  # table 5
+
+
+def test_points_of_a_curve_are_no_cells():
+    whole = made_result("cost", "resnet18")
+    small = made_result("cost", "resnet18", suite="resolution", protocol={"input_size": [3, 64, 64]})
+    table = build_table([whole, small])
+    assert len(table.groups) == 1
+    assert table.curves == [small]

@@ -1,0 +1,142 @@
+"""What the page says about single runs: facts and provenance, numbers per class, confusions, pictures."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from evmamba.launch.columns import HEADS
+from evmamba.launch.paper import label_of
+from evmamba.launch.results import FILE_NAME, Result
+from evmamba.launch.seeds import estimate
+from evmamba.launch.table import DASH
+
+PICTURE_WIDTH = 900
+PICTURES_A_RUN = 6
+WORST = "worst"  # the beginning of a worst case's file name
+CLASSES_SHOWN = 40
+CONFUSIONS_SHOWN = 25
+# Of a class: its quality, and how much of the data it is.
+CLASS_METRICS = {"classification": "accuracy", "detection": "AP", "segmentation": "IoU"}
+CLASS_SIZES = ("images", "pixel_share", "annotations")
+
+
+def title_of_run(result: Result) -> str:
+    seed = result.provenance.get("seed")
+    parts = [label_of(result.model), result.task, HEADS.get(result.head or "", result.head)]
+    return " · ".join([*filter(None, parts), *([f"seed {seed}"] if seed is not None else [])])
+
+
+def facts_of(result: Result) -> dict[str, str]:
+    """Names and sentences: what was measured, on what, with which code, when."""
+    origin = result.provenance
+    commit = origin.get("git_commit")
+    data = ("name", "split", "train_images", "val_images", "num_classes", "fingerprint")
+    files = [FILE_NAME, *result.details.get("files", []), *result.gallery[:1]]
+    facts = {
+        "metrics": sentence({k: f"{v:.4f}" for k, v in result.metrics.items() if v is not None}),
+        "cost": sentence(result.cost),
+        "data": sentence(result.data or {}, data),
+        "protocol": sentence(result.protocol),
+        "training": sentence({k: v for k, v in result.training.items() if not isinstance(v, list | dict)}),
+        "device": sentence(origin, ("device", "precision", "nodes", "processes", "threads")),
+        "commit": f"{commit}{' with changes' if origin.get('git_dirty') else ''}" if commit else "installed package",
+        "versions": sentence(origin.get("versions", {})),
+        "configuration": sentence(origin, ("config_hash", "spec_hash", "seed", "init_from")),
+        "start": str(origin.get("start") or ""),
+        "duration": f"{origin['duration_s']:,.0f} s" if origin.get("duration_s") is not None else "",
+        "files": f"{result.folder.name}/: {', '.join(files)}" if result.folder else "",
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+def sentence(values: dict[str, Any], keys: Sequence[str] | None = None) -> str:
+    """``name value, name value`` of what is not None."""
+    names = keys or list(values)
+    return ", ".join(
+        f"{name.replace('_', ' ')} {_short(values[name])}" for name in names if values.get(name) is not None
+    )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return "x".join(map(str, value))
+    if isinstance(value, dict):
+        return f"({sentence(value)})"
+    return str(value)
+
+
+def per_class(results: Sequence[Result]) -> dict[str, Any] | None:
+    """Classes over models, in percent and averaged over seeds: ``{"labels", "rows": [(class, [text])], "left_out"}``.
+
+    At most `CLASSES_SHOWN` classes, the largest ones where the task says how large they are, without those that no
+    model has a number for; the rest stays in the results' files.
+    """
+    results = [result for result in results if result.finished and isinstance(result.details.get("per_class"), dict)]
+    if not results:
+        return None
+    key = CLASS_METRICS[results[0].task]
+    labels = list(dict.fromkeys(label_of(result.model) for result in results))
+    classes: dict[str, float] = {}
+    for result in results:
+        for name, values in result.details["per_class"].items():
+            sizes = [float(values[size]) for size in CLASS_SIZES if values.get(size) is not None]
+            if values.get(key) is not None:
+                classes[name] = max(classes.get(name, 0.0), *sizes, 0.0)
+    shown = sorted(classes, key=lambda name: -classes[name])[:CLASSES_SHOWN]  # stable: the data's order where all are 0
+    rows = []
+    for name in shown:
+        cells = []
+        for label in labels:
+            mean = estimate(
+                result.details["per_class"].get(name, {}).get(key)
+                for result in results
+                if label_of(result.model) == label
+            )
+            cells.append(f"{mean.mean * 100:.1f}" if mean else DASH)
+        rows.append((name, cells))
+    return {"metric": key, "labels": labels, "rows": rows, "left_out": len(classes) - len(shown)} if rows else None
+
+
+def confusion(result: Result) -> tuple[list[list[float]], list[str], int] | None:
+    """The matrix of the most frequent classes (rows true, columns predicted), their names, how many are left out."""
+    matrix, classes = result.details.get("confusion"), result.details.get("per_class")
+    if not matrix or not isinstance(classes, dict) or len(matrix) != len(classes):
+        return None
+    sizes = [sum(row) for row in matrix]
+    present = [k for k in range(len(matrix)) if sizes[k]]
+    kept = sorted(sorted(present, key=lambda k: -sizes[k])[:CONFUSIONS_SHOWN])
+    if len(kept) < 2:
+        return None
+    names = list(classes)
+    return [[matrix[r][c] for c in kept] for r in kept], [names[k] for k in kept], len(present) - len(kept)
+
+
+def pictures(result: Result) -> list[dict[str, Any]]:
+    """The first pictures of a run's gallery and its worst cases, scaled down, as data URIs; wide ones show several
+    views side by side."""
+    worst = [name for name in result.gallery if Path(name).name.startswith(WORST)]
+    plain = [name for name in result.gallery if name not in worst]
+    found = []
+    for name in [*plain[:PICTURES_A_RUN], *worst[: PICTURES_A_RUN // 2]]:
+        path = (result.folder or Path()) / name
+        if not path.is_file():
+            continue
+        with Image.open(path) as picture:
+            small = picture.convert("RGB")
+            wide = small.width > 1.5 * small.height
+            small.thumbnail((PICTURE_WIDTH if wide else PICTURE_WIDTH // 2, PICTURE_WIDTH))
+        data = io.BytesIO()
+        small.save(data, "JPEG", quality=78, optimize=True)
+        uri = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+        found.append({"uri": uri, "wide": wide, "size": small.size, "worst": name in worst})
+    return found

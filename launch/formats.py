@@ -1,0 +1,146 @@
+"""The table as files for people and programs: Markdown, CSV, JSON, LaTeX. The page is in `page.py`."""
+
+import csv
+import io
+from collections.abc import Iterable
+from typing import Any
+
+from evmamba.launch.paper import label_of
+from evmamba.launch.table import Cell, Row, Table
+
+REPORT_SCHEMA = 2
+LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "·": r"$\cdot$",
+    "\N{EN DASH}": "--",
+    "\N{MINUS SIGN}": "$-$",
+}
+
+
+def headers(table: Table) -> list[str]:
+    """The columns' names, each with its group."""
+    return ["model"] + [f"{group.title}: {column.header}" for group in table.groups for column in group.columns]
+
+
+def cells_of(row: Row) -> list[Cell]:
+    return [cell for part in row.cells for cell in part]
+
+
+def to_markdown(table: Table) -> str:
+    """Tables for a README: groups stand in the headers, the best of a column is bold, published rows are italic, with
+    the difference of the measured number in brackets."""
+    parts = [table.caption, *_markdown_table(table)]
+    if table.ablations:
+        parts += ["", "**Ablations**", *_markdown_table(table.ablations)]
+    return "\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Table) -> list[str]:
+    lines = ["", "| " + " | ".join(headers(table)) + " |"]
+    lines.append("|---|" + "--:|" * (len(headers(table)) - 1))
+    for row in table.rows:
+        cells = cells_of(row)
+        if row.kind == "published":
+            texts = [f"*{row.label}*"] + [f"*{cell.full_text}*" if cell.text else "" for cell in cells]
+        else:
+            texts = [row.label] + [f"**{cell.text}**" if cell.best else cell.text for cell in cells]
+        lines.append("| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |")
+    if table.notes:
+        lines += ["", *(f"- {note}" for note in table.notes)]
+    return lines
+
+
+def to_csv(table: Table) -> str:
+    """One header line, one line a row; the second column tells measured rows from published ones and from their
+    difference, measured - published."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    first, *others = headers(table)
+    writer.writerow([first, "kind", *others])
+    for row in table.rows:
+        label, cells = label_of(row.model), cells_of(row)
+        writer.writerow([label, row.kind] + [cell.text for cell in cells])
+        if any(cell.difference for cell in cells):
+            differences = ((cell.difference or "").replace("\N{MINUS SIGN}", "-") for cell in cells)
+            writer.writerow([label, "difference", *differences])
+    return out.getvalue()
+
+
+def to_json(table: Table) -> dict[str, Any]:
+    """The table as data: the printed text beside the number in the printed unit, its spread and its runs."""
+
+    def cell(cell: Cell) -> dict[str, Any]:
+        return {
+            "text": cell.text,
+            "value": cell.value,
+            "spread": cell.spread,
+            "count": cell.count,
+            "state": cell.state,
+            "best": cell.best,
+            "tied": cell.tied,
+            "difference": cell.difference,
+            "runs": cell.runs,
+            "source": cell.source,
+        }
+
+    return {
+        "schema": REPORT_SCHEMA,
+        "caption": table.caption,
+        "groups": [
+            {
+                "title": group.title,
+                "task": group.task,
+                "head": group.head,
+                "data": group.data,
+                "columns": [{"key": column.key, "header": column.header} for column in group.columns],
+            }
+            for group in table.groups
+        ],
+        "rows": [
+            {"model": row.model, "kind": row.kind, "cells": [[cell(c) for c in part] for part in row.cells]}
+            for row in table.rows
+        ],
+        "notes": table.notes,
+        "ablations": to_json(table.ablations) if table.ablations else None,
+    }
+
+
+def to_latex(table: Table) -> str:
+    """A table for a paper (packages booktabs and graphicx); published rows are in italics, the best are bold."""
+    groups = [[column.header for column in group.columns] for group in table.groups]
+    spans, rules, start = [], [], 2
+    for group, names in zip(table.groups, groups, strict=True):
+        spans.append(rf"\multicolumn{{{len(names)}}}{{c}}{{{_latex(group.title)}}}")
+        rules.append(rf"\cmidrule(lr){{{start}-{start + len(names) - 1}}}")
+        start += len(names)
+    lines = [
+        f"% {' '.join(table.caption.split())}",
+        *(f"% {' '.join(note.split())}" for note in table.notes),
+        r"\begin{tabular}{l" + "".join(" " + "r" * len(names) for names in groups) + "}",
+        r"\toprule",
+        _latex_line(["", *spans]),
+        " ".join(rules),
+        _latex_line(["model", *(_latex(name) for names in groups for name in names)]),
+        r"\midrule",
+    ]
+    for row in table.rows:
+        published = row.kind == "published"
+        texts = [r"\quad\textit{published}" if published else _latex(row.label)]
+        for cell in cells_of(row):
+            text = _latex(cell.full_text)
+            style = r"\textit" if published else r"\textbf" if cell.best else ""
+            texts.append(f"{style}{{{text}}}" if style and text else text)
+        lines.append(_latex_line(texts))
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _latex_line(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in text)

@@ -1,0 +1,77 @@
+"""What stands above and below the table in words: what was run, what is missing and why, what can be told apart."""
+
+from typing import Any
+
+from evmamba.launch.columns import title_of
+from evmamba.launch.paper import label_of
+from evmamba.launch.results import Result
+from evmamba.launch.seeds import images_seen
+
+# Lightning's names, for people.
+PRECISIONS = {"32-true": "float32", "64-true": "float64", "bf16-mixed": "mixed bfloat16", "16-mixed": "mixed float16"}
+
+
+class Notes:
+    """What has to be said below the table, gathered while it is made, so that one line speaks for many cells."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+        self.missing: dict[str, list[str]] = {}
+        self.undefined: dict[str, list[str]] = {}
+
+    def lines(self) -> list[str]:
+        return [
+            *self.failed,
+            *(f"{title}: not run for {', '.join(labels)}" for title, labels in self.missing.items()),
+            *(f"{what} ({', '.join(labels)})" for what, labels in self.undefined.items()),
+        ]
+
+
+def budgets(results: list[Result]) -> list[str]:
+    """Where runs on the same task and data saw unequal numbers of training images, the comparison is not a fair one."""
+    seen: dict[tuple[str, str], dict[int, list[str]]] = {}
+    for result in results:
+        if result.finished and (images := images_seen(result)) is not None:
+            what = (title_of(result.task, result.head), str((result.data or {}).get("name")))
+            models = seen.setdefault(what, {}).setdefault(images, [])
+            if label_of(result.model) not in models:
+                models.append(label_of(result.model))
+    return [
+        f"{title} on {data}: unequal budgets, "
+        + "; ".join(f"{images:,} training images for {', '.join(models)}" for images, models in counts.items())
+        for (title, data), counts in seen.items()
+        if len(counts) > 1
+    ]
+
+
+def memory(results: list[Result]) -> list[str]:
+    """What the memory column holds besides the activations; on the CPU not the model."""
+    kinds = {result.cost.get("peak_memory_kind", "") for result in results if result.task == "cost"}
+    if any("resident" in kind for kind in kinds):
+        return ["memory on the CPU: the process's peak above that before the measurement, without the model itself"]
+    return []
+
+
+def caption(results: list[Result]) -> str:
+    """One line: data, device, precision, versions, date."""
+    data: dict[str, dict[str, Any]] = {}
+    places: dict[str, dict[str, None]] = {}
+    software: dict[str, None] = {}
+    days: list[str] = []
+    for result in results:
+        if result.data and result.data.get("name"):
+            data.setdefault(result.data["name"], {}).setdefault(result.task, result.data.get("val_images", "?"))
+        origin = result.provenance
+        if origin.get("device"):
+            precision = str(origin.get("precision", ""))
+            places.setdefault(origin["device"], {}).setdefault(PRECISIONS.get(precision, precision))
+        if origin.get("versions"):
+            names = ("evmamba", "torch")
+            software.setdefault(", ".join(f"{n} {origin['versions'][n]}" for n in names if n in origin["versions"]))
+        if origin.get("start"):
+            days.append(str(origin["start"])[:10])
+    when = f"{min(days)} to {max(days)}" if days and min(days) != max(days) else "".join(days[:1])
+    sets = [f"{name} ({', '.join(f'{t} {n}' for t, n in tasks.items())} test images)" for name, tasks in data.items()]
+    devices = [", ".join(filter(None, [device, *kinds])) for device, kinds in places.items()]
+    parts = ["; ".join(sets), "; ".join(devices), "; ".join(software), when]
+    return " | ".join(part for part in parts if part)

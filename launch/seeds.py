@@ -1,0 +1,102 @@
+"""Runs of one thing that differ in the seed alone: which they are, their mean and spread, and when two differ.
+
+The rule for a difference, stated once: two numbers differ when their intervals mean - s to mean + s do not touch, s
+being the standard deviation over the seeds (n - 1 in the denominator). It needs at least two seeds on both sides;
+otherwise nothing is said.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from evmamba.launch.results import Result, config_hash
+
+RULE = "mean ± standard deviation over seeds; a difference is within the spread when the intervals touch"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number measured `count` times; `spread` is the standard deviation, None for a single run."""
+
+    mean: float
+    spread: float | None
+    count: int
+
+    def touches(self, other: "Estimate") -> bool | None:
+        """Whether the difference to another number is within the spread; None where one of them has no spread."""
+        if self.spread is None or other.spread is None:
+            return None
+        return abs(self.mean - other.mean) <= self.spread + other.spread
+
+
+def estimate(values: Iterable[float | None]) -> Estimate | None:
+    """Mean and spread of the values that are defined; pycocotools' -1 (no such object) is not."""
+    numbers = [value for value in values if value is not None and math.isfinite(value) and value >= 0]
+    if not numbers:
+        return None
+    return Estimate(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None, len(numbers))
+
+
+@dataclass
+class Repetitions:
+    """The runs behind one row of one group: finished ones by seed, failed ones of seeds that never finished."""
+
+    finished: list[Result] = field(default_factory=list)
+    failed: list[Result] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[Result]:
+        return [*self.finished, *self.failed]
+
+    def number(self, key: str, cost: bool = False) -> Estimate | None:
+        return estimate((result.cost if cost else result.metrics).get(key) for result in self.finished)
+
+
+def repetitions(results: Iterable[Result]) -> tuple[Repetitions, int]:
+    """Choose, among runs of one model on one task and data set, those of the newest configuration, one a seed.
+
+    Returns:
+        The runs that count, and how many older ones were left out.
+    """
+    results = sorted(results, key=lambda r: str(r.provenance.get("start", "")))
+    finished = [result for result in results if result.finished]
+    if finished:
+        recipe = _recipe(finished[-1])
+        # Of one seed the newest counts, which is the last to be put in.
+        chosen = {_seed(result): result for result in finished if _recipe(result) == recipe}
+    else:
+        chosen = {}
+    failed = {_seed(r): r for r in results if not r.finished and _seed(r) not in {_seed(f) for f in finished}}
+    order = lambda result: (_seed(result) is None, _seed(result) or 0)  # noqa: E731
+    found = Repetitions(sorted(chosen.values(), key=order), sorted(failed.values(), key=order))
+    return found, len(results) - len(found.all)
+
+
+def _seed(result: Result) -> Any:
+    return result.provenance.get("seed")
+
+
+def _recipe(result: Result) -> str:
+    """What decides a run besides its seed: numbers of two recipes must never be averaged."""
+    if result.task == "cost":
+        return ""  # the group it stands in says size, batch, device and precision
+    config = result.provenance.get("config") or {}
+    trainer = config.get("trainer") or {}
+    decides = {key: _without_seed(config[key]) for key in ("model", "data") if key in config}
+    budget = {key: trainer.get(key) for key in ("max_epochs", "max_steps", "precision", "accumulate_grad_batches")}
+    weights = str(result.protocol.get("weights", "")).split(" ")[0]  # a checkpoint's path holds the seed
+    return config_hash([decides, budget, result.training.get("steps"), weights])
+
+
+def _without_seed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_seed(item) for key, item in value.items() if key != "seed"}
+    return value
+
+
+def images_seen(result: Result) -> int | None:
+    """Training images that a run has seen, repetitions counted; None where it does not say."""
+    images = result.training.get("images")
+    return int(images) if images is not None else None

@@ -1,0 +1,109 @@
+"""Curves of the report: what several results say as a function of the input's size, the batch, or the training step."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evmamba.launch.paper import label_of
+from evmamba.launch.results import Result
+
+POINTS = 120
+
+
+@dataclass(frozen=True)
+class Curve:
+    """`points` are (x, y) by rising x; `run` is where they come from."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    run: str = ""
+
+
+def training_curves(results: Iterable[Result]) -> list[Curve]:
+    """The loss of each finished or failed training over its optimizer steps, thinned."""
+    curves = []
+    for result in results:
+        points = [(float(x), float(y)) for x, y in result.training.get("curve") or [] if y is not None]
+        if len(points) > 1:
+            curves.append(Curve(label_of(result.model), thinned(points), result.run))
+    return curves
+
+
+def validation_curves(results: Iterable[Result], metric: str) -> list[Curve]:
+    """A metric on the validation data during each training, in percent."""
+    curves = []
+    for result in results:
+        points = [
+            (float(step), 100.0 * values[metric])
+            for step, values in result.training.get("validation") or []
+            if values.get(metric) is not None
+        ]
+        if len(points) > 1:
+            curves.append(Curve(label_of(result.model), thinned(points), result.run))
+    return curves
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `POINTS` points, each the mean of its neighbours, so that noise is not picked but averaged."""
+    width = math.ceil(len(points) / POINTS)
+    parts = [points[i : i + width] for i in range(0, len(points), width)]
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+
+
+def size_curves(results: Iterable[Result], key: str, where: str | None = None) -> list[Curve]:
+    """A cost or metric over the side of a square input, of every model measured at two sizes or more.
+
+    Points come from results at one size each and from results with a sweep over ``input_size``.
+
+    Args:
+        key: of `Result.cost` (or of a sweep's points), or of `Result.metrics`, which is then in percent.
+        where: only results on this device; None takes all.
+    """
+    found: dict[str, dict[float, float]] = {}
+    for result in results:
+        if not result.finished or where not in (None, result.provenance.get("device")):
+            continue
+        points: list[tuple[Any, Mapping[str, Any]]] = [
+            (point.get("input_size"), point) for point in result.sweeps.get("input_size", [])
+        ]
+        points.append((_size(result), result.cost | result.metrics))
+        for size, numbers in points:
+            side, value = side_of(size), numbers.get(key)
+            if side and value is not None and math.isfinite(value):
+                scale = 100.0 if key in result.metrics else 1.0
+                found.setdefault(label_of(result.model), {})[side] = float(value) * scale
+    return _curves(found)
+
+
+def batch_curves(results: Iterable[Result], key: str) -> list[Curve]:
+    """A cost over the batch size, from results with a sweep over ``batch_size``."""
+    found: dict[str, dict[float, float]] = {}
+    for result in results:
+        for point in result.sweeps.get("batch_size", []):
+            size, value = point.get("batch_size"), point.get(key)
+            if size and value is not None:
+                found.setdefault(label_of(result.model), {})[float(size)] = float(value)
+    return _curves(found)
+
+
+def side_of(size: Any) -> float | None:
+    """The side of the square with as many pixels, of 224, [224, 224] or [3, 224, 224]."""
+    if isinstance(size, int | float):
+        return float(size)
+    if isinstance(size, list | tuple) and len(size) >= 2:
+        return math.sqrt(size[-1] * size[-2])
+    return None
+
+
+def _size(result: Result) -> Any:
+    return result.protocol.get("input_size") or result.protocol.get("image_size")
+
+
+def _curves(found: Mapping[str, Mapping[float, float]]) -> list[Curve]:
+    return [Curve(label, sorted(points.items())) for label, points in found.items() if len(points) > 1]
+
+
+def devices(results: Iterable[Result]) -> list[str]:
+    """The devices of some results, in their order."""
+    return list(dict.fromkeys(str(r.provenance["device"]) for r in results if r.provenance.get("device")))

@@ -1,0 +1,85 @@
+"""Repetitions: which runs are one cell, their mean and spread, and when two models can be told apart."""
+
+import pytest
+
+from evmamba.launch.seeds import Estimate, estimate, repetitions
+from evmamba.launch.table import build_table
+
+from .handmade import made_result, origin
+
+
+def seeded(model: str, seed: int, top1: float, day: int = 1, epochs: int = 3, **changes):
+    config = {
+        "model": {"init_args": {"backbone": model}},
+        "data": {"init_args": {"seed": seed}},
+        "trainer": {"max_epochs": epochs},
+    }
+    provenance = origin(f"2026-03-{day:02d}T00:00:00+00:00") | {"seed": seed, "config": config}
+    metrics = {"top1": top1, "top5": 0.9}
+    run = f"{model}-{seed}-{epochs}-{day}"
+    return made_result("classification", model, run=run, metrics=metrics, provenance=provenance, **changes)
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_cell_with_mean_and_spread():
+    table = build_table([seeded("resnet18", seed, top1) for seed, top1 in enumerate((0.80, 0.81, 0.82))])
+    cell = table.rows[0].cells[0][0]
+    assert cell.text == "81.0 ± 1.0"
+    assert (cell.value, cell.spread, cell.count) == (pytest.approx(81), pytest.approx(1), 3)
+    assert cell.runs == ["resnet18-0-3-1", "resnet18-1-3-1", "resnet18-2-3-1"]
+    assert not any("older" in note for note in table.notes)
+
+
+def test_the_same_seed_twice_is_not_a_repetition():
+    runs, older = repetitions([seeded("resnet18", 0, 0.5, day=1), seeded("resnet18", 0, 0.6, day=2)])
+    assert [result.metrics["top1"] for result in runs.finished] == [0.6]
+    assert older == 1
+
+
+def test_two_recipes_are_never_averaged():
+    results = [seeded("resnet18", 0, 0.5, day=1), seeded("resnet18", 1, 0.9, day=2, epochs=30)]
+    runs, older = repetitions(results)
+    assert [result.metrics["top1"] for result in runs.finished] == [0.9]
+    assert older == 1
+
+
+def test_a_seed_that_failed_is_said_and_not_counted():
+    failed = seeded("resnet18", 2, 0.0, status="failed", reason="no space")
+    table = build_table([seeded("resnet18", 0, 0.8), seeded("resnet18", 1, 0.8), failed])
+    assert table.rows[0].cells[0][0].count == 2
+    assert "resnet18, classification (seed 2): failed: no space" in table.notes
+
+
+def test_a_difference_within_the_spread_is_said_with_the_rule():
+    close = [seeded("resnet18", seed, 0.80 + 0.01 * seed) for seed in range(3)]
+    best = [seeded("resnet50", seed, 0.82 + 0.01 * seed) for seed in range(3)]
+    far = [seeded("resnet34", seed, 0.30 + 0.01 * seed) for seed in range(3)]
+    table = build_table(close + best + far)
+    cells = {row.model: row.cells[0][0] for row in table.rows if row.kind == "measured"}
+    assert (cells["resnet50"].best, cells["resnet18"].tied, cells["resnet34"].tied) == (True, True, False)
+    assert "classification: resnet18 within the spread of the best, resnet50" in table.notes
+    assert any("intervals touch" in note and "3 seeds" in note for note in table.notes)
+
+
+def test_single_runs_say_nothing_about_their_difference():
+    table = build_table([seeded("resnet18", 0, 0.80), seeded("resnet50", 0, 0.80001)])
+    assert not any(row.cells[0][0].tied for row in table.rows)
+    assert not any("spread" in note for note in table.notes)
+    assert Estimate(1.0, None, 1).touches(Estimate(1.0, 0.5, 3)) is None
+
+
+def test_what_is_undefined_does_not_enter_a_mean():
+    assert estimate([0.2, None, -1.0, float("nan"), 0.4]) == Estimate(
+        pytest.approx(0.3), pytest.approx(0.1414, abs=1e-4), 2
+    )
+    assert estimate([None, -1.0]) is None
+
+
+def test_unequal_numbers_of_training_images_are_said():
+    results = [
+        seeded("resnet18", 0, 0.8, training={"images": 1000}),
+        seeded("resnet50", 0, 0.8, training={"images": 2000}),
+    ]
+    notes = build_table(results).notes
+    assert any("1,000 training images for resnet18; 2,000 training images for resnet50" in note for note in notes)
+    results[1].training["images"] = 1000
+    assert not any("unequal" in note for note in build_table(results).notes)
