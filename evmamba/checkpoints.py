@@ -10,7 +10,6 @@ import logging
 import os
 import pickle
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,10 +159,12 @@ def save_checkpoint(model: Trunk | VimTrunk, path: str | os.PathLike[str], *, or
     described = {name: getattr(model, name, None) for name in ("variant", "dims", "depths", "layout", "in_chans")}
     metadata = {"format": "pt", "evmamba": json.dumps(described)}
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            unfinished = Path(file.name)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         try:
+            unfinished.touch()
+            mode = unfinished.stat().st_mode
             safetensors.torch.save_file(state, unfinished, metadata=metadata)
+            unfinished.chmod(mode)  # safetensors leaves files that only their owner can read
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)

@@ -8,8 +8,8 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from importlib import metadata
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -43,7 +43,9 @@ def export_program(model: nn.Module, *, in_chans: int = 3, portable: bool = Fals
         return torch.export.export(model, (image,), dynamic_shapes=(dims,))
 
 
-def export_onnx(model: nn.Module, path: str | Path, *, in_chans: int = 3) -> dict[tuple[int, int, int], float]:
+def export_onnx(
+    model: nn.Module, path: str | Path, *, in_chans: int = 3, metadata: Mapping[str, str] | None = None
+) -> dict[tuple[int, int, int], float]:
     """Write a network as ONNX with dynamic batch, height and width, and compare it with PyTorch in onnxruntime.
 
     The input is `image` `[batch, in_chans, height, width]` float32, normalised; the outputs are `output` or, of a
@@ -53,6 +55,7 @@ def export_onnx(model: nn.Module, path: str | Path, *, in_chans: int = 3) -> dic
         model: a network in float32 on the CPU.
         path: the file, replaced only by a graph that passed the comparison; its folder must exist.
         in_chans: channels of the image.
+        metadata: put into the file's metadata_props, where runtimes find it.
 
     Returns:
         The largest deviation from PyTorch, relative to the largest output, for each of `CHECKED_SIZES` (batch, height,
@@ -74,6 +77,7 @@ def export_onnx(model: nn.Module, path: str | Path, *, in_chans: int = 3) -> dic
             )
             assert program is not None
             _name_outputs(program)
+            program.model.metadata_props.update(metadata or {})
             program.save(partial)
         deviations = compare_onnx(model, partial, in_chans=in_chans)
         worst = max(deviations, key=lambda size: deviations[size])
@@ -120,8 +124,8 @@ def _name_outputs(program: torch.onnx.ONNXProgram) -> None:
 
 def _installed(name: str) -> bool:
     try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
+        version(name)
+    except PackageNotFoundError:
         return False
     return True
 

@@ -9,13 +9,18 @@ from importlib import metadata
 
 from evmamba.errors import UserError, unknown_name
 from evmamba.launch.commands import training
+from evmamba.launch.commands.predict import shows_images
 
 # Name, what it does; the file is `commands/<name>.py`.
 COMMANDS = {
     "bench": "train briefly, evaluate, measure; ends in one table",
+    "profile": "latency, throughput and memory of networks, side by side",
     "submit": "bench as SLURM jobs: a graph that ends in one table",
     "status": "what runs, waits, failed",
     "report": "the table again, from any result files",
+    "export": "write a network as ONNX, torch.export program or safetensors",
+    "push": "publish a network in the Hugging Face hub's format",
+    "pull": "fetch a published network",
     "models": "list backbones",
     "data": "make the embedded data sets",
 }
@@ -46,9 +51,9 @@ def _dispatch(arguments: list[str]) -> int:
     if command == "--version":
         print(f"evmamba {metadata.version('evmamba')}")
         return 0
-    if command in training.TRAINING:
+    if command in training.TRAINING and not (command == "predict" and shows_images(arguments[1:])):
         return training.main(command, arguments[1:])
-    if command not in COMMANDS:
+    if command not in (*COMMANDS, "predict"):
         names = ["--help", "--version"] if command.startswith("-") else [*training.TRAINING, *COMMANDS]
         raise unknown_name("option" if command.startswith("-") else "command", command, names)
     return importlib.import_module(f"evmamba.launch.commands.{command}").main(arguments[1:])

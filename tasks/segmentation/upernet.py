@@ -73,13 +73,37 @@ class UPerHead(nn.Module):
         return self.classifier(self.dropout(fused))
 
 
+class RegionPool(nn.AdaptiveAvgPool2d):
+    """Averages over size x size regions, which overlap where the map's height or width is no multiple of size.
+
+    An exported graph with dynamic sizes cannot hold the regions as indices; it has the same averages as two products
+    with matrices that follow from the map's size.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_exporting():
+            return super().forward(x)
+        rows, columns = (_region_weights(self.output_size, length, x) for length in x.shape[-2:])
+        return rows @ x @ columns.mT
+
+
+def _region_weights(regions: int, length: int, like: Tensor) -> Tensor:
+    """``[regions, length]``: row k averages over floor(k length / regions) to ceil((k + 1) length / regions)."""
+    k = torch.arange(regions, device=like.device)[:, None]
+    first = k * length // regions
+    end = ((k + 1) * length + regions - 1) // regions
+    place = torch.arange(length, device=like.device)
+    inside = (place >= first) & (place < end)
+    return inside.to(like.dtype) / (end - first).to(like.dtype)
+
+
 class PyramidPooling(nn.Module):
     """The map beside its averages over 1, 4, 9 and 36 regions, fused to one map (Zhao et al., arXiv 1612.01105)."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(size), conv_bn_relu(in_channels, channels, 1)) for size in POOL_SIZES
+            nn.Sequential(RegionPool(size), conv_bn_relu(in_channels, channels, 1)) for size in POOL_SIZES
         )
         self.fuse = conv_bn_relu(in_channels + len(POOL_SIZES) * channels, channels, 3)
 

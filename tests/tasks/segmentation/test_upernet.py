@@ -4,7 +4,7 @@ from torch import nn
 
 from evmamba.cost import count_macs
 from evmamba.tasks.backbones import build_backbone
-from evmamba.tasks.segmentation.upernet import UPerNet
+from evmamba.tasks.segmentation.upernet import RegionPool, UPerNet
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,13 @@ def test_auxiliary_head_can_be_left_out():
     net = UPerNet(build_backbone("resnet18", features_only=True), 5, 16, aux_channels=0)
     assert net.forward_with_auxiliary(torch.randn(2, 3, 64, 64))[1] is None
     assert not [name for name, _ in net.named_parameters() if name.startswith("auxiliary")]
+
+
+@pytest.mark.parametrize("regions", [1, 2, 3, 6])
+def test_exported_averages_over_regions_fit_any_size(regions: int):
+    pool = RegionPool(regions)
+    dynamic = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(pool, (torch.zeros(1, 2, 9, 13),), dynamic_shapes=(dynamic,)).module()
+    for size in ((7, 12), (6, 6), (2, 31), (5, 4)):
+        x = torch.randn(1, 2, *size, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(program(x), pool(x), rtol=0, atol=1e-6)

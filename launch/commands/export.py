@@ -1,0 +1,41 @@
+"""`evmamba export`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from evmamba.errors import UserError, unknown_name
+from evmamba.launch.commands.shared import need_extra
+from evmamba.launch.messages import Parser
+
+SUFFIXES = (".onnx", ".pt2", ".safetensors")
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser(
+        prog="evmamba export",
+        description="Write a network for other programs: ONNX (any runtime; batch, height and width stay dynamic; "
+        "compared with PyTorch before the file is there), a torch.export program, or its weights as safetensors.",
+    )
+    parser.add_argument("source", metavar="CHECKPOINT_OR_NAME", help="best.ckpt, or a backbone's name")
+    parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="*.onnx, *.pt2, *.safetensors")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights for a backbone given by its name")
+    parser.add_argument("--backbone", action="store_true", help="the feature pyramid alone")
+    given = parser.parse_args(arguments)
+    suffix = given.output.suffix
+    if suffix not in SUFFIXES:
+        raise unknown_name("file format", suffix or str(given.output), SUFFIXES)
+    if not given.output.parent.is_dir():
+        raise UserError(f"there is no folder {given.output.parent} to write to (--output)")
+    need_extra()
+
+    from rich.console import Console
+
+    from evmamba.launch.export import write_network
+    from evmamba.launch.networks import find_network
+
+    console = Console()
+    network = find_network(given.source, given.weights, given.backbone)
+    with console.status(f"exporting {given.source}"):
+        remark = write_network(network, given.output)
+    console.print(f"{given.output}: {remark}", highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,28 @@
+"""`evmamba push`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from evmamba.launch.commands.shared import need_extra
+from evmamba.launch.messages import Parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = Parser(
+        prog="evmamba push",
+        description="Publish a network in the Hugging Face hub's format: in a folder, or in a repository of the hub "
+        "(log in with `hf auth login` before).",
+    )
+    parser.add_argument("source", metavar="CHECKPOINT_OR_NAME", help="best.ckpt, or a backbone's name with --weights")
+    parser.add_argument("target", metavar="FOLDER_OR_REPOSITORY", help="./folder, /folder, or user/repository")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights for a backbone given by its name")
+    parser.add_argument("--backbone", action="store_true", help="the feature pyramid alone")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    given = parser.parse_args(arguments)
+    need_extra()
+
+    from evmamba.launch.hub import push
+    from evmamba.launch.networks import find_network
+
+    print(push(find_network(given.source, given.weights, given.backbone), given.target, given.private))
+    return 0

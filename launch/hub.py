@@ -1,0 +1,87 @@
+"""Networks to and from folders and repositories in the Hugging Face hub's format."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from evmamba.checkpoints import save_checkpoint
+from evmamba.errors import UserError
+from evmamba.launch.networks import Network
+from evmamba.model import EfficientVMamba, FeaturePyramid
+
+KINDS = {kind.__name__: kind for kind in (EfficientVMamba, FeaturePyramid)}
+# Beside the constructor's arguments, which are all that from_pretrained needs.
+KIND_KEY, CLASSES_KEY = "architecture", "class_names"
+
+
+def push(network: Network, target: str, private: bool = False) -> str:
+    """Write a network into a folder, or push it to a repository.
+
+    Args:
+        network: an EfficientVMamba or its pyramid.
+        target: a folder (starts with . or /, or exists), or ``user/repository``.
+        private: of a new repository.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        UserError: another kind of network, a folder that cannot be written, what the hub refuses.
+    """
+    kind = type(network.model).__name__
+    if kind not in KINDS:
+        raise UserError(f"only EfficientVMamba's networks are published in this format, not a {kind}")
+    assert isinstance(network.model, EfficientVMamba | FeaturePyramid)
+    config = dict(network.model._hub_mixin_config) | {KIND_KEY: kind, CLASSES_KEY: network.class_names}
+    try:
+        if _is_folder(target):
+            network.model.save_pretrained(target, config=config)
+            return target
+        return str(network.model.push_to_hub(target, config=config, private=private))
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise UserError(f"the hub refuses {target}: {_first_line(error)}") from error
+    except OSError as error:
+        raise UserError(f"cannot write to {target}: {error.strerror or _first_line(error)}") from error
+
+
+def pull(origin: str, output: Path, revision: str | None = None) -> str:
+    """Fetch a network and write its weights as safetensors, with their description.
+
+    Returns:
+        What was written, in words.
+
+    Raises:
+        UserError: no such folder or repository, or not one of ours.
+    """
+    config = _read_config(origin, revision)
+    kind = KINDS.get(str(config.get(KIND_KEY)))
+    if kind is None:
+        raise UserError(f"{origin} holds no network that `evmamba push` wrote (its config.json has no {KIND_KEY})")
+    model = kind.from_pretrained(origin, revision=revision, strict=True)
+    save_checkpoint(model, output)
+    classes = len(config.get(CLASSES_KEY) or [])
+    return f"{output}: {kind.__name__}{f', {classes} classes' if classes else ''}"
+
+
+def _read_config(origin: str, revision: str | None) -> dict[str, object]:
+    try:
+        if _is_folder(origin):
+            path = Path(origin) / "config.json"
+            if not path.is_file():
+                raise UserError(f"{origin} holds no config.json: nothing was pushed there")
+        else:
+            path = Path(hf_hub_download(origin, "config.json", revision=revision))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise UserError(f"cannot fetch {origin} from the hub: {_first_line(error)}") from error
+    config: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
+def _is_folder(place: str) -> bool:
+    return place.startswith((".", "/", "~")) or Path(place).is_dir()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
