@@ -1,6 +1,7 @@
 """Checkpoints that are folders with files of every process (ZeRO, FSDP2): written whole, looked into, made one file."""
 
 import contextlib
+import io
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ REST_FILE = "meta.pt"
 # Where a ZeRO folder keeps the averaged weights, if the training averages; the raw ones are DeepSpeed's own entries.
 AVERAGE_SLOT = "averaged_model_state"
 # Entry of a consolidated file: the folder it was made from. No training can go on from it.
-ORIGIN = "consolidated_from"
+ORIGIN = "evmamba_consolidated_from"
 
 
 def folder_kind(folder: Path) -> Kind | None:
@@ -35,6 +36,14 @@ def folder_kind(folder: Path) -> Kind | None:
     if (folder / ".metadata").is_file() and (folder / REST_FILE).is_file():
         return "fsdp2" if zipfile.is_zipfile(folder / REST_FILE) else None
     return None
+
+
+def is_consolidated(file: Path) -> bool:
+    """Whether `consolidate` made a file; told without unpickling it."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(ORIGIN.encode() in archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
 
 
 def processes_of(folder: Path) -> int:
@@ -118,8 +127,9 @@ def _read_deepspeed(folder: Path) -> dict[str, Any]:
             "reading this folder needs DeepSpeed; in evmamba's folder: pip install '.[deepspeed]'"
         ) from error
 
-    written = torch.load(next(iter(sorted((folder / TAG).glob("*model_states.pt")))), "cpu", weights_only=False)
-    weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(folder, TAG)
+    written = torch.load(min((folder / TAG).glob("*model_states.pt")), "cpu", weights_only=False)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # prints and bars
+        weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(folder, TAG)
     # DeepSpeed makes float32 of buffers too, counters among them.
     raw = {name: weights[name].to(value.dtype) for name, value in written["module"].items()}
     checkpoint = {key: value for key, value in written.items() if key in LIGHTNING_KEYS}

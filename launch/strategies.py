@@ -25,7 +25,7 @@ from torch import nn
 
 from evmamba.checkpoints import LIGHTNING_RAW_SLOT
 from evmamba.errors import UserError, unknown_name
-from evmamba.launch.sharded import AVERAGE_SLOT, folder_kind, processes_of, replaced_folder
+from evmamba.launch.sharded import AVERAGE_SLOT, folder_kind, is_consolidated, processes_of, replaced_folder
 from evmamba.tasks.sharding import unsharded
 
 CONFIGS = Path(__file__).with_name("deepspeed")
@@ -33,6 +33,8 @@ CONFIGS = Path(__file__).with_name("deepspeed")
 ZERO_STAGES = {"deepspeed_stage_1": 1, "deepspeed_stage_2": 2, "deepspeed": 2, "deepspeed_stage_3": 3}
 FSDP2_NAME = "fsdp2"
 PRECISIONS = {"32-true": "32-true", "32": "32-true", "bf16-mixed": "bf16-mixed", "bf16": "bf16-mixed"}
+# Modules whose functions ZeRO hangs on a network (the second wraps those of the first).
+ZERO_HOOKS = ("deepspeed.runtime.zero.", "deepspeed.utils.nvtx")
 # What Lightning knows besides, and what to take for it here.
 REPLACED = {
     "fsdp": FSDP2_NAME,
@@ -128,12 +130,12 @@ class ZeRO(WholeInEvaluation, DeepSpeedStrategy):
         if fitting and self._layer_sync:
             self.model = self._layer_sync.apply(self.model)  # Lightning leaves it out
         super().setup(trainer)
-        batches, accumulated = int(trainer.num_training_batches), trainer.accumulate_grad_batches
+        batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
         if fitting and batches % accumulated:
             # DeepSpeed counts on where Lightning starts again with each epoch; the two would drift apart.
             raise UserError(
                 f"DeepSpeed cannot end an epoch of {batches} batches within {accumulated} accumulated ones; set "
-                f"--trainer.limit_train_batches={batches // accumulated * accumulated} or use --strategy ddp"
+                f"--trainer.limit_train_batches={int(batches // accumulated * accumulated)} or use --strategy ddp"
             )
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
@@ -181,11 +183,7 @@ def _without_gathering(modules: Iterable[nn.Module]) -> Iterator[None]:
     all_hooks = [hooks for module in modules for hooks in (module._forward_pre_hooks, module._forward_hooks)]
     kept = [dict(hooks) for hooks in all_hooks]
     for hooks in all_hooks:
-        for key in [
-            key
-            for key, hook in hooks.items()
-            if str(getattr(hook, "__module__", "")).startswith("deepspeed.runtime.zero.")
-        ]:
+        for key in [key for key, hook in hooks.items() if str(getattr(hook, "__module__", "")).startswith(ZERO_HOOKS)]:
             del hooks[key]
     try:
         yield
@@ -220,12 +218,13 @@ class FSDP2(WholeInEvaluation, ModelParallelStrategy):
         return unsharded(self.lightning_module)
 
 
-def check_strategy(trainer: Namespace, checkpoint: str | Path | None = None) -> None:
+def check_strategy(trainer: Namespace, checkpoint: str | Path | None = None, fitting: bool = False) -> None:
     """Refuse what does not go together, before data is read.
 
     Args:
         trainer: LightningCLI's ``trainer`` options.
         checkpoint: of ``--ckpt_path``.
+        fitting: whether a training is to continue from it.
 
     Raises:
         UserError: with what to use instead.
@@ -241,6 +240,11 @@ def check_strategy(trainer: Namespace, checkpoint: str | Path | None = None) -> 
         _check_sharding(trainer, name)
     if checkpoint is not None and Path(checkpoint).is_dir():
         _check_folder(Path(checkpoint), name, trainer)
+    elif checkpoint is not None and fitting and is_consolidated(Path(checkpoint)):
+        raise UserError(
+            f"{checkpoint} was consolidated: it has no optimizer states to go on with (--ckpt_path); continue from the "
+            f"folder it was made of, or start from its weights with --model.init_args.checkpoint={checkpoint}"
+        )
 
 
 def _check_deepspeed(trainer: Namespace, name: str) -> None:

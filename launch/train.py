@@ -32,6 +32,8 @@ from evmamba.launch.quiet import quiet_warnings
 from evmamba.launch.recipes import find_recipe
 from evmamba.launch.record import ResultWriter, add_callbacks
 from evmamba.launch.results import check_writable
+from evmamba.launch.sharded import settle
+from evmamba.launch.strategies import build_strategy, check_strategy, spell_out
 from evmamba.tasks.base import TaskDataModule, TaskModule
 
 # Errors are raised, not printed; and max_epoch is a mistake, not max_epochs.
@@ -56,7 +58,7 @@ class EvmambaCLI(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str], run: bool = True) -> None:
-        args, self.recipe = resolve_configs(args)
+        args, self.recipe = resolve_configs(spell_out(args))
         super().__init__(
             TaskModule,
             TaskDataModule,
@@ -84,13 +86,16 @@ class EvmambaCLI(LightningCLI):
         subcommand = self.config.get("subcommand")
         checkpoint = self.config[subcommand].get("ckpt_path") if subcommand else None
         if checkpoint is not None and not str(checkpoint).startswith(NAMED_CHECKPOINTS):
-            _check_checkpoint(Path(checkpoint))
+            settle(Path(checkpoint))
+            if not Path(checkpoint).is_dir():
+                _check_checkpoint(Path(checkpoint))
 
     def before_instantiate_classes(self) -> None:
         trainer = self._get(self.config, "trainer")
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(Path("runs", self.recipe or "unnamed"))
         launchers.settle(trainer)
+        check_strategy(trainer, self._get(self.config, "ckpt_path"), fitting=self.subcommand == "fit")
         if self.subcommand == "predict":
             # They are on the disk already; Lightning would keep those of all images in memory.
             self.config.predict.return_predictions = False
@@ -104,6 +109,8 @@ class EvmambaCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         folder = Path(self._get(self.config, "trainer").default_root_dir)
         check_writable(folder, "--trainer.default_root_dir")
+        options = self._get(self.config_init, "trainer")
+        kwargs.setdefault("strategy", build_strategy(options["strategy"], options["precision"]))
         trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand in ("test", "predict"):
             self.model.output_dir = folder

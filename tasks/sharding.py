@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 
 # Elements. A unit is gathered by one collective; below this size that costs more time in latency than in transfer.
-MIN_UNIT = 2**19
+MIN_UNIT = 2**18
 
 
 def share_buffers(module: nn.Module) -> None:
@@ -31,7 +31,8 @@ def share_buffers(module: nn.Module) -> None:
 def shard(module: nn.Module, mesh: DeviceMesh, entry_points: Iterable[str] = ()) -> None:
     """Split the parameters of `module` over a one-dimensional mesh with FSDP2, in place; a second call does nothing.
 
-    Units are the large elements of its lists and sequences (blocks, heads), and the module itself for the rest.
+    Units are the large elements of its lists and sequences (blocks, heads), and the module itself for the rest. An
+    element that has a list in it is no unit: what is in lists is often called from outside (a stage's merging, say).
 
     Args:
         module: whose forward is called by the loss.
@@ -49,9 +50,10 @@ def shard(module: nn.Module, mesh: DeviceMesh, entry_points: Iterable[str] = ())
 
 def _units(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
+        listed = isinstance(module, nn.Sequential | nn.ModuleList)
         if _size(child) < MIN_UNIT:
             continue
-        if isinstance(module, nn.Sequential | nn.ModuleList) and not isinstance(child, nn.Sequential | nn.ModuleList):
+        if listed and not any(isinstance(part, nn.ModuleList) for part in child.modules()):
             yield child
         else:
             yield from _units(child)

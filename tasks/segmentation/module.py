@@ -55,6 +55,7 @@ class SegmentationModule(TaskModule):
     """
 
     task: ClassVar[str] = "segmentation"
+    entry_points: ClassVar[tuple[str, ...]] = ("forward_with_auxiliary",)
 
     def __init__(
         self,
