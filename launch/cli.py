@@ -18,11 +18,12 @@ COMMANDS = {
     "submit": "bench as SLURM jobs: a graph that ends in one table",
     "status": "what runs, waits, failed",
     "report": "the table again, from any result files",
+    "consolidate": "make one file of a sharded checkpoint",
     "export": "write a network as ONNX, torch.export program or safetensors",
     "push": "publish a network in the Hugging Face hub's format",
     "pull": "fetch a published network",
     "models": "list backbones",
-    "data": "make the embedded data sets",
+    "data": "check a data set, pack it into shards, make the embedded ones",
 }
 
 

@@ -13,11 +13,14 @@ def quiet_warnings() -> None:
         ".*LeafSpec.*is deprecated.*",
         ".*is not supported by the model summary.*",
         ".*`srun` command is available.*",
+        "When saving the DeepSpeed Stage 3 checkpoint.*",  # `evmamba consolidate` does what it refers to
     ):
         warnings.filterwarnings("ignore", message=advice)
     for module in (r"lightning\.pytorch\.cli", r"lightning\.pytorch\.utilities\._pytree"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=module)
+    # Of DeepSpeed's calls to what PyTorch has renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
 
 
