@@ -331,7 +331,7 @@ class TaskDataModule(L.LightningDataModule):
     def _evaluation_loader(self) -> DataLoader:
         sampler = EvaluationSampler(len(self.val_set), self._rank, self._world)  # type: ignore[arg-type]
         collate = _Ignored(self.collate) if sampler.ignored else self.collate
-        return DataLoader(self.val_set, self.eval_batch_size, sampler=sampler, **self._loading(collate))
+        return DataLoader(self.val_set, batch_size=self.eval_batch_size, sampler=sampler, **self._loading(collate))
 
     def _loading(self, collate: Callable) -> dict[str, Any]:
         """The options of every loader."""
