@@ -1,15 +1,37 @@
-"""`evmamba data`."""
+"""`evmamba data`: embedded, check and shard."""
 
+import argparse
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
+from evmamba.errors import UserError, unknown_name
 from evmamba.launch.commands.shared import need_extra
 from evmamba.launch.messages import Parser
 
+HELP = """\
+usage: evmamba data ACTION [options]
+
+  embedded    make the embedded data sets and say where they are
+  check       look at every file of a data set before a job is submitted
+  shard       pack class folders into tar shards
+
+evmamba data ACTION --help says more; the layouts are in docs/data.md."""
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
 
 def main(arguments: Sequence[str]) -> int:
-    parser = Parser(prog="evmamba data", description="Make the embedded data sets and say where they are.")
-    parser.add_argument("what", choices=["embedded"])
-    parser.parse_args(arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP)
+        return 0 if arguments else 2
+    actions = {"embedded": _embedded, "check": _check, "shard": _shard}
+    if arguments[0] not in actions:
+        raise unknown_name("action of evmamba data", arguments[0], actions)
+    return actions[arguments[0]](arguments[1:])
+
+
+def _embedded(arguments: Sequence[str]) -> int:
+    Parser("evmamba data embedded", "Make the embedded data sets and say where they are.").parse_args(arguments)
     need_extra()
 
     from evmamba.tasks.embedded import ensure_embedded
@@ -17,3 +39,85 @@ def main(arguments: Sequence[str]) -> int:
     for task in ("classification", "detection", "segmentation"):
         print(f"{task:15} {ensure_embedded(task)}")
     return 0
+
+
+def _check(arguments: Sequence[str]) -> int:
+    parser = Parser(
+        "evmamba data check",
+        "Look at every file: unreadable images, wrong sizes, broken annotations, labels out of range, images of val "
+        "in train. Exit status 1 if something would stop a training.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--task", help="classification, detection or segmentation (default: the layout tells)")
+    parser.add_argument("--jobs", type=_positive, metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything found, classes one by one, here")
+    labels = parser.add_argument_group("segmentation labels, as in the recipe")
+    labels.add_argument("--num-classes", type=_positive, metavar="N", help="where no classes.txt names them")
+    labels.add_argument("--ignore-label", type=int, metavar="N", help="label that counts nowhere, e.g. 255")
+    labels.add_argument(
+        "--reduce-zero-label", choices=["true", "false"], help="whether classes are numbered from 1 and 0 is ignored"
+    )
+    given = parser.parse_args(arguments)
+    need_extra()
+
+    import json
+
+    from rich.console import Console
+
+    from evmamba.launch.datacheck import LabelOptions, check_data, print_check
+
+    reduce = None if given.reduce_zero_label is None else given.reduce_zero_label == "true"
+    options = LabelOptions(given.num_classes, reduce, given.ignore_label)
+    check = check_data(given.folder, given.task, given.jobs, Console(stderr=True), options)
+    print_check(check, Console())
+    if given.json is not None:
+        try:
+            given.json.write_text(json.dumps(check.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {given.json}: {error.strerror}") from None
+    return 1 if check.errors else 0
+
+
+def _shard(arguments: Sequence[str]) -> int:
+    parser = Parser("evmamba data shard", "Pack train/<class>/* and val/<class>/* into tar shards (webdataset's kind).")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the class folders")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="a new folder")
+    parser.add_argument("--shard-size", default="300MB", metavar="SIZE", help="about so large (default: %(default)s)")
+    parser.add_argument("--jobs", type=_positive, default=8, metavar="N", help="shards at once (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    need_extra()
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from evmamba.tasks.classification.packing import write_shards
+
+    shard_bytes = _size(given.shard_size)
+    columns = (TextColumn("images packed"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        row = bar.add_task("", total=None)
+        written = write_shards(
+            given.folder,
+            given.output,
+            shard_bytes,
+            given.jobs,
+            lambda done, total: bar.update(row, advance=done, total=total),
+        )
+    for split, files in written.items():
+        size = sum(file.stat().st_size for file in files)
+        print(f"{split:6} {len(files)} shards, {size / 1e6:.1f} MB in {given.output / split}")
+    return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]B)", text.upper())
+    if match is None or float(match[1]) <= 0:
+        raise UserError(f"--shard-size {text} is not a size; write it like 300MB")
+    return int(float(match[1]) * UNITS[match[2]])

@@ -19,7 +19,11 @@ OVERHEAD = 2048
 
 
 def write_shards(
-    root: Path, output: Path, shard_bytes: int, jobs: int, advance: Callable[[int], None] = lambda count: None
+    root: Path,
+    output: Path,
+    shard_bytes: int,
+    jobs: int,
+    advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, list[Path]]:
     """Write ``train/*.tar``, ``val/*.tar`` and ``classes.txt`` from ``train/<class>/*`` and ``val/<class>/*``.
 
@@ -31,7 +35,7 @@ def write_shards(
         output: does not exist yet.
         shard_bytes: about the size of a shard.
         jobs: shards written at once.
-        advance: called with the number of images written.
+        advance: called with the number of images written since the last call, and of all.
 
     Returns:
         The shards of each split.
@@ -43,6 +47,7 @@ def write_shards(
     if output.exists():
         raise UserError(f"{output} exists already; name a new folder")
     splits, classes = read_folders(root)
+    total = sum(map(len, splits.values()))
     output.parent.mkdir(parents=True, exist_ok=True)
     needed, free = sum(_bytes(images) for images in splits.values()), shutil.disk_usage(output.parent).free
     if needed > free:
@@ -58,7 +63,7 @@ def write_shards(
             files = [partial / split / f"{split}-{number:06d}.tar" for number in range(len(parts))]
             with ThreadPoolExecutor(jobs) as pool:
                 for count in pool.map(_write, files, parts, [images] * len(parts)):
-                    advance(count)
+                    advance(count, total)
         written, names = read_shards(partial, remember=False)
         for split in SPLITS:
             _verify(splits[split], written[split], names == classes)

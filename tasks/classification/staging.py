@@ -73,10 +73,11 @@ def _copy_all(missing: list[tuple[Path, Path]], folder: Path) -> None:
             "data.staging_dir, or leave it out to read the shards where they are"
         )
     columns = (TextColumn("staging shards"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with (
-        Progress(*columns, TimeRemainingColumn(), console=Console(file=sys.stderr), transient=True) as bar,
-        ThreadPoolExecutor(COPIES_AT_ONCE) as pool,
-    ):
+    console = Console(file=sys.stderr)
+    progress = Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    )
+    with progress as bar, ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
         task = bar.add_task("", total=needed)
         for _ in pool.map(lambda pair: _copy(pair[0], pair[1], lambda count: bar.advance(task, count)), missing):
             pass

@@ -87,7 +87,7 @@ def _scan(pairs: Sequence[Pair]) -> LabelScan:
     scan = LabelScan()
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         findings = track(
-            pool.map(_look, pairs),
+            pool.map(look_at_pair, pairs),
             description="checking labels",
             total=len(pairs),
             transient=True,
@@ -104,8 +104,8 @@ def _scan(pairs: Sequence[Pair]) -> LabelScan:
     return scan
 
 
-def _look(pair: Pair) -> tuple[str, str, list[int]]:
-    """Problem, its kind and the label numbers of one pair."""
+def look_at_pair(pair: Pair) -> tuple[str, str, list[int]]:
+    """Problem, its kind ("unreadable", "mismatched" or "") and the label numbers of one pair."""
     try:
         label = read_label(pair.label)
     except UserError as error:

@@ -123,7 +123,7 @@ def test_a_turned_photograph_fits_labels_of_either_orientation(scenes: Path):
 
 def test_the_scan_is_remembered_until_a_file_changes(scenes: Path, monkeypatch: pytest.MonkeyPatch):
     prepared(scenes)
-    monkeypatch.setattr(scan_file, "_look", lambda pair: pytest.fail(f"{pair} is read again"))
+    monkeypatch.setattr(scan_file, "look_at_pair", lambda pair: pytest.fail(f"{pair} is read again"))
     prepared(scenes)
     monkeypatch.undo()
     Image.new("L", (54, 40), 99).save(_label_file(scenes, 0))
