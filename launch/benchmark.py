@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import math
 import os
 import shutil
 import signal
@@ -17,20 +18,30 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from evmamba.errors import UserError, unknown_name
 from evmamba.launch.progress import RunProgress
 from evmamba.launch.recipes import CONF
 from evmamba.launch.results import FILE_NAME, Result, check_writable, config_hash, git_state, read_result, write_result
 from evmamba.launch.run import SPEC_FILE, RunSpec, failed_result
+from evmamba.launch.suites import SUITES, TASKS, Entry, Suite, entries_of
+from evmamba.variants import VARIANTS, split_name
 
-TASKS = ("classification", "detection", "segmentation")
 DETECTORS = ("retinanet", "maskrcnn", "fasterrcnn")
 PRESETS = ("tiny", "small", "paper")
 LOG_FILE = "run.log"
 RUNS_FOLDER = "runs"
 TIMING = {"warmup_steps": 10, "timed_steps": 40}
-THROUGHPUT_BATCH = {"cpu": 4, "cuda": 64}
+# Images of a timed step, of a timed training step, and the largest batch that a suite's sweep tries.
+BATCHES = {
+    "cpu": {"batch_size": 4, "training_batch": 4, "max_batch": 8},
+    "cuda": {"batch_size": 64, "training_batch": 64, "max_batch": 4096},
+}
+MAY_BE_ZERO = ("warmup_steps", "training_batch", "max_batch")
+DEFAULT_BACKBONE = "efficientvmamba_t"
 POLL_SECONDS = 0.2
 
 
@@ -40,27 +51,30 @@ class BenchOptions:
 
     Attributes:
         output: folder of the report and of the runs.
-        backbones: names, in the order of the table's rows.
-        tasks: which tasks; None: those with a data folder, or all on embedded data if there is none.
+        suite: name of a suite (`evmamba.launch.suites`), which then says what is not given here.
+        backbones: names, in the order of the table's rows; None: the suite's, or EfficientVMamba-T.
+        tasks: which tasks; None: those with a data folder, or the suite's or all on embedded data if there is none.
         data: task -> data folder; embedded data for the others.
-        detectors: which detectors.
-        preset: recipe of a run; None: small for a task with a data folder, tiny for embedded data.
-        seed: of everything.
+        detectors: which detectors; None: RetinaNet, or those of the suite.
+        preset: recipe of a run; None: small (suite paper: paper) for a task with a data folder, tiny for embedded data.
+        seeds: of everything; every training is repeated with each, the cost is measured once.
         device: "auto", "cpu" or "cuda".
         precision: Lightning's name; None: bf16-mixed on a GPU that has it, elsewhere the recipe's.
         overrides: ``option=value`` of LightningCLI for every training, ``task.option=value`` for one task's;
-            ``cost.batch_size``, ``cost.warmup_steps`` and ``cost.timed_steps`` for the measurement of the cost.
+            ``cost.OPTION`` for the measurement of the cost: batch_size, training_batch, max_batch, input_sizes,
+            warmup_steps, timed_steps (see `evmamba.launch.measure`).
         force: also repeat finished runs.
         elsewhere: plan for a cluster: the device need not be here, and not every file is looked at.
     """
 
     output: Path = Path("bench")
-    backbones: Sequence[str] = ("efficientvmamba_t",)
+    suite: str | None = None
+    backbones: Sequence[str] | None = None
     tasks: Sequence[str] | None = None
     data: dict[str, str] = field(default_factory=dict)
-    detectors: Sequence[str] = ("retinanet",)
+    detectors: Sequence[str] | None = None
     preset: str | None = None
-    seed: int = 0
+    seeds: Sequence[int] = (0,)
     device: str = "auto"
     precision: str | None = None
     overrides: Sequence[str] = ()
@@ -69,46 +83,74 @@ class BenchOptions:
 
 
 def plan(options: BenchOptions) -> list[RunSpec]:
-    """Turn options into runs: for every backbone its cost, then its tasks.
+    """Turn options into runs: with the first seed every backbone's cost, then its tasks; then the other seeds' tasks.
 
     Raises:
         UserError: unknown names (the nearest are offered), wrong options, data that the data modules refuse, a device
             that is not there, an output that cannot be written.
     """
     for kind, names, valid in (
+        ("suite", [options.suite] if options.suite else [], tuple(SUITES)),
         ("task", options.tasks or (), TASKS),
-        ("detector", options.detectors, DETECTORS),
+        ("detector", options.detectors or (), DETECTORS),
         ("preset", [options.preset] if options.preset else [], PRESETS),
     ):
         for name in names:
             if name not in valid:
                 raise unknown_name(kind, name, valid)
-    if not options.backbones:
+    suite = SUITES[options.suite] if options.suite else None
+    models = backbones_of(options)
+    if not models:
         raise UserError("no backbone to run; name one with --backbones")
+    if not options.seeds:
+        raise UserError("no seed to run with; give one with --seeds")
     check_writable(options.output, "--output")
-    tasks = [t for t in TASKS if t in (options.tasks if options.tasks is not None else options.data or TASKS)]
+    wanted = options.tasks if options.tasks is not None else options.data or (suite.tasks if suite else TASKS)
+    tasks = [task for task in TASKS if task in wanted]
+    entries = entries_of(suite, models, tasks, options.detectors)
     device = options.device if options.elsewhere else _device(options.device)
     precision = options.precision or _precision(device)
     overrides = _split_overrides(options.overrides)
-    timing = _timing(overrides, device)
+    timing = _timing(overrides, device, suite)
     fingerprints: dict[str, str] = {}
     checked: set[tuple[str, str | None]] = set()
+    for model in models:
+        _check_backbone(model, pyramid=any(e.task != "classification" for e in entries if e.model == model))
 
-    specs = []
-    for model in dict.fromkeys(options.backbones):
-        _check_backbone(model, pyramid=any(task != "classification" for task in tasks))
-        bare = RunSpec("cost", model, head=None, seed=options.seed, device=device, precision=precision)
-        specs.append(dataclasses.replace(bare, timing=timing))
-        for task in tasks:
-            for head in dict.fromkeys(options.detectors) if task == "detection" else (_only_head(task),):
-                spec = _training_spec(options, task, head, bare, overrides)
-                if (task, head) not in checked:
+    specs: dict[str, RunSpec] = {}  # by name: without the paper's recipes its schedules are one run
+    for seed in dict.fromkeys(options.seeds):
+        for model in models:
+            own = [entry for entry in entries if entry.model == model]
+            bare = RunSpec("cost", model, None, seed, device, precision, suite=options.suite)
+            if seed == options.seeds[0]:
+                whole = dict.fromkeys(entry.head for entry in own if suite and suite.whole and entry.head != "linear")
+                for spec in (dataclasses.replace(bare, timing=timing), *(_whole_spec(bare, head) for head in whole)):
+                    specs[spec.name] = spec
+            for entry in own:
+                spec = _training_spec(options, entry, bare, overrides, suite)
+                if (entry.task, entry.head) not in checked:
                     # Once a task and head: a large annotation file should not be read for every backbone.
-                    fingerprints[task] = _check_training(spec, options.output, options.elsewhere)
-                    checked.add((task, head))
-                spec.data_fingerprint = fingerprints[task]
-                specs.append(spec)
-    return specs
+                    fingerprints[entry.task] = _check_training(spec, options.output, options.elsewhere)
+                    checked.add((entry.task, entry.head))
+                spec.data_fingerprint = fingerprints[entry.task]
+                specs[spec.name] = spec
+    return list(specs.values())
+
+
+def backbones_of(options: BenchOptions) -> list[str]:
+    """The backbones of a benchmark, each once, in the order of the table's rows."""
+    if options.backbones is not None:
+        return list(dict.fromkeys(options.backbones))
+    return list(SUITES[options.suite].models) if options.suite else [DEFAULT_BACKBONE]
+
+
+def preset_of(options: BenchOptions, task: str) -> str:
+    """Which recipes a task's trainings have."""
+    if options.preset:
+        return options.preset
+    if task not in options.data:
+        return "tiny"
+    return SUITES[options.suite].preset if options.suite else "small"
 
 
 def run_here(
@@ -253,10 +295,6 @@ def _stop(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def _only_head(task: str) -> str:
-    return {"classification": "linear", "segmentation": "upernet"}[task]
-
-
 def _split_overrides(texts: Sequence[str]) -> list[tuple[str | None, str, str]]:
     """``[task.]option=value`` as (task, "cost" or None for every training; option; value)."""
     overrides: list[tuple[str | None, str, str]] = []
@@ -269,53 +307,114 @@ def _split_overrides(texts: Sequence[str]) -> list[tuple[str | None, str, str]]:
     return overrides
 
 
-def _timing(overrides: list[tuple[str | None, str, str]], device: str) -> dict[str, int]:
-    timing = TIMING | {"batch_size": THROUGHPUT_BATCH[device]}
+def _timing(overrides: list[tuple[str | None, str, str]], device: str, suite: Suite | None) -> dict[str, Any]:
+    timing: dict[str, Any] = TIMING | BATCHES[device] | {"input_sizes": list(suite.input_sizes) if suite else []}
+    if suite is None:
+        timing["max_batch"] = 0
     for owner, name, value in overrides:
         if owner == "cost":
             if name not in timing:
                 raise unknown_name("option of cost", name, timing)
-            if not value.isdecimal() or (int(value) < 1 and name != "warmup_steps"):
+            numbers = value.split(",") if name == "input_sizes" else [value]
+            least = 0 if name in MAY_BE_ZERO else 1
+            if not all(number.isdecimal() and int(number) >= least for number in numbers):
                 raise UserError(f"--set cost.{name}={value}: write a positive whole number")
-            timing[name] = int(value)
+            timing[name] = [int(number) for number in numbers] if name == "input_sizes" else int(value)
     return timing
 
 
+def _whole_spec(bare: RunSpec, head: str) -> RunSpec:
+    """The cost of a whole detector or segmentor, UPerNet as wide as in the paper's recipe."""
+    timing: dict[str, Any] = dict(TIMING)
+    if head == "upernet":
+        recipe = yaml.safe_load(recipe_of("segmentation", "paper", head, bare.model).read_text(encoding="utf-8"))
+        timing["decoder_channels"] = recipe["model"]["init_args"]["decoder_channels"]
+    return dataclasses.replace(bare, head=head, timing=timing)
+
+
 def _training_spec(
-    options: BenchOptions, task: str, head: str, bare: RunSpec, overrides: list[tuple[str | None, str, str]]
+    options: BenchOptions,
+    entry: Entry,
+    bare: RunSpec,
+    overrides: list[tuple[str | None, str, str]],
+    suite: Suite | None,
 ) -> RunSpec:
-    preset = options.preset or ("small" if task in options.data else "tiny")
-    recipe = recipe_of(task, preset, head, bare.model)
-    arguments = [f"--model.init_args.backbone={bare.model}", f"--data.init_args.seed={bare.seed}"]
+    task = entry.task
+    preset = preset_of(options, task)
+    recipe = recipe_of(task, preset, entry.head, entry.model, entry.schedule)
+    text = recipe.read_text(encoding="utf-8")
+    arguments = [f"--model.init_args.backbone={entry.model}", f"--data.init_args.seed={bare.seed}"]
     if task == "detection":
-        arguments.append(f"--model.init_args.detector={head}")
+        arguments.append(f"--model.init_args.detector={entry.head}")
+    if task == "segmentation" and suite and suite.multi_scale:
+        arguments.append("--model.init_args.multi_scale=true")
+    if yaml.safe_load(text)["model"]["init_args"].get("drop_path_rate") and not has_drop_path(entry.model):
+        arguments.append("--model.init_args.drop_path_rate=0")
     if task in options.data:
         arguments.append(f"--data.init_args.data_dir={Path(options.data[task]).expanduser().resolve()}")
     elif preset != "tiny":
         arguments.append("--data.init_args.data_dir=embedded")
     arguments += [f"--{name}={value}" for owner, name, value in overrides if owner in (None, task)]
-    text = recipe.read_text(encoding="utf-8")
     return dataclasses.replace(
-        bare, task=task, head=head, recipe=str(recipe), recipe_hash=config_hash(text), arguments=arguments
+        bare,
+        task=task,
+        head=entry.head,
+        recipe=str(recipe),
+        recipe_hash=config_hash(text),
+        arguments=arguments,
+        test_scales=list(suite.test_scales) if suite and task == "classification" else [],
     )
 
 
-def recipe_of(task: str, preset: str, head: str, model: str) -> Path:
-    """The recipe of a preset: tiny.yaml, small.yaml, or for "paper" the model's own (T's for models without one).
+def recipe_of(task: str, preset: str, head: str, model: str, schedule: str | None = None) -> Path:
+    """The recipe of a preset: tiny.yaml, small.yaml, or for "paper" the model's own.
+
+    Ablated networks have that of the published one. Networks of others have that of the variant which is nearest in
+    parameters, and so the same as their equals; the recipes of T, S and B differ in nothing but stochastic depth,
+    the decoder's width and how a step's images are split. Of Mask R-CNN's two schedules 1x is the default.
 
     Raises:
         UserError: the package has no recipe for this head.
     """
     if preset != "paper":
         return CONF / task / f"{preset}.yaml"
-    found = sorted((CONF / task).glob("*_efficientvmamba_?.yaml"))
-    if task == "detection":
-        found = [path for path in found if f"_{head}_" in path.name]
-    if not found:
+    kind = {"classification": "imagenet", "segmentation": f"ade20k_{head}"}.get(task, f"coco_{head}")
+    if head == "maskrcnn":
+        kind += f"_{schedule or '1x'}"
+    variant = split_name(model)[0]
+    if variant not in VARIANTS:
+        variant = _nearest_variant(model)
+    path = CONF / task / f"{kind}_{variant}.yaml"
+    if not path.exists():
         raise UserError(f"there is no paper recipe for {task} with {head}")
-    own = [path for path in found if path.stem.endswith(f"_{model}")]
-    like_t = [path for path in found if path.stem.endswith("_efficientvmamba_t")]
-    return (own or like_t or found)[0]
+    return path
+
+
+@functools.cache
+def _nearest_variant(model: str) -> str:
+    size = math.log(_parameters(model))
+    return min(VARIANTS, key=lambda variant: abs(math.log(_parameters(variant)) - size))
+
+
+@functools.cache
+def _parameters(model: str) -> int:
+    from evmamba.tasks.backbones import build_backbone
+
+    return sum(p.numel() for p in build_backbone(model, features_only=False, num_classes=1000).parameters())
+
+
+@functools.cache
+def has_drop_path(model: str) -> bool:
+    """Whether a network knows stochastic depth; one that does not is trained without it, the rest of a recipe kept."""
+    from evmamba.tasks.backbones import build_backbone
+
+    try:
+        build_backbone(model, features_only=False, drop_path_rate=0.1)
+    except UserError as error:
+        if "drop_path_rate" in str(error):
+            return False
+        raise
+    return True
 
 
 def _check_training(spec: RunSpec, output: Path, elsewhere: bool = False) -> str:

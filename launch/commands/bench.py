@@ -16,9 +16,11 @@ def main(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from evmamba.launch import benchmark
+    from evmamba.launch.graph import build_graph
     from evmamba.launch.progress import RunProgress
     from evmamba.launch.quiet import quiet_logs, quiet_warnings
     from evmamba.launch.report import print_table, write_report
+    from evmamba.launch.run import Resources
     from evmamba.launch.table import build_table
 
     quiet_warnings()
@@ -28,8 +30,11 @@ def main(arguments: Sequence[str]) -> int:
     console = Console()
     with console.status("checking models and data"):
         specs = benchmark.plan(options)
+        if any(benchmark.preset_of(options, task) == "paper" for task in benchmark.TASKS):
+            # The paper's detectors and segmentors start from its classifiers.
+            specs = build_graph(specs, lambda kind: Resources())
     results, interrupted = benchmark.run_here(specs, options.output, RunProgress(console, len(specs)), options.force)
-    table = build_table(results, models=list(dict.fromkeys(options.backbones)))
+    table = build_table(results, models=benchmark.backbones_of(options))
     print_table(table, console)
     written = write_report(table, options.output)
     console.print("\n" + "  ".join(map(str, written)), style="dim", highlight=False, soft_wrap=True)

@@ -28,16 +28,19 @@ def need_extra() -> None:
 
 def add_bench_options(parser: Parser) -> None:
     """The options that say what a benchmark is made of, wherever it runs; `bench_options` reads them."""
-    parser.add_argument("--backbones", default="efficientvmamba_t", help="names, with commas (default: %(default)s)")
+    parser.add_argument(
+        "--suite", help="main, peers, ablations, resolution or paper: a comparison that says what is not given here"
+    )
+    parser.add_argument("--backbones", help="names, with commas (default: efficientvmamba_t, or the suite's)")
     for task in ("classification", "detection", "segmentation"):
         parser.add_argument(f"--{task}", metavar="DIR", help=f"data folder for {task}")
     parser.add_argument("--tasks", help="which tasks, with commas (default: those with a folder, else all, embedded)")
-    parser.add_argument(
-        "--detectors", default="retinanet", help="retinanet, maskrcnn, fasterrcnn (default: %(default)s)"
-    )
+    parser.add_argument("--detectors", help="retinanet, maskrcnn, fasterrcnn (default: retinanet, or the suite's)")
     parser.add_argument("--preset", help="tiny, small or paper (default: small with a data folder, tiny without)")
     parser.add_argument("--output", type=Path, default=Path("bench"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seeds", "--seed", default="0", help="with commas: every training once with each (default: %(default)s)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
         "--precision",
@@ -52,17 +55,24 @@ def add_bench_options(parser: Parser) -> None:
     )
 
 
+def _numbers(text: str, option: str) -> list[int]:
+    if not all(name.isdecimal() for name in names(text)):
+        raise UserError(f"{option} {text}: write whole numbers with commas between them, e.g. {option} 0,1,2")
+    return [int(name) for name in names(text)]
+
+
 def bench_options(given: argparse.Namespace) -> "BenchOptions":
     from evmamba.launch import benchmark
 
     return benchmark.BenchOptions(
         output=given.output,
-        backbones=names(given.backbones),
+        suite=given.suite,
+        backbones=names(given.backbones) if given.backbones is not None else None,
         tasks=names(given.tasks) if given.tasks is not None else None,
         data={task: folder for task in benchmark.TASKS if (folder := getattr(given, task)) is not None},
-        detectors=names(given.detectors),
+        detectors=names(given.detectors) if given.detectors is not None else None,
         preset=given.preset,
-        seed=given.seed,
+        seeds=_numbers(given.seeds, "--seeds"),
         device=given.device,
         precision=given.precision,
         overrides=given.set,

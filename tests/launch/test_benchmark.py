@@ -22,7 +22,7 @@ from evmamba.launch.run import RunSpec
 
 from .handmade import made_result
 
-QUICK_COST = ("cost.timed_steps=1", "cost.warmup_steps=0", "cost.batch_size=1")
+QUICK_COST = ("cost.timed_steps=1", "cost.warmup_steps=0", "cost.batch_size=1", "cost.training_batch=0")
 
 
 def spec_of(task: str, seed: int = 0) -> RunSpec:
@@ -53,7 +53,10 @@ def test_the_plan_has_a_cost_and_every_task_for_every_backbone(tmp_path: Path):
         (model, task) for model in ("efficientvmamba_t", "resnet18") for task in kinds
     ]
     assert len({spec.hash for spec in specs}) == len({spec.name for spec in specs}) == 10
-    assert specs[0].timing == {"timed_steps": 1, "warmup_steps": 0, "batch_size": 1}
+    assert specs[0].timing == {
+        **{"timed_steps": 1, "warmup_steps": 0, "batch_size": 1},
+        **{"training_batch": 0, "max_batch": 0, "input_sizes": []},
+    }
     assert "--model.init_args.backbone=resnet18" in specs[6].arguments
     assert "--model.init_args.detector=fasterrcnn" in specs[8].arguments
     assert specs[6].arguments[-1] == "--trainer.max_steps=2"
@@ -75,14 +78,22 @@ def test_a_data_folder_limits_the_bench_to_its_task_and_takes_the_small_recipe(t
     ("task", "head", "model", "name"),
     [
         ("classification", "linear", "efficientvmamba_s", "imagenet_efficientvmamba_s.yaml"),
-        ("classification", "linear", "resnet18", "imagenet_efficientvmamba_t.yaml"),
+        ("classification", "linear", "resnet18", "imagenet_efficientvmamba_s.yaml"),  # 11.7 M parameters, as S
+        ("classification", "linear", "pvt_v2_b0", "imagenet_efficientvmamba_t.yaml"),
+        ("classification", "linear", "efficientvmamba_b-ss2d", "imagenet_efficientvmamba_b.yaml"),
         ("detection", "maskrcnn", "efficientvmamba_b", "coco_maskrcnn_1x_efficientvmamba_b.yaml"),
-        ("detection", "retinanet", "resnet18", "coco_retinanet_efficientvmamba_t.yaml"),
+        ("detection", "retinanet", "vim_tiny", "coco_retinanet_efficientvmamba_t.yaml"),
         ("segmentation", "upernet", "efficientvmamba_t", "ade20k_upernet_efficientvmamba_t.yaml"),
     ],
 )
 def test_the_paper_preset_is_the_variants_own_recipe(task: str, head: str, model: str, name: str):
     assert benchmark.recipe_of(task, "paper", head, model).name == name
+
+
+def test_mask_rcnn_has_two_schedules():
+    for schedule in ("1x", "3x"):
+        recipe = benchmark.recipe_of("detection", "paper", "maskrcnn", "efficientvmamba_t", schedule)
+        assert recipe.name == f"coco_maskrcnn_{schedule}_efficientvmamba_t.yaml"
 
 
 def test_a_detector_without_paper_recipe_is_refused():
@@ -98,6 +109,11 @@ def test_a_detector_without_paper_recipe_is_refused():
         ({"data": {"classification": "/nowhere"}}, "data folder not found: /nowhere"),
         ({"overrides": ["trainer.max_step=2"]}, "did you mean --trainer.max_steps"),
         ({"overrides": ["cost.timed_steps=none"]}, "write a positive whole number"),
+        ({"overrides": ["cost.input_sizes=224,"]}, "write a positive whole number"),
+        ({"suite": "ablation"}, "unknown suite 'ablation'; did you mean ablations"),
+        ({"suite": "paper", "backbones": ["convnext_atto"]}, "the paper's tables have nothing on convnext_atto"),
+        ({"backbones": ["efficientvmamba_t-ss3d"]}, "unknown tag of efficientvmamba_t 'ss3d'; did you mean ss2d"),
+        ({"seeds": []}, "no seed"),
     ],
 )
 def test_what_cannot_work_is_told_before_the_first_run(tmp_path: Path, changes: dict, complaint: str):

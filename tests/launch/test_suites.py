@@ -1,0 +1,210 @@
+"""Suites: what each is made of, that all its networks get the same budget, and that every one of them can be built."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+
+import evmamba
+from evmamba.launch import benchmark
+from evmamba.launch.benchmark import BenchOptions, plan
+from evmamba.launch.run import RunSpec
+from evmamba.launch.suites import ABLATED, OURS, PEERS, SUITES, entries_of, paper_entries
+from evmamba.tasks.backbones import build_backbone
+from evmamba.tasks.detection.detectors import build_detector
+from evmamba.tasks.segmentation.upernet import UPerNet
+from evmamba.variants import ABLATIONS, split_name
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans without building networks and looking at data, which other tests do."""
+    monkeypatch.setattr(benchmark, "_check_backbone", lambda name, pyramid: None)
+    monkeypatch.setattr(benchmark, "_check_training", lambda *arguments: "fingerprint")
+    monkeypatch.setattr(benchmark, "has_drop_path", lambda model: True)
+    monkeypatch.setattr(benchmark, "_nearest_variant", lambda model: "efficientvmamba_t")
+
+
+def planned(tmp_path: Path, suite: str, **options: Any) -> list[RunSpec]:
+    return plan(BenchOptions(tmp_path, suite=suite, **options))
+
+
+def test_every_name_of_a_suite_exists():
+    for suite in SUITES.values():
+        assert len(set(suite.models)) == len(suite.models)
+        for name in suite.models:
+            assert split_name(name)[0] in evmamba.list_models() or timm.is_model(name), name
+
+
+def test_the_ablations_have_every_value_of_every_switch_alone():
+    switches = [split_name(name)[1] for name in ABLATED]
+    for switch, values in ABLATIONS.items():
+        for value in values[1:]:
+            assert {switch: value} in switches
+    assert {} in switches
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_main_is_three_variants_on_three_tasks_with_the_cost_of_backbones_and_whole_networks(tmp_path: Path):
+    specs = planned(tmp_path, "main")
+    kinds = [("cost", None), ("cost", "retinanet"), ("cost", "upernet")]
+    kinds += [("classification", "linear"), ("detection", "retinanet"), ("segmentation", "upernet")]
+    assert [(spec.model, spec.task, spec.head) for spec in specs] == [(m, t, h) for m in OURS for t, h in kinds]
+    assert {spec.suite for spec in specs} == {"main"}
+    assert len({spec.name for spec in specs}) == len(specs)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_seeds_repeat_the_trainings_and_not_the_cost(tmp_path: Path):
+    specs = planned(tmp_path, "ablations", seeds=(0, 1, 2), backbones=["efficientvmamba_t-ss2d"])
+    assert [(spec.task, spec.seed) for spec in specs] == [
+        ("cost", 0), ("classification", 0), ("classification", 1), ("classification", 2),
+    ]  # fmt: skip
+    assert "--data.init_args.seed=2" in specs[-1].arguments
+    assert len({spec.hash for spec in specs}) == 4
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_same_run_in_two_suites_is_run_once(tmp_path: Path):
+    options = {"backbones": ["efficientvmamba_t"], "tasks": ["segmentation"]}
+    main, peers = planned(tmp_path, "main", **options), planned(tmp_path, "peers", **options)
+    assert [spec.hash for spec in main] == [spec.hash for spec in peers]
+    assert [spec.suite for spec in main] != [spec.suite for spec in peers]
+
+
+def setting(spec: RunSpec, name: str) -> Any:
+    """What a run trains with: its options before its recipe."""
+    given = [a.partition("=")[2] for a in spec.arguments if a.startswith(f"--{name}=")]
+    if given:
+        return yaml.safe_load(given[-1])
+    value: Any = yaml.safe_load(Path(str(spec.recipe)).read_text())
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+BUDGET = ["trainer.max_epochs", "trainer.max_steps", "trainer.precision"]
+# May differ between the paper's recipes for T, S and B.
+OWN = ("backbone", "drop_path_rate", "decoder_channels")
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small", "paper"])
+@pytest.mark.parametrize("name", ["main", "peers", "ablations", "paper"])
+@pytest.mark.usefixtures("unchecked")
+def test_all_networks_of_a_suite_have_the_same_budget(tmp_path: Path, name: str, preset: str):
+    budgets: dict[tuple, list] = {}
+    for spec in planned(tmp_path, name, preset=preset):
+        if spec.task == "cost":
+            continue
+        recipe = yaml.safe_load(Path(str(spec.recipe)).read_text())
+        model = {key: value for key, value in recipe["model"]["init_args"].items() if key not in (*OWN, "detector")}
+        data = recipe["data"]["init_args"]
+        images_per_step = data.pop("batch_size") * (setting(spec, "trainer.accumulate_grad_batches") or 1)
+        budget = [setting(spec, option) for option in BUDGET] + [images_per_step, model, data]
+        epochs = setting(spec, "trainer.max_epochs") if spec.head == "maskrcnn" and preset == "paper" else None
+        budgets.setdefault((spec.task, spec.head, epochs), []).append(budget)
+    assert budgets
+    for (task, head, _), found in budgets.items():
+        assert all(budget == found[0] for budget in found), (task, head)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_papers_suite_has_its_tables(tmp_path: Path):
+    specs = planned(tmp_path, "paper", preset="paper")
+    trained = [spec for spec in specs if spec.task != "cost"]
+    mask = [spec for spec in trained if spec.head == "maskrcnn" and spec.model == "efficientvmamba_t"]
+    assert sorted(setting(spec, "trainer.max_epochs") for spec in mask) == [12, 36]
+    assert any(spec.model == "efficientvmamba_b-eeee" for spec in trained)  # tables 5 and 8
+    assert any(spec.model == "efficientvmamba_t-iiee" for spec in trained)  # table 6
+    assert all(setting(spec, "model.init_args.multi_scale") for spec in trained if spec.task == "segmentation")
+    # Detectors and segmentors start from a classifier of the same network.
+    classified = {spec.model for spec in trained if spec.task == "classification"}
+    assert {spec.model for spec in trained} == classified
+    # Recipes below the paper's have one schedule only.
+    tiny = planned(tmp_path, "paper", preset="tiny", backbones=["efficientvmamba_t"])
+    assert [spec.head for spec in tiny if spec.task == "detection"] == ["retinanet", "maskrcnn"]
+
+
+def test_the_papers_recipes_are_the_default_on_real_data_in_its_suite_only():
+    data = {"classification": "/data"}
+    assert benchmark.preset_of(BenchOptions(suite="paper", data=data), "classification") == "paper"
+    assert benchmark.preset_of(BenchOptions(suite="paper", data=data), "detection") == "tiny"
+    assert benchmark.preset_of(BenchOptions(suite="main", data=data), "classification") == "small"
+    assert benchmark.preset_of(BenchOptions(suite="paper", data=data, preset="small"), "classification") == "small"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_resolution_measures_all_and_trains_one(tmp_path: Path):
+    specs = planned(tmp_path, "resolution", overrides=["cost.input_sizes=224,512"])
+    assert [spec.timing["input_sizes"] for spec in specs if spec.task == "cost"] == [[224, 512]] * 8
+    (training,) = [spec for spec in specs if spec.task != "cost"]
+    assert training.model == "efficientvmamba_t"
+    assert max(training.test_scales) > 1 > min(training.test_scales)
+    # Backbones named by hand are all trained.
+    named = planned(tmp_path, "resolution", backbones=["resnet18", "resnet50"])
+    assert [spec.model for spec in named if spec.task == "classification"] == ["resnet18", "resnet50"]
+
+
+def test_networks_without_stochastic_depth_are_trained_without_it():
+    assert benchmark.has_drop_path("resnet18")
+    assert benchmark.has_drop_path("efficientvmamba_t-ss2d")
+    assert not benchmark.has_drop_path("efficientvit_b0")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_recipes_stochastic_depth_is_switched_off_only_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(benchmark, "has_drop_path", lambda model: model != "efficientvit_b0")
+    for preset, expected in (("paper", [False, True]), ("tiny", [False, False])):
+        specs = planned(tmp_path, "peers", backbones=["resnet18", "efficientvit_b0"], preset=preset)
+        off = ["--model.init_args.drop_path_rate=0" in s.arguments for s in specs if s.task == "classification"]
+        assert off == expected
+
+
+def test_without_a_suite_every_model_meets_every_head():
+    entries = entries_of(None, ["a", "b"], ("classification", "detection"), ["maskrcnn", "retinanet"])
+    assert [(e.model, e.head) for e in entries] == [
+        (model, head) for model in "ab" for head in ("linear", "maskrcnn", "retinanet")
+    ]
+
+
+def built_under_every_head(name: str) -> None:
+    """A classifier, a detector of each kind and a segmentor take a small image."""
+    image = torch.rand(1, 3, 96, 80)
+    with torch.no_grad():
+        assert build_backbone(name, features_only=False, num_classes=4).eval()(image).shape == (1, 4)
+        for head in ("retinanet", "maskrcnn"):
+            detector: Any = build_detector(head, name, 3, min_size=(96,), max_size=128, channels=16).eval()
+            assert set(detector(list(image))[0]) >= {"boxes", "scores", "labels"}
+        segmentor = UPerNet(build_backbone(name, features_only=True), 5, channels=16, aux_channels=8).eval()
+        assert segmentor(image).shape == (1, 5, 24, 20)
+
+
+@pytest.mark.parametrize("name", ["efficientvmamba_t-ss2d", "vim_tiny", "mobilenetv4_conv_small", "efficientvit_b0"])
+def test_a_peer_stands_under_every_head(name: str):
+    built_under_every_head(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*OURS, *PEERS, *ABLATED, *SUITES["resolution"].models}))
+def test_every_peer_stands_under_every_head(name: str):
+    built_under_every_head(name)
+
+
+@pytest.mark.slow
+def test_the_papers_networks_have_what_its_tables_need():
+    for entry in paper_entries():
+        build_backbone(entry.model, features_only=entry.task != "classification")
+
+
+def test_a_spec_keeps_its_sweeps_and_suite_on_disk(tmp_path: Path):
+    spec = RunSpec("classification", "resnet18", "linear", 0, "cpu", None, test_scales=[0.5, 2.0], suite="resolution")
+    spec.write(tmp_path)
+    assert RunSpec.read(tmp_path / "spec.json") == spec
+    assert replace(spec, suite=None).hash == spec.hash
+    assert replace(spec, test_scales=[]).hash != spec.hash
