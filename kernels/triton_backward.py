@@ -8,9 +8,9 @@ With g_t the gradient of the state h_t and q_t = exp(delta_t A) h_{t-1}:
 
 A program is one warp of 32 lanes, one channel each, and walks over its tokens in reverse, sixteen at a time: the
 distance of the states that the forward saved, from which those between are computed again. A loop over the N states
-holds sixteen tokens of one state in registers. The sums over channels for dB, dC and d dt_low are folded across lanes
-(triton_math.fold); each program writes those of its 32 channels, and the GEMMs of triton_project.py add them up as they
-read them. Sums over tokens are accumulated in `partial`, one slice a program, and added up afterwards: no atomics, so
+holds sixteen tokens of one state in registers. The sums over channels for dB, dC and d dt_low go across lanes, folded
+(triton_math.fold) or, with TENSOR, mostly on tensor cores (triton_math.add_lanes); each program writes those of its 32
+channels, and the GEMMs of triton_project.py add them up as they read them. Sums over tokens are accumulated in `partial`, one slice a program, and added up afterwards: no atomics, so
 gradients repeat bit for bit.
 
 partial [K, B * segments, N + R + 2, D]: d A, d dt_proj weight (transposed), d dt_proj bias, d skip.
@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from .triton_forward import CHECKPOINT, load_rounded
-from .triton_math import LN2, fold, high_float, low_float, softplus, softplus_slope
+from .triton_math import LN2, add_lanes, fold, high_float, lane_selectors, low_float, softplus, softplus_slope
 
 T: tl.constexpr = tl.constexpr(CHECKPOINT)
 
@@ -61,7 +61,7 @@ def scan_backward_kernel(
     x, bc, dt_low, decay, dt_weight, dt_bias, skip, table, dy, states, carry, dx, dproj, partial,
     B, HW, L, LP, NC, segments, tokens,
     K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-    PER_GROUP: tl.constexpr, DTYPE: tl.constexpr, NVIDIA: tl.constexpr,
+    PER_GROUP: tl.constexpr, DTYPE: tl.constexpr, NVIDIA: tl.constexpr, TENSOR: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one segment for 32 channels of one group of one image.
 
@@ -92,6 +92,9 @@ def scan_backward_kernel(
     p_carry = carry + slot * N * D + i_d
     p_sum = partial + slot * (N + R + 2) * D + i_d
     p_dproj = dproj + (block.to(tl.int64) * K * B * LP + row * LP) * S
+    zero = tl.zeros([32], tl.float32)
+    zeros = (zero, zero, zero, zero)
+    selectors = lane_selectors(lane) if TENSOR else ()
     d_skip = tl.zeros([32], tl.float32)
     d_bias = tl.zeros([32], tl.float32)
     for i in range(N + R):
@@ -134,6 +137,9 @@ def scan_backward_kernel(
                 a_t = a_t + (a,)
                 q_t = q_t + (q,)
             d_bc = ()
+            low = zeros  # sums of tokens 0 to 7
+            high = zeros  # and of 8 to 15
+            odd = (zero, zero)
             gb_new = ()
             gqa_new = ()
             for t in tl.static_range(T - 1, -1, -1):
@@ -144,16 +150,31 @@ def scan_backward_kernel(
                 d_a += gq * steps[t]
                 gb_new = (gb[t] + g * b_b,) + gb_new
                 gqa_new = (gqa[t] + gq * A,) + gqa_new
-                # The first of five folds as early as its operands are there: half the registers.
-                d_bc = fold((g * us[t], dys[t] * (q_t[t] + us[t] * b_b)), lane, 16) + d_bc
+                d_b = g * us[t]
+                d_c = dys[t] * (q_t[t] + us[t] * b_b)
+                if not TENSOR:
+                    # The first of five folds as early as its operands are there: half the registers.
+                    d_bc = fold((d_b, d_c), lane, 16) + d_bc
+                elif t % 2 == 1:
+                    odd = (d_b, d_c)
+                elif t < 8:
+                    low = add_lanes((d_b, d_c), odd, selectors[t], selectors[t + 1], low)
+                else:
+                    high = add_lanes((d_b, d_c), odd, selectors[t - 8], selectors[t - 7], high)
                 g = a_t[t] * g
             gb = gb_new
             gqa = gqa_new
             tl.store(p_carry + n * D, g, mask=in_d)
             tl.store(p_sum + n * D, d_a, mask=in_d)
-            # 16 vectors (dB in lanes 0-15, dC in 16-31) into one, whose lane's last four bits are the token.
-            folded = fold(fold(fold(fold(d_bc, lane, 8), lane, 4), lane, 2), lane, 1)[0]
-            tl.store(p_out + (lane & 15) * S + 2 * n + (lane >> 4), folded)
+            if TENSOR:
+                # Eight sums left: bit 16 of the lane becomes the half, bit 8 B or C, bit 4 the token's parity.
+                folded = fold(fold(fold(low + high, lane, 16), lane, 8), lane, 4)[0]
+                token = (lane >> 4) * 8 + (lane & 3) * 2 + ((lane >> 2) & 1)
+                tl.store(p_out + token * S + 2 * n + ((lane >> 3) & 1), folded)
+            else:
+                # 16 vectors (dB in lanes 0-15, dC in 16-31) into one, whose lane's last four bits are the token.
+                folded = fold(fold(fold(fold(d_bc, lane, 8), lane, 4), lane, 2), lane, 1)[0]
+                tl.store(p_out + (lane & 15) * S + 2 * n + (lane >> 4), folded)
 
         d_logit = ()  # gradient before the softplus
         for t in tl.static_range(T):
@@ -174,9 +195,19 @@ def scan_backward_kernel(
                 d_w += d_logit[t] * tl.load(p_dt + t * S + r)
                 d_low = d_low + (d_logit[t] * b_w,)
             tl.store(p_sum + (N + r) * D, d_w, mask=in_d)
-            folded = fold(fold(fold(fold(d_low, lane, 16), lane, 8), lane, 4), lane, 2)[0]
-            folded += tl.gather(folded, lane ^ 1, 0)
-            tl.store(p_out + (lane >> 1) * S + 2 * N + r, folded, mask=(lane & 1) == 0)
+            if TENSOR:
+                sums = zeros
+                for t in tl.static_range(0, 8, 2):
+                    even, odd = (d_low[t], d_low[t + 8]), (d_low[t + 1], d_low[t + 9])
+                    sums = add_lanes(even, odd, selectors[t], selectors[t + 1], sums)
+                folded = fold(fold(sums, lane, 16), lane, 8)[0]
+                folded += tl.gather(folded, lane ^ 4, 0)
+                token = (lane >> 4) * 8 + (lane & 3) * 2 + ((lane >> 3) & 1)
+                tl.store(p_out + token * S + 2 * N + r, folded, mask=(lane & 4) == 0)
+            else:
+                folded = fold(fold(fold(fold(d_low, lane, 16), lane, 8), lane, 4), lane, 2)[0]
+                folded += tl.gather(folded, lane ^ 1, 0)
+                tl.store(p_out + (lane >> 1) * S + 2 * N + r, folded, mask=(lane & 1) == 0)
 
     tl.store(p_sum + (N + R) * D, d_bias, mask=in_d)
     tl.store(p_sum + (N + R + 1) * D, d_skip, mask=in_d)

@@ -91,6 +91,11 @@ class _Call:
     def dtype(self) -> tl.dtype:
         return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[self.x.dtype]
 
+    @property
+    def tensor_cores(self) -> bool:
+        """Whether NVIDIA's tensor cores add up over channels: they cut to 10 bits, bfloat16 has 7, the others more."""
+        return self.nvidia and self.x.dtype == torch.bfloat16
+
     def state_options(self) -> dict[str, Any]:
         options: dict[str, Any] = dict(self.sizes)
         N, R = self.sizes["N"], self.sizes["R"]
@@ -199,7 +204,8 @@ def backward(
         scan_backward_kernel[(B * cut.segments * K * blocks,)](
             call.x, *call.scan_arguments(), call.skip, call.table, dy, states, carry, dx_scan, dproj, partial,
             B, call.HW, call.L, call.Lp, call.NC, cut.segments, cut.tokens,
-            PER_GROUP=visits > 1, DTYPE=call.dtype, NVIDIA=call.nvidia, num_warps=1, **call.sizes,
+            PER_GROUP=visits > 1, DTYPE=call.dtype, NVIDIA=call.nvidia, TENSOR=call.tensor_cores, num_warps=1,
+            **call.sizes,
             **(BACKWARD_OPTIONS if call.nvidia else {}),
         )  # fmt: skip
         dx = _input_gradient(call, dproj, dx_scan, visits)

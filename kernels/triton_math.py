@@ -85,3 +85,33 @@ def fold(values, lane, M: tl.constexpr):
         send = tl.where(upper, values[i], values[i + K])
         out = out + (keep + tl.gather(send, lane ^ M, 0),)
     return out
+
+
+@triton.jit
+def lane_selectors(lane):
+    """Eight constants for `add_lanes`: number i is 1 in lanes 4i to 4i + 3 and 0 in the others."""
+    selectors = ()
+    for i in tl.static_range(8):
+        selectors = selectors + (tl.where((lane >> 2) == i, 1.0, 0.0),)
+    return selectors
+
+
+@triton.jit
+def add_lanes(even, odd, select_even, select_odd, sums):
+    """Add two pairs of vectors of 32 lanes to `sums` on NVIDIA's tensor cores, four lanes at a time.
+
+    The vectors are the quarters of a 16 x 8 matrix whose rows j and j + 8 hold lanes 4j to 4j + 3: even[0] top left,
+    even[1] below it, odd[0] and odd[1] to the right. The selectors with numbers m and n are the halves of an 8 x 8
+    matrix that puts the sums over four lanes of `even` into column m and of `odd` into column n of the 16 x 8 sums.
+    Of these, lane l holds row l / 4, columns 2 (l % 4) and the one after, in registers 0 and 1, and the same of row
+    l / 4 + 8 in registers 2 and 3. Vectors are cut to tf32 (10 bits behind the point), sums are float32.
+    """
+    return tl.inline_asm_elementwise(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
+        " {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};",
+        "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
+        [even[0], even[1], odd[0], odd[1], select_even, select_odd, sums[0], sums[1], sums[2], sums[3]],
+        dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )

@@ -95,23 +95,30 @@ def test_forward_spends_its_loop_on_exponentials(capability, save, registers, in
 
 
 @pytest.mark.parametrize(
-    ("capability", "stack", "instructions"),
-    [pytest.param(90, 112, 401, id="sm_90"), pytest.param(100, 192, 401, id="sm_100")],
+    ("capability", "tensor", "stack", "instructions"),
+    [
+        pytest.param(80, True, 208, 344, id="sm_80"),
+        pytest.param(90, True, 120, 326, id="sm_90"),
+        pytest.param(90, False, 112, 401, id="sm_90, float32's sums"),
+        pytest.param(100, True, 136, 317, id="sm_100"),
+    ],
 )
-def test_backward_keeps_three_warps_a_scheduler(capability, stack, instructions, tmp_path):
-    compiled = compile_for(capability, triton_backward.scan_backward_kernel, BACKWARD, **triton_es2d.BACKWARD_OPTIONS)
+def test_backward_keeps_three_warps_a_scheduler(capability, tensor, stack, instructions, tmp_path):
+    constants = {**BACKWARD, "TENSOR": tensor}
+    compiled = compile_for(capability, triton_backward.scan_backward_kernel, constants, **triton_es2d.BACKWARD_OPTIONS)
     used, spilled, loop = disassemble(compiled, tmp_path)
+    shuffles, products = (sum(n for name, n in loop.items() if name.startswith(kind)) for kind in ("SHFL", "HMMA"))
     assert used <= 168
     assert spilled <= stack
     assert loop["MUFU.EX2"] <= 17  # 16 tokens; nothing is exponentiated twice
-    assert sum(count for name, count in loop.items() if name.startswith("SHFL")) == 31  # 32 sums over 32 lanes
+    assert (shuffles, products) == ((7, 8) if tensor else (31, 0))  # 32 sums over 32 lanes
     assert loop.total() <= instructions
 
 
 def test_amd_compiles_without_spills():
     for kernel, constants in (
         (triton_forward.scan_forward_kernel, {**T_STAGE_1, "SAVE": True}),
-        (triton_backward.scan_backward_kernel, BACKWARD),
+        (triton_backward.scan_backward_kernel, {**BACKWARD, "TENSOR": False}),
     ):
         assembly = compile_for("gfx942", kernel, constants).asm["amdgcn"]
         assert re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", assembly) == ["0", "0"]

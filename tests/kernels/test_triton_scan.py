@@ -5,6 +5,7 @@ Needs a GPU, or Triton's interpreter: test_triton_interpreter.py runs this file 
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +19,10 @@ pytestmark = [
     *([] if INTERPRETED else [pytest.mark.gpu]),
 ]
 if INTERPRETED or torch.cuda.is_available():
-    from evmamba.kernels import triton_es2d
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    from evmamba.kernels import triton_backward, triton_es2d
 
 NAMES = ("x", "x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds")
 # Error relative to the definition's norm. dx is rounded twice to x's type, and the interpreter truncates to bfloat16.
@@ -119,6 +123,29 @@ def test_half_types_lose_no_more_than_rounding(dtype):
 @pytest.mark.parametrize("pattern", ["ss2d", "forward", "reverse"])
 def test_other_patterns_equal_the_definition(pattern):
     check((1, 3, 5, 8, 2, 2), pattern)
+
+
+def matrix_product_of_a_warp(even, odd, select_even, select_odd, sums):
+    """mma.sync.m16n8k8 for the interpreter, by the PTX manual's layout of its operands over the lanes."""
+    values = [t.handle.data for t in (*even, *odd, select_even, select_odd, *sums)]
+    lane = np.arange(32)
+    row, column = lane // 4, lane % 4
+    a, b, c = np.zeros((16, 8)), np.zeros((8, 8)), np.zeros((16, 8))
+    a[row, column], a[row + 8, column], a[row, column + 4], a[row + 8, column + 4] = values[:4]
+    b[column, row], b[column + 4, row] = values[4:6]
+    places = [(row, 2 * column), (row, 2 * column + 1), (row + 8, 2 * column), (row + 8, 2 * column + 1)]
+    for place, value in zip(places, values[6:], strict=True):
+        c[place] = value
+    d = (a @ b + c).astype(np.float32)
+    return tl.tuple([tl.tensor(TensorHandle(d[p], tl.float32), sums[0].type) for p in places])
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a GPU has the instruction itself")
+@pytest.mark.parametrize("shape", [(1, 7, 5, 8, 4, 3), (1, 3, 3, 40, 4, 1)], ids=str)
+def test_sums_over_channels_on_tensor_cores_equal_the_definition(shape, monkeypatch):
+    monkeypatch.setattr(triton_es2d._Call, "tensor_cores", True)
+    monkeypatch.setattr(triton_backward, "add_lanes", matrix_product_of_a_warp)
+    check(shape, "es2d")
 
 
 @pytest.mark.parametrize("pattern", ["forward", "reverse"])
