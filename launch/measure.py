@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from evmamba import cost
+from evmamba.launch.profiling import energy_counter
 from evmamba.launch.results import Result, device_name, provenance, write_result
 from evmamba.launch.run import RunSpec, origin_of
 from evmamba.tasks.backbones import build_backbone
@@ -30,6 +31,8 @@ SEGMENTOR_SIZE, SEGMENTOR_CLASSES = (512, 2048), 150
 REGIONS, MASKS = 1000, 100
 # A point of a curve is measured more briefly than the number of the table.
 SWEEP = {"warmup": 3, "steps": 10}
+# The board's counter moves about ten times a second.
+ENERGY_SECONDS = 3.0
 
 Point = dict[str, Any]
 
@@ -89,6 +92,7 @@ def _measure_classifier(spec: RunSpec) -> Result:
             "train_batch_size": timing["training_batch"],
             "train_peak_memory_mb": training["peak_memory_mb"],
         }
+    numbers |= _energy(model, timing["batch_size"], where["amp"], spec.device)
     brief = {name: min(SWEEP[name], steps[name]) for name in SWEEP}
 
     def at_batch(size: int) -> Point:
@@ -113,6 +117,23 @@ def _measure_classifier(spec: RunSpec) -> Result:
         details={"macs_by_op": macs.by_op},
         sweeps={name: points for name, points in sweeps.items() if points},
     )
+
+
+def _energy(model: nn.Module, batch_size: int, amp: bool, device: str) -> dict[str, float]:
+    """Joule per image of inference in batches, where NVML counts the board's energy; else nothing."""
+    energy = energy_counter(device)
+    if energy is None:
+        return {}
+    images = torch.rand(batch_size, 3, *SIZE, device=device)
+    model.to(device).eval()
+    step = cost.inference_step(model, (images,), torch.bfloat16 if amp else None)
+    steps, seconds, before = 0, 0.0, energy()
+    while seconds < ENERGY_SECONDS:
+        seconds += cost.timed(step, images.device)
+        steps += 1
+    joule = energy() - before
+    model.to("cpu")
+    return {"energy_j_per_image": joule / (steps * batch_size)}
 
 
 def sweep(name: str, values: Any, measure: Callable[[int], Point]) -> list[Point]:

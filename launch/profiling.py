@@ -211,7 +211,7 @@ def _measure_together(
             except Exception as error:  # somebody's model may fail in any way: the row says how
                 rows.append(Row(name, case, reason=_reason(error)))
         runners = [entry for entry in rows if isinstance(entry, Runner)]
-        energy = _energy_counter(options.device)
+        energy = energy_counter(options.device)
         for done in range(ROUNDS):
             report(f"measuring {cases[0].label}, round {done + 1} of {ROUNDS}")
             for runner in runners:
@@ -362,7 +362,7 @@ def free_memory() -> int:
     return max(0, free)
 
 
-def _energy_counter(device: str) -> Callable[[], float] | None:
+def energy_counter(device: str) -> Callable[[], float] | None:
     """The board's energy so far in joule, if NVML (package nvidia-ml-py) can tell."""
     if device != "cuda":
         return None

@@ -120,10 +120,10 @@ def test_energy_is_the_rise_of_the_boards_counter(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1"))
     runner = profiling.Runner("fast", Case(8, 8, 2, "inference", "eager", "float32", "contiguous"), int, 0, 0.0, [])
-    profiling._take_turn(runner, torch.device("cpu"), 0.0, profiling._energy_counter("cuda"))
+    profiling._take_turn(runner, torch.device("cpu"), 0.0, profiling.energy_counter("cuda"))
     assert runner.joules == 3
     assert profiling._row(runner, runner, with_energy=True).joule_per_image == 1.5
-    assert profiling._energy_counter("cpu") is None
+    assert profiling.energy_counter("cpu") is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,143 @@
+"""Cost runs: detectors and segmentors counted as in the paper, training steps, sweeps that end where memory does."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evmamba import cost
+from evmamba.launch import measure
+from evmamba.launch.benchmark import BenchOptions, plan
+from evmamba.launch.measure import WithAuxiliary, count, measure_cost, sweep
+from evmamba.launch.results import Result, read_result
+from evmamba.launch.run import RunSpec
+from evmamba.tasks.backbones import build_backbone
+from evmamba.tasks.segmentation.upernet import UPerNet
+
+QUICK = {"warmup_steps": 0, "timed_steps": 1, "batch_size": 2}
+
+
+def measured(tmp_path: Path, model: str, head: str | None = None, **timing: Any) -> Result:
+    spec = RunSpec("cost", model, head, 0, "cpu", None, timing=QUICK | timing, suite="main")
+    measure_cost(spec, tmp_path)
+    return read_result(tmp_path / "result.json")
+
+
+@pytest.mark.parametrize(
+    ("variant", "width", "printed", "by_hand", "parameters"),
+    [("t", 256, 230, 231, 14.5), ("s", 384, 505, 506, 28.8), ("b", 512, 930, 933, 65.4)],
+)
+def test_upernet_counts_as_in_the_papers_table_4(variant, width, printed, by_hand, parameters):
+    """The table's count is that of a prediction; the hand count has the auxiliary head, and no norms in the heads."""
+    network = UPerNet(build_backbone(f"efficientvmamba_{variant}", features_only=True), 150, width)
+    assert cost.count_parameters(network) / 1e6 == pytest.approx(parameters, abs=0.05)
+    macs, whole = count(network, (512, 2048)), count(WithAuxiliary(network), (512, 2048))
+    backbone = count(network.backbone, (512, 2048))
+    assert macs.paper / 1e9 == pytest.approx(printed, rel=0.002)
+    norms = sum(whole.by_op[kind] - backbone.by_op[kind] for kind in ("batch_norm", "avg_pool"))
+    assert round((whole.paper - norms) / 1e9) == by_hand
+
+
+@pytest.mark.parametrize(
+    ("model", "head", "parameters", "macs"),
+    [  # millions and G of the Swin paper's and of this paper's table 7
+        ("swin_tiny_patch4_window7_224", "maskrcnn", 48, 267),
+        ("resnet50", "maskrcnn", 44, 260),
+        ("vmamba_tiny", "maskrcnn", 42, 286),
+        ("efficientvmamba_b", "maskrcnn", 53, 252),
+        ("resnet50", "retinanet", 38, 239),
+    ],
+)
+def test_detectors_count_as_published(tmp_path: Path, model: str, head: str, parameters: float, macs: float):
+    result = measured(tmp_path, model, head)
+    assert round(result.cost["parameters"] / 1e6) == parameters
+    assert round(result.cost["macs"] / 1e9) == macs
+    assert result.protocol["input_size"] == [3, 800, 1280]
+    assert "latency_ms_median" not in result.cost  # on a CPU it would take minutes
+
+
+def test_counting_from_shapes_is_counting(tmp_path: Path):
+    for name in ("efficientvmamba_t", "swin_tiny_patch4_window7_224"):
+        model = build_backbone(name, features_only=False, num_classes=10)
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        assert count(model, (96, 64)) == cost.count_macs(model, (3, 96, 64))
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_cost_run_measures_what_it_is_asked(tmp_path: Path):
+    result = measured(tmp_path, "resnet10t", training_batch=2, max_batch=4, input_sizes=[64, 96])
+    assert result.suite == "main"
+    assert result.cost["train_batch_size"] == 2
+    assert result.cost["train_images_per_s"] == pytest.approx(2e3 / result.cost["train_ms_median"])
+    assert result.cost["train_peak_memory_mb"] >= 0
+    assert [point["batch_size"] for point in result.sweeps["batch_size"]] == [1, 2, 4]
+    assert [point["input_size"] for point in result.sweeps["input_size"]] == [64, 96]
+    small, large = result.sweeps["input_size"]
+    assert large["macs"] / small["macs"] == pytest.approx((96 / 64) ** 2, rel=0.1)
+    assert {"latency_ms_median", "images_per_s", "peak_memory_mb"} <= set(small)
+    assert sum(result.details["macs_by_op"].values()) == result.cost["macs"]
+
+
+def test_without_sweeps_there_are_none(tmp_path: Path):
+    result = measured(tmp_path, "resnet10t")
+    assert result.sweeps == {}
+    assert "train_images_per_s" not in result.cost
+
+
+def test_the_macs_of_the_scan_grow_with_the_pixels():
+    """Linear in the pixels, as the paper promises: 47 times as many at 1536 as at 224."""
+    model = build_backbone("efficientvmamba_t", features_only=False, num_classes=1000)
+    counts = [count(model, (side, side)) for side in (224, 1536)]
+    pixels = (1536 / 224) ** 2
+    assert counts[1].by_op["scan"] / counts[0].by_op["scan"] == pytest.approx(pixels, rel=1e-6)
+    assert counts[1].paper / counts[0].paper == pytest.approx(pixels, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), "out of memory"),
+        (RuntimeError("shape mismatch\nmore"), "shape mismatch"),
+    ],
+    ids=str,
+)
+def test_a_sweep_ends_with_its_reason_at_what_cannot_be_measured(error, reason):
+    def measure_one(value: int) -> dict[str, Any]:
+        if value > 2:
+            raise error
+        return {"images_per_s": 1.0}
+
+    points = sweep("batch_size", [1, 2, 4, 8], measure_one)
+    assert [point["batch_size"] for point in points] == [1, 2, 4]
+    assert points[-1] == {"batch_size": 4, "failed": reason}
+
+
+def test_upernets_width_comes_from_the_papers_recipe_of_an_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from evmamba.launch import benchmark
+
+    monkeypatch.setattr(benchmark, "_check_training", lambda *arguments: "fingerprint")
+    options = BenchOptions(tmp_path, suite="main", backbones=["efficientvmamba_s", "resnet50"], tasks=["segmentation"])
+    widths = [
+        spec.timing["decoder_channels"] for spec in plan(options) if spec.head == "upernet" and spec.task == "cost"
+    ]
+    assert widths == [384, 512]
+
+
+def test_a_prediction_of_upernet_is_what_its_cost_says(tmp_path: Path):
+    result = measured(tmp_path, "efficientvmamba_t", "upernet", decoder_channels=256)
+    assert result.protocol["input_size"] == [3, 512, 2048]
+    assert result.details["macs_with_auxiliary_head"] > result.cost["macs"]
+    assert measure.SEGMENTOR_CLASSES == 150
+
+
+def test_energy_is_that_of_the_images_between_two_readings(monkeypatch: pytest.MonkeyPatch):
+    readings = iter((100.0, 160.0))
+    monkeypatch.setattr(measure, "energy_counter", lambda device: lambda: next(readings))
+    monkeypatch.setattr(measure.cost, "timed", lambda step, device: 1.0)
+    model = build_backbone("resnet10t", features_only=False, num_classes=10)
+    assert measure.ENERGY_SECONDS == 3.0  # hence three steps of four images
+    assert measure._energy(model, 4, amp=False, device="cpu") == {"energy_j_per_image": 60.0 / 12}
+    monkeypatch.undo()
+    assert measure._energy(model, 4, amp=False, device="cpu") == {}
