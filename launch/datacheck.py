@@ -199,7 +199,7 @@ def check_classification(check: DataCheck, looker: Looker) -> None:
             check.splits[split]["shards"] = len(images.files)
             for k in range(len(images)):
                 file = images.files[images.shard[k]]
-                name = f"{images.names[k].decode()} in shard {file}"
+                name = f"{images.name(k)} in shard {file}"
                 places[split].append(Place(name, file, int(images.offset[k]), images.size_of(k)))
                 counts[split][names[images.labels[k]]] += 1
     else:

@@ -134,10 +134,9 @@ class ClassificationData(TaskDataModule):
         """Of shards as of the folders that they were made from."""
         if not self.sharded:
             return super().fingerprint()
-        splits = self._images.values()
         sized = (
-            (images.path(k).relative_to(self.root).as_posix(), images.size_of(k))
-            for images in splits
+            (f"{split}/{images.name(k)}", images.size_of(k))
+            for split, images in self._images.items()
             for k in range(len(images))
         )
         return files_digest(self.class_names, sized).hexdigest()[:16]
@@ -175,6 +174,8 @@ class ClassificationData(TaskDataModule):
     def _readable(self, images: FolderImages | ShardImages, split: str) -> FolderImages | ShardImages:
         paths = [images.path(k) for k in range(len(images))]
         readable = set(self.readable(paths, split, lambda _, policy: images.find_unreadable(policy)))
+        if len(readable) == len(paths):
+            return images
         return images.select([k for k, path in enumerate(paths) if path in readable])
 
 

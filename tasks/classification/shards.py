@@ -36,11 +36,12 @@ _TAIL = 64
 
 
 class Member(NamedTuple):
-    """One image in a shard: its name there, where its bytes lie, and its class number."""
+    """One image in a shard: its name there, where its bytes lie, whether both ends are right, its class number."""
 
     name: str
     offset: int
     size: int
+    complete: bool
     label: int
 
 
@@ -55,6 +56,7 @@ class ShardImages:
         shard: [n] int32, which file.
         offset: [n] int64, bytes.
         size: [n] int64, bytes.
+        complete: [n] bool, whether the first and last bytes are those of a whole image; if not, only decoding tells.
         labels: [n] int32.
     """
 
@@ -64,30 +66,33 @@ class ShardImages:
     shard: np.ndarray
     offset: np.ndarray
     size: np.ndarray
+    complete: np.ndarray
     labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.names)
 
+    def name(self, index: int) -> str:
+        return self.names[index].decode()
+
     def path(self, index: int) -> Path:
         """The image's file name, as if the shards were unpacked."""
-        return self.folder / self.names[index].decode()
+        return self.folder / self.name(index)
 
     def size_of(self, index: int) -> int:
         """Bytes of the image file."""
         return int(self.size[index])
 
-    def content(self, index: int, size: int | None = None, skip: int = 0) -> bytes:
-        """The image file's bytes, or `size` of them after `skip`.
+    def content(self, index: int) -> bytes:
+        """The image file's bytes.
 
         Raises:
             UserError: the shard is gone or shorter than it was.
         """
-        file = self.files[self.shard[index]]
-        wanted = int(self.size[index]) - skip if size is None else size
+        file, wanted = self.files[self.shard[index]], self.size_of(index)
         try:
             opened = _opened(file)
-            found = os.pread(opened.number, wanted, int(self.offset[index]) + skip)
+            found = os.pread(opened.number, wanted, int(self.offset[index]))
         except OSError as error:
             raise UserError(f"cannot read shard {file}: {error.strerror or error}") from None
         if len(found) != wanted:
@@ -96,12 +101,12 @@ class ShardImages:
 
     def read(self, index: int) -> Image.Image:
         """The image as RGB, see :func:`evmamba.tasks.images.read_image`; errors name the shard as well."""
-        name = f"{self.names[index].decode()} in shard {self.files[self.shard[index]]}"
+        name = f"{self.name(index)} in shard {self.files[self.shard[index]]}"
         return read_image(name, content=self.content(index))
 
     def select(self, rows: Sequence[int]) -> Self:
         """Only these images."""
-        kept = {key: getattr(self, key)[rows] for key in ("names", "shard", "offset", "size", "labels")}
+        kept = {key: getattr(self, key)[rows] for key in ("names", "shard", "offset", "size", "complete", "labels")}
         return replace(self, **kept)
 
     def with_files(self, files: Sequence[Path]) -> Self:
@@ -109,26 +114,18 @@ class ShardImages:
         return replace(self, files=tuple(files))
 
     def find_unreadable(self, policy: BadImagePolicy) -> dict[Path, str]:
-        """Why images cannot be read, by path; decodes all with "skip", looks at both ends of each with "stop"."""
+        """Why images cannot be read, by path; with "skip" all are decoded, with "stop" those in doubt."""
 
         def why(index: int) -> str | None:
-            if policy == "stop" and self._looks_complete(index):
-                return None
             try:
                 self.read(index)
             except UserError as error:
                 return str(error)
             return None
 
+        rows = range(len(self)) if policy == "skip" else np.flatnonzero(~self.complete).tolist()
         with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-            return {self.path(index): text for index, text in enumerate(pool.map(why, range(len(self)))) if text}
-
-    def _looks_complete(self, index: int) -> bool:
-        size = int(self.size[index])
-        if size < _TAIL:
-            return False
-        head, tail = self.content(index, 4), self.content(index, _TAIL, size - _TAIL)
-        return any(head.startswith(first) and last in tail for first, last in _COMPLETE)
+            return {self.path(row): text for row, text in zip(rows, pool.map(why, rows), strict=True) if text}
 
 
 def list_shards(root: Path, split: str) -> list[Path]:
@@ -233,6 +230,7 @@ def _columns(files: list[Path]) -> dict[str, np.ndarray]:
         "shard": np.array([number for number, _ in found], dtype=np.int32),
         "offset": np.array([member.offset for _, member in found], dtype=np.int64),
         "size": np.array([member.size for _, member in found], dtype=np.int64),
+        "complete": np.array([member.complete for _, member in found], dtype=bool),
         "labels": np.array([member.label for _, member in found], dtype=np.int32),
     }
 
@@ -243,7 +241,7 @@ def read_members(file: Path) -> list[Member]:
     Raises:
         UserError: not an uncompressed tar file, truncated or damaged, an image without label, a label without image.
     """
-    images: dict[str, tuple[str, int, int]] = {}
+    images: dict[str, tuple[str, int, int, bool]] = {}
     labels: dict[str, int] = {}
     try:
         with file.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
@@ -254,7 +252,8 @@ def read_members(file: Path) -> list[Member]:
                 if is_image_file(Path(member.name)):
                     if key in images:
                         raise UserError(f"shard {file}: {images[key][0]} and {member.name} have the same key")
-                    images[key] = (member.name, member.offset_data, member.size)
+                    complete = _looks_complete(stream.fileno(), member.offset_data, member.size)
+                    images[key] = (member.name, member.offset_data, member.size, complete)
                 elif suffix == ".cls" or (suffix == ".json" and key not in labels):
                     stored = os.pread(stream.fileno(), member.size, member.offset_data)
                     labels[key] = _label(stored, suffix, f"{member.name} in shard {file}")
@@ -264,7 +263,7 @@ def read_members(file: Path) -> list[Member]:
                 raise tarfile.ReadError(f"no end of archive at byte {archive.offset}")
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(f"shard {file} is truncated or damaged ({error}); copy it again") from None
-    alone = [name for key, (name, _, _) in images.items() if key not in labels] or sorted(labels.keys() - images.keys())
+    alone = [name for key, (name, *_) in images.items() if key not in labels] or sorted(labels.keys() - images.keys())
     if alone:
         lacking = "image" if alone[0] in labels else "label (.cls, or .json with a number as 'label')"
         more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
@@ -272,6 +271,14 @@ def read_members(file: Path) -> list[Member]:
     if not images:
         raise UserError(f"shard {file} holds no images")
     return [Member(*place, labels[key]) for key, place in images.items()]
+
+
+def _looks_complete(descriptor: int, offset: int, size: int) -> bool:
+    head, tail = (
+        os.pread(descriptor, 4, offset),
+        os.pread(descriptor, min(size, _TAIL), offset + size - min(size, _TAIL)),
+    )
+    return any(head.startswith(first) and last in tail for first, last in _COMPLETE)
 
 
 def _label(content: bytes, suffix: str, where: str) -> int:

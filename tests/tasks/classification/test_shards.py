@@ -98,13 +98,14 @@ def test_shards_describe_themselves_as_their_folders(folders: Path, packed: Path
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_are_those_of_the_folders_with_any_number_of_workers(folders: Path, packed: Path, workers: int):
-    ours, theirs = data(packed, num_workers=workers), data(folders)
+    random = {"auto_augment": "rand-m9-mstd0.5", "random_erasing": 0.25}
+    ours, theirs = data(packed, num_workers=workers, **random), data(folders, **random)
     for stage in ("train", "val"):
         found, expected = (list(getattr(module, f"{stage}_dataloader")()) for module in (ours, theirs))
         assert names(found, packed) == names(expected, folders)
         assert [batch["label"].tolist() for batch in found] == [batch["label"].tolist() for batch in expected]
-    for batch, other in zip(found, expected, strict=True):  # of evaluation, which draws nothing at random
-        assert torch.equal(batch["image"], other["image"])
+        for batch, other in zip(found, expected, strict=True):
+            assert torch.equal(batch["image"], other["image"])
 
 
 def test_evaluation_result_is_that_of_the_folders(folders: Path, packed: Path, tmp_path: Path):
