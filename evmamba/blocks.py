@@ -85,10 +85,14 @@ class ES2D(nn.Module):
         self.Ds.fill_(1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        signal, gate = self.in_proj(x).chunk(2, dim=-1)
-        signal = F.silu(to_channels_last(self.conv2d(to_channels_first(signal))))
+        signal, gate = self.signal_and_gate(x)
         norm = self.out_norm
         return self.out_proj(norm_gate(self._scan(signal), gate, norm.weight, norm.bias, norm.eps))
+
+    def signal_and_gate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What is scanned, and what the scan's result is multiplied by (before SiLU); both `[B, H, W, D]`."""
+        signal, gate = self.in_proj(x).chunk(2, dim=-1)
+        return F.silu(to_channels_last(self.conv2d(to_channels_first(signal)))), gate
 
     def _scan(self, x: Tensor) -> Tensor:
         parameters = (self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds)

@@ -19,6 +19,7 @@ COMMANDS = {
     "status": "what runs, waits, failed",
     "report": "the table again, from any result files",
     "consolidate": "make one file of a sharded checkpoint",
+    "explain": "pictures of what a network does with an image",
     "export": "write a network as ONNX, torch.export program or safetensors",
     "push": "publish a network in the Hugging Face hub's format",
     "pull": "fetch a published network",
