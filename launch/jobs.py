@@ -6,6 +6,7 @@ as good: its runs are those with a ``spec.json``.
 
 import datetime
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ REPORT = "report"
 # A progress file that has not changed for so long is no sign of life any more.
 SILENT_SECONDS = 600
 
-State = Literal["finished", "failed", "running", "queued", "waiting", "stopped", "not submitted"]
+State = Literal["finished", "failed", "running", "queued", "waiting", "stopped", "not submitted", "unknown"]
 STYLES: dict[State, str] = {
     "finished": "green",
     "failed": "red",
@@ -37,6 +38,7 @@ STYLES: dict[State, str] = {
     "waiting": "dim",
     "stopped": "yellow",
     "not submitted": "dim",
+    "unknown": "yellow",
 }
 # What SLURM's last word on a job means, and what to do about it.
 ENDINGS = {
@@ -98,8 +100,8 @@ class JobBook:
         self.submitted.setdefault(name, []).append(job)
         self.write()
 
-    def ask(self) -> dict[int, Job]:
-        """What SLURM says about the newest job of every run."""
+    def ask(self) -> dict[int, Job] | None:
+        """What SLURM says about the newest job of every run; None where it does not answer."""
         return slurm.jobs(ids[-1] for ids in self.submitted.values() if ids) if self.submitted else {}
 
 
@@ -109,7 +111,8 @@ class RunState:
 
     Attributes:
         run: its name.
-        state: "stopped" is neither finished nor failed nor at work, e.g. interrupted: --resume goes on.
+        state: "stopped" is neither finished nor failed nor at work, e.g. interrupted: --resume goes on; "unknown" was
+            submitted, but SLURM does not answer here.
         said: the rest of the sentence: what it waits for, how far it is, its main metric, why it failed.
         job: SLURM's number.
         nodes: where.
@@ -142,13 +145,14 @@ def states(folder: Path) -> list[RunState]:
     specs, book = read_specs(folder), JobBook.read(folder)
     found: dict[str, RunState] = {}
     told = book.ask()
+    jobs = told or {}
     for name, spec in specs.items():
         number = book.job_of(name)
-        job = told.get(number) if number is not None else None
-        found[name] = _state(spec, folder / RUNS_FOLDER / name, number, job, found)
+        job = jobs.get(number) if number is not None else None
+        found[name] = _state(spec, folder / RUNS_FOLDER / name, number, job, found, silent=told is None)
     number = book.job_of(REPORT)
     if number is not None:
-        found[REPORT] = _report_state(folder, number, told.get(number))
+        found[REPORT] = _report_state(folder, number, jobs.get(number))
     return list(found.values())
 
 
@@ -170,13 +174,15 @@ def table(states: Sequence[RunState]) -> Table:
 def settle(folder: Path) -> list[str]:
     """Give every run that ended without a result one that says why, and return their names.
 
-    A run is left alone while its job is live, and where nothing says that it ended.
+    A run is left alone while its job is live, and where SLURM does not answer, unless this is called in a job: the
+    report's, which starts when all others have ended.
     """
+    over = ("failed", "unknown") if "SLURM_JOB_ID" in os.environ else ("failed",)
     told = {state.run: state for state in states(folder)}
     settled: dict[str, Result] = {}
     for name, spec in read_specs(folder).items():
         run_folder, state = folder / RUNS_FOLDER / name, told[name]
-        if _result(run_folder) is None and state.state == "failed":
+        if _result(run_folder) is None and state.state in over:
             settled[name] = failed_result(spec, state.said, datetime.datetime.now(datetime.UTC))
             settled[name].run = name
             write_result(settled[name], run_folder)
@@ -212,7 +218,7 @@ def read_specs(folder: Path) -> dict[str, RunSpec]:
 
 
 def _state(
-    spec: RunSpec, folder: Path, number: int | None, job: Job | None, others: Mapping[str, RunState]
+    spec: RunSpec, folder: Path, number: int | None, job: Job | None, others: Mapping[str, RunState], silent: bool
 ) -> RunState:
     state = RunState(folder.name, "not submitted", job=number)
     if job is not None:
@@ -236,7 +242,7 @@ def _state(
     elif job is not None:
         state.state, state.said = "failed", _ending(job, folder)
     else:
-        _unknown(state, folder, number)
+        _unknown(state, folder, number, silent)
     return state
 
 
@@ -263,11 +269,14 @@ def _live(state: RunState, spec: RunSpec, folder: Path, job: Job, others: Mappin
     state.said = ", ".join(parts)
 
 
-def _unknown(state: RunState, folder: Path, number: int | None) -> None:
-    """No result, and SLURM has nothing to say: another way of running it, or long ago."""
+def _unknown(state: RunState, folder: Path, number: int | None, silent: bool) -> None:
+    """No result, and SLURM has nothing to say: another way of running it, or long ago, or it does not answer."""
     progress = _progress(folder)
     if progress is not None and progress["age"] < SILENT_SECONDS:
         state.state, state.progress, state.said = "running", progress, _how_far(progress)
+    elif number is not None and silent:
+        state.state = "unknown"
+        state.said = f"SLURM does not answer here, and there is no result; last words: {_last_words(folder)}"
     elif number is not None:
         state.state = "failed"
         state.said = f"job {number} is no longer known to SLURM and left no result; last words: {_last_words(folder)}"

@@ -158,28 +158,33 @@ class Job:
         return self.state in LIVE
 
 
-def jobs(ids: Iterable[int]) -> dict[int, Job]:
-    """What SLURM still knows of these jobs; none where it is not installed or does not answer.
+def jobs(ids: Iterable[int]) -> dict[int, Job] | None:
+    """What SLURM still knows of these jobs; None where it is not installed or does not answer.
 
     The controller knows live jobs and those that ended some minutes ago, with most details; accounting, where there is
     any, knows the older ones.
     """
     wanted = set(ids)
-    found = {job.id: job for number in _in_queue(wanted) if (job := _from_controller(number))}
+    queue = _in_queue(wanted)
+    if queue is None:
+        return None
+    found = {job.id: job for number in queue if (job := _from_controller(number))}
     missing = wanted - set(found)
     if missing:
         found |= {job.id: job for job in _from_accounting(missing)}
     return found
 
 
-def _in_queue(wanted: set[int]) -> list[int]:
+def _in_queue(wanted: set[int]) -> list[int] | None:
     """Those that the controller knows (it complains of a list with one unknown number, so it is asked for all)."""
     said = _ask(["squeue", "--noheader", "--states=all", "--me", "--format=%A"])
+    if said is None:
+        return None
     return sorted(wanted & {int(word) for word in said.split() if word.isdecimal()})
 
 
 def _from_controller(number: int) -> Job | None:
-    said = _ask(["scontrol", "show", "job", "--oneliner", str(number)])
+    said = _ask(["scontrol", "show", "job", "--oneliner", str(number)]) or ""
     fields = dict(re.findall(r"(\w+)=(\S*)", said))
     if "JobState" not in fields:
         return None
@@ -199,7 +204,8 @@ def _from_accounting(wanted: set[int]) -> list[Job]:
     columns = "JobIDRaw,State,Reason,NodeList,Elapsed,ExitCode,Timelimit"
     command = ["sacct", "--allocations", "--noheader", "--parsable2", f"--format={columns}"]
     found = []
-    for line in _ask([*command, f"--jobs={','.join(map(str, sorted(wanted)))}"]).splitlines():
+    said = _ask([*command, f"--jobs={','.join(map(str, sorted(wanted)))}"]) or ""
+    for line in said.splitlines():
         words = line.split("|")
         if len(words) == 7 and words[0].isdecimal():
             number, state, reason, nodes, elapsed, status, limit = words
@@ -213,13 +219,13 @@ def _word(text: str | None) -> str:
     return "" if text is None or text in ("None", "(null)", "None assigned", "Unknown") else text
 
 
-def _ask(command: Sequence[str]) -> str:
-    """What a query prints; nothing where it fails, since not to know is an answer here."""
+def _ask(command: Sequence[str]) -> str | None:
+    """What a query prints; None where it fails, since not to know is an answer here."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
 def _call(command: Sequence[str]) -> str:

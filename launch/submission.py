@@ -99,6 +99,8 @@ class Step:
 def steps(specs: Sequence[RunSpec], output: Path, book: JobBook) -> tuple[list[Step], dict[str, int]]:
     """What is to be done about every run, and the jobs that are on their way, by run (the report's too)."""
     told = book.ask()
+    if told is None:
+        raise UserError("squeue does not answer, so nobody knows what is on its way already; try again later")
     live = {}
     for name in book.submitted:
         number = book.job_of(name)

@@ -1,0 +1,208 @@
+"""Job scripts and SLURM's answers."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from evmamba.errors import UserError
+from evmamba.launch import slurm
+from evmamba.launch.cluster import KINDS, Cluster, JobConfig, read_cluster
+from evmamba.launch.run import RunSpec
+
+from .fake_slurm import install
+
+SPEC = RunSpec("classification", "resnet18", "linear", 0, "cuda", None)
+
+
+def header(script: str) -> list[str]:
+    return [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")]
+
+
+def script_of(folder: Path = Path("/out/runs/x"), **options: list[str]) -> str:
+    return slurm.run_script(SPEC, folder, read_cluster(None, options)["classification"])
+
+
+@pytest.mark.parametrize("name", ["single_node", "multi_node", "array", "report"])
+def test_a_template_is_a_script_that_bash_understands(name: str):
+    subprocess.run(["bash", "-n", str(slurm.TEMPLATES / f"{name}.sbatch")], check=True)
+
+
+@pytest.mark.parametrize("name", ["single_node", "multi_node", "array"])
+def test_the_signal_goes_to_the_processes_and_a_requeued_job_appends_to_its_log(name: str):
+    text = (slurm.TEMPLATES / f"{name}.sbatch").read_text()
+    assert {"--requeue", "--open-mode=append", "--signal=SIGUSR1@90"} <= set(header(text))  # not B:, the shell's
+    assert "\nsrun --kill-on-bad-exit=1 " in text
+
+
+def test_a_rendered_script_differs_from_the_persons_in_header_and_settings_only():
+    text = script_of(nodes=["2"], gpus_per_node=["8"])
+    template = (slurm.TEMPLATES / "multi_node.sbatch").read_text()
+    assert text.partition("# End of settings")[2] == template.partition("# End of settings")[2]
+    comments = [line for line in template.partition("# Settings")[0].splitlines() if not line.startswith("#SBATCH")]
+    assert [line for line in text.partition("# Settings")[0].splitlines() if not line.startswith("#SBATCH")] == comments
+
+
+def test_what_is_asked_for_stands_in_the_header_and_nothing_else_does():
+    text = script_of(
+        account=["proj"],
+        partition=["gpu"],
+        qos=["high"],
+        time=["2-00:00:00"],
+        nodes=["4"],
+        gpus_per_node=["8"],
+        cpus_per_task=["12"],
+        mem=["0"],
+        sbatch=["--constraint=a100", "--exclusive"],
+    )
+    assert set(header(text)) == {
+        f"--job-name={SPEC.name}", "--account=proj", "--partition=gpu", "--qos=high", "--time=2-00:00:00", "--nodes=4",
+        "--ntasks-per-node=8", "--gpus-per-node=8", "--cpus-per-task=12", "--mem=0", "--output=/out/runs/x/run.log",
+        "--constraint=a100", "--exclusive", "--requeue", "--open-mode=append", "--signal=SIGUSR1@90",
+    }  # fmt: skip
+    bare = header(script_of(gpus_per_node=["0"]))
+    assert not any(re.match("--(account|partition|qos|time|gpus|gres|mem|cpus)", line) for line in bare)
+    assert "--ntasks-per-node=1" in bare
+
+
+def test_gpus_in_the_clusters_own_words_replace_the_common_option():
+    cluster = read_cluster(None, {"gres": ["gpu:a100:8"], "gpus_per_node": ["8"]})
+    lines = header(slurm.run_script(SPEC, Path("/x"), cluster["classification"]))
+    assert "--gres=gpu:a100:8" in lines
+    assert not any(line.startswith("--gpus-per-node") for line in lines)
+    assert "--gres=gpu:a100:1" in header(slurm.run_script(SPEC, Path("/x"), cluster["cost"]))
+    assert "--gres" not in slurm.report_script(Path("/x"), cluster["report"])
+
+
+def run_shell(script: str, tmp_path: Path, **variables: str) -> str:
+    """Run a script with an srun that says what it was called with."""
+    fake = tmp_path / "bin" / "srun"
+    fake.parent.mkdir(exist_ok=True)
+    fake.write_text(
+        '#!/bin/sh\nprintf "<%s>" "$@"; echo; echo nccl=$NCCL_SOCKET_IFNAME omp=$OMP_NUM_THREADS '
+        "cpus=$SRUN_CPUS_PER_TASK mine=$MINE\n"
+    )
+    fake.chmod(0o755)
+    environment = {"PATH": f"{fake.parent}:/usr/bin:/bin", **variables}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_the_script_starts_the_run_in_its_environment_and_container(tmp_path: Path):
+    folder = tmp_path / "with space"
+    text = script_of(
+        folder,
+        nodes=["2"],
+        container=["apptainer exec --nv img.sif"],
+        environment=["export MINE=1", "export OMP_NUM_THREADS=3"],
+        interface=["ib0"],
+    )
+    assert run_shell(text, tmp_path, SLURM_CPUS_PER_TASK="12") == (
+        f"<--kill-on-bad-exit=1><apptainer><exec><--nv><img.sif><python><-m><evmamba.launch.run><{folder}/spec.json>\n"
+        "nccl=ib0 omp=3 cpus=12 mine=1\n"
+    )
+    plain = run_shell(script_of(folder, python=["/venv/bin/python"]), tmp_path)
+    assert plain.startswith("<--kill-on-bad-exit=1></venv/bin/python><-m>")
+    assert plain.endswith("nccl= omp= cpus= mine=\n")
+
+
+def test_the_report_settles_what_slurm_ended_before_it_writes_the_table(tmp_path: Path):
+    text = slurm.report_script(tmp_path / "my out", JobConfig(python="echo"))
+    assert run_shell(text, tmp_path) == (
+        f"-m evmamba.launch.cli status {tmp_path}/my out --settle\n"
+        f"-m evmamba.launch.cli report {tmp_path}/my out/runs --output {tmp_path}/my out\n"
+    )
+
+
+def made(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_a_cluster_file_says_everything_and_options_win(tmp_path: Path):
+    file = made(
+        tmp_path,
+        "partition: gpu\ntime: 24:00:00\ngpus_per_node: 8\nnodes: 2\nenvironment: [module load cuda]\n"
+        "runs:\n  detection: {nodes: 1, time: 0:30:00}\n  cost: {partition: small}\n",
+    )
+    cluster = read_cluster(file, {"partition": ["long"], "nodes": ["classification=4"], "environment": ["export A=1"]})
+    assert [cluster[kind].partition for kind in KINDS] == ["small", "long", "long", "long", "long", "long"]
+    assert [cluster[kind].nodes for kind in KINDS] == [1, 4, 1, 2, 1, 1]
+    assert [cluster[kind].tasks for kind in KINDS] == [1, 8, 8, 8, 8, 1]
+    assert [cluster[kind].gpus_per_node for kind in KINDS] == [1, 8, 8, 8, 8, 0]
+    assert cluster["classification"].time == "24:00:00"  # not YAML's 86400 seconds
+    assert cluster["detection"].time == "0:30:00"
+    assert cluster["detection"].environment == ("module load cuda", "export A=1")
+
+
+def test_settings_that_were_stored_are_changed_by_new_ones(tmp_path: Path):
+    file = made(tmp_path, "partition: gpu\nruns:\n  detection: {nodes: 2}\n")
+    before = read_cluster(file, {"time": ["10:00"]}).given
+    now: Cluster = read_cluster(None, {"time": ["detection=20:00"], "qos": ["high"]}, before)
+    assert (now["detection"].nodes, now["detection"].time, now["segmentation"].time) == (2, "20:00", "10:00")
+    assert {now[kind].partition for kind in KINDS} == {"gpu"}
+    assert {now[kind].qos for kind in KINDS} == {"high"}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("gpu_per_node: 8", "unknown key in .*did you mean gpus_per_node"),
+        ("runs: {detektion: {nodes: 1}}", "unknown kind of run in .*did you mean detection"),
+        ("nodes: two", "nodes must be a whole number, not 'two'"),
+        ("nodes: 0", "nodes must be at least 1"),
+        ("time: one day", "time 'one day' is none of SLURM's forms"),
+        ("nodes: [1, 2]", "nodes is one value"),
+        ("sbatch: [constraint=a100]", "must start with a dash"),
+        ("- nodes", "a cluster file holds lines like"),
+        ("nodes: {", "no valid YAML"),
+    ],
+)
+def test_a_wrong_cluster_file_is_told_in_one_line(tmp_path: Path, text: str, complaint: str):
+    with pytest.raises(UserError, match=complaint) as raised:
+        read_cluster(made(tmp_path, text), {})
+    assert "\n" not in str(raised.value)
+
+
+def test_dependencies_and_numbers_of_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fake = install(tmp_path / "slurm", monkeypatch)
+    script = made(tmp_path, "#!/bin/bash\n")
+    assert slurm.submit(script) == 100
+    assert slurm.submit(script, [100, 7]) == 101
+    assert slurm.submit(script, [100], "afterany") == 102
+    assert fake.calls("sbatch") == [
+        f"--parsable {script}",
+        f"--parsable --dependency=afterok:100:7 --kill-on-invalid-dep=yes {script}",
+        f"--parsable --dependency=afterany:100 {script}",
+    ]
+    fake.refuse_from(103)
+    with pytest.raises(UserError, match=r"sbatch --parsable .*: sbatch: error: invalid partition specified: gpu"):
+        slurm.submit(script)
+
+
+def test_the_controller_is_asked_first_and_accounting_for_what_it_forgot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fake = install(tmp_path / "slurm", monkeypatch)
+    fake.set(
+        5, JobState="RUNNING", Reason="None", NodeList="n[1-2]", RunTime="00:01:02", Restarts="2", TimeLimit="1:00"
+    )
+    fake.account("7|TIMEOUT|None|n1|01:00:01|0:0|01:00:00", "8|CANCELLED by 1000|None|None assigned|00:00:00|0:0|10:00")
+    found = slurm.jobs([5, 7, 8, 9])
+    assert set(found) == {5, 7, 8}
+    assert (found[5].live, found[5].nodes, found[5].elapsed, found[5].restarts) == (True, "n[1-2]", "00:01:02", 2)
+    assert (found[7].live, found[7].state, found[7].limit) == (False, "TIMEOUT", "01:00:00")
+    assert (found[8].state, found[8].nodes, found[8].reason) == ("CANCELLED", "", "")
+    assert fake.calls("scontrol") == ["show job --oneliner 5"]
+
+
+def test_without_slurm_and_without_accounting_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fake = install(tmp_path / "slurm", monkeypatch)
+    assert slurm.jobs([5]) == {}  # sacct fails: no accounting
+    assert fake.calls("sacct")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert slurm.jobs([5]) is None
+    assert not slurm.available()

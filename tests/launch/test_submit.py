@@ -1,0 +1,285 @@
+"""`evmamba submit`: every run once, in order, and only what is missing when it is called again."""
+
+import datetime
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from evmamba.launch import benchmark, cli, jobs
+from evmamba.launch.benchmark import BenchOptions
+from evmamba.launch.results import Result, write_result
+from evmamba.launch.run import RunSpec, failed_result
+
+from .fake_slurm import FakeSlurm, install
+from .handmade import made_result
+
+QUICK = (
+    "--backbones=resnet18",
+    "--set=trainer.max_steps=2",
+    "--set=trainer.limit_test_batches=2",
+    "--set=classification.data.init_args.image_size=32",
+    "--set=segmentation.data.init_args.crop_size=64",
+    "--set=cost.timed_steps=1",
+    "--set=cost.warmup_steps=0",
+    "--set=cost.batch_size=1",
+)
+NO_GPUS = "--gpus-per-node=0"
+
+
+def planned(options: BenchOptions) -> list[RunSpec]:
+    """What `benchmark.plan` would return, without looking at models and data."""
+    bare = RunSpec("cost", "resnet18", None, options.seeds[0], options.device, options.precision)
+    heads = {"classification": "linear", "detection": "retinanet", "segmentation": "upernet"}
+    recipes = {task: str(benchmark.recipe_of(task, "tiny", head, "resnet18")) for task, head in heads.items()}
+    return [bare, *(replace(bare, task=task, head=heads[task], recipe=recipes[task]) for task in heads)]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    monkeypatch.setattr(benchmark, "plan", planned)
+    return install(tmp_path / "slurm", monkeypatch)
+
+
+def submit(output: Path, *options: str) -> int:
+    return cli.main(["submit", f"--output={output}", *options])
+
+
+def specs_of(output: Path) -> dict[str, RunSpec]:
+    """Kind of run (as its name starts) -> spec."""
+    return {name.split("-")[0]: spec for name, spec in jobs.read_specs(output).items()}
+
+
+def finish(output: Path, spec: RunSpec) -> None:
+    result = made_result(spec.task, "resnet18", run=spec.name, cost={"latency_ms_median": 3.0})
+    result.provenance["spec_hash"] = spec.hash
+    write_result(result, output / "runs" / spec.name)
+
+
+def test_every_run_becomes_a_job_after_those_it_needs_and_the_report_comes_last(
+    tmp_path: Path, fake: FakeSlurm, capsys: pytest.CaptureFixture[str]
+):
+    output = tmp_path / "out"
+    assert submit(output, NO_GPUS, "--partition=main", "--nodes=classification=2") == 0
+    runs = output / "runs"
+    names = {kind: spec.name for kind, spec in specs_of(output).items()}
+    after = "--kill-on-invalid-dep=yes"
+    assert fake.calls("sbatch") == [
+        f"--parsable {runs / names['cost'] / 'job.sbatch'}",
+        f"--parsable {runs / names['classification'] / 'job.sbatch'}",
+        f"--parsable --dependency=afterok:101 {after} {runs / names['detection'] / 'job.sbatch'}",
+        f"--parsable --dependency=afterok:101 {after} {runs / names['segmentation_training'] / 'job.sbatch'}",
+        f"--parsable --dependency=afterok:103 {after} {runs / names['segmentation_evaluation'] / 'job.sbatch'}",
+        f"--parsable --dependency=afterany:100:101:102:103:104 {output / 'report.sbatch'}",
+    ]
+    assert "#SBATCH --nodes=2\n" in fake.script(101)
+    assert f"evmamba.launch.run {runs / names['classification']}/spec.json" in fake.script(101)
+    book = json.loads((output / "jobs.json").read_text())
+    assert book["jobs"] == {name: [100 + i] for i, name in enumerate([*names.values(), "report"])}
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{names['classification']} submitted as job 101" in printed
+    assert "2 nodes x 1 process; 16 images a step = 8 x 2 processes, lr 0.002 as in the recipe" in printed
+
+
+def test_an_edit_of_the_recipe_after_the_submission_changes_no_job(tmp_path: Path, fake: FakeSlurm):
+    output = tmp_path / "out"
+    submit(output, NO_GPUS, "--tasks=classification")
+    spec = specs_of(output)["classification"]
+    assert spec.recipe == str(output / "runs" / spec.name / "recipe.yaml")
+    assert "ClassificationModule" in Path(spec.recipe).read_text()
+
+
+def test_a_dry_run_shows_scripts_and_graph_and_does_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    fake = install(tmp_path / "slurm", monkeypatch)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert (
+        submit(
+            tmp_path / "out",
+            "--backbones=resnet18",
+            "--gpus-per-node=8",
+            "--account=proj",
+            "--preset=paper",
+            "--dry-run",
+        )
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert printed.count("#SBATCH --account=proj") == 6
+    assert printed.count("#SBATCH --gpus-per-node=8") == 4
+    found = re.search(r"sbatch --dependency=afterok:<job of (classification-resnet18-\w+)> --kill-on", printed)
+    assert found
+    assert f"{found[1]}  submit  1 node x 8 processes; 2048 images a step = 256 x 8 processes" in printed
+    assert "    └── segmentation_evaluation-resnet18" in printed
+    assert fake.calls("sbatch") == []
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_resume_submits_what_failed_and_leaves_what_is_finished_or_on_its_way(
+    tmp_path: Path, fake: FakeSlurm, capsys: pytest.CaptureFixture[str]
+):
+    output = tmp_path / "out"
+    submit(output, NO_GPUS, "--partition=main", "--time=10:00")
+    specs = specs_of(output)
+    finish(output, specs["cost"])
+    finish(output, specs["classification"])
+    fake.forget(100)
+    fake.forget(101)
+    failed = output / "runs" / specs["detection"].name
+    write_result(failed_result(specs["detection"], "no luck", datetime.datetime.now(datetime.UTC)), failed)
+    (failed / "last.ckpt").touch()
+    fake.forget(102)  # ended
+    fake.set(103, JobState="RUNNING", Reason="None")
+    capsys.readouterr()
+    assert submit(output, "--resume", "--time=detection=20:00") == 0
+    assert fake.calls("sbatch")[6:] == [
+        f"--parsable {failed / 'job.sbatch'}",
+        f"--parsable --dependency=afterany:103:104:106 {output / 'report.sbatch'}",
+    ]
+    assert fake.calls("scancel") == ["105"]
+    assert "#SBATCH --time=20:00\n" in fake.script(106)
+    assert "#SBATCH --partition=main\n" in fake.script(106)  # from the first time
+    assert not (failed / "result.json").exists()
+    assert (failed / "last.ckpt").exists()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{specs['classification'].name} finished" in printed
+    assert f"{specs['segmentation_training'].name} running as job 103" in printed
+
+    assert submit(output, "--resume") == 0
+    assert len(fake.calls("sbatch")) == 8  # all on their way
+
+
+def test_resume_waits_for_a_need_that_is_on_its_way(tmp_path: Path, fake: FakeSlurm):
+    output = tmp_path / "out"
+    submit(output, NO_GPUS)
+    for job in (100, 102, 103, 104, 105):
+        fake.forget(job)
+    fake.set(101, JobState="RUNNING")
+    submit(output, "--resume")
+    assert [call.split()[1] for call in fake.calls("sbatch")[7:]] == [
+        "--dependency=afterok:101",
+        "--dependency=afterok:101",
+        "--dependency=afterok:108",
+        "--dependency=afterany:101:106:107:108:109",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ((NO_GPUS,), "jobs were submitted to .*; --resume submits what is missing"),
+        (("--resume", "--seed=3"), "these options make other runs than those in"),
+        (("--resume", "--nodes=classification=3"), "16 images a step in its recipe, which 3 processes cannot share"),
+    ],
+)
+def test_what_would_repeat_or_change_runs_is_refused(
+    tmp_path: Path, fake: FakeSlurm, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], complaint: str
+):
+    output = tmp_path / "out"
+    submit(output, NO_GPUS)
+    count = len(fake.calls("sbatch"))
+    assert submit(output, *options) == 2
+    assert re.search(complaint, capsys.readouterr().err)
+    assert len(fake.calls("sbatch")) == count
+
+
+def test_jobs_that_were_submitted_before_sbatch_refused_are_noted(
+    tmp_path: Path, fake: FakeSlurm, capsys: pytest.CaptureFixture[str]
+):
+    output = tmp_path / "out"
+    fake.refuse_from(102)
+    assert submit(output, NO_GPUS) == 2
+    said = capsys.readouterr().err
+    assert "invalid partition specified: gpu; 2 jobs were submitted before that, --resume goes on" in said
+    assert list(json.loads((output / "jobs.json").read_text())["jobs"].values()) == [[100], [101]]
+    (fake.folder / "refuse").unlink()
+    assert submit(output, "--resume") == 0
+    assert fake.calls("sbatch")[3].startswith("--parsable --dependency=afterok:101 ")
+
+
+def test_nothing_is_submitted_twice_because_squeue_was_silent(
+    tmp_path: Path, fake: FakeSlurm, capsys: pytest.CaptureFixture[str]
+):
+    submit(tmp_path / "out", NO_GPUS)
+    count = len(fake.calls("sbatch"))
+    (fake.folder / "bin" / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    assert submit(tmp_path / "out", "--resume") == 2
+    assert "squeue does not answer" in capsys.readouterr().err
+    assert len(fake.calls("sbatch")) == count
+
+
+def test_without_slurm_the_other_ways_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "git").symlink_to(shutil.which("git") or "/usr/bin/git")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert submit(tmp_path / "out") == 2
+    assert "there is no sbatch here" in (said := capsys.readouterr().err)
+    assert "--dry-run" in said
+    assert "--local" in said
+    assert submit(tmp_path / "out", "--resume") == 2
+    assert "no sbatch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ("--node=2", "did you mean --nodes"),
+        ("--cluster=/nowhere.yaml", "/nowhere.yaml: cannot be read"),
+        ("--nodes=classification=0", "nodes must be at least 1, not 0"),
+        ("--resume", "nothing was submitted to .* yet"),
+    ],
+)
+def test_a_wrong_option_is_one_line(
+    tmp_path: Path, fake: FakeSlurm, capsys: pytest.CaptureFixture[str], option: str, complaint: str
+):
+    assert submit(tmp_path / "out", option) == 2
+    said = capsys.readouterr().err
+    assert re.search(complaint, said)
+    assert said.count("\n") == 1
+    assert fake.calls("sbatch") == []
+
+
+def test_here_too_a_run_is_not_started_when_what_it_needs_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    started = []
+
+    def run_one(spec: RunSpec, folder: Path, while_waiting) -> Result:
+        started.append(spec.task)
+        spec.write(folder)
+        if spec.task == "classification":
+            result = failed_result(spec, "no luck", datetime.datetime.now(datetime.UTC))
+        else:
+            result = made_result(spec.task, "resnet18", run=spec.name)
+        write_result(result, folder)
+        return result
+
+    monkeypatch.setattr(benchmark, "plan", planned)
+    monkeypatch.setattr(benchmark, "run_one", run_one)
+    assert submit(tmp_path / "out", "--local") == 1
+    assert started == ["cost", "classification"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    why = f"not started: needs {specs_of(tmp_path / 'out')['classification'].name}, which failed: no luck"
+    assert sum(why in note for note in report["notes"]) == 2  # the evaluation says what its training says
+
+
+@pytest.mark.slow
+def test_the_graph_runs_here_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    output = tmp_path / "out"
+    assert submit(output, "--local", "--tasks=classification,segmentation", *QUICK) == 0
+    capsys.readouterr()
+    results = {
+        kind: json.loads((output / "runs" / spec.name / "result.json").read_text())
+        for kind, spec in specs_of(output).items()
+    }
+    assert set(results) == {"cost", "classification", "segmentation_training", "segmentation_evaluation"}
+    assert "mIoU_ms" in results["segmentation_evaluation"]["metrics"]
+    assert results["segmentation_training"]["provenance"]["init_from"] == results["classification"]["run"]
+    report = json.loads((output / "report.json").read_text())
+    assert [part[0]["state"] for part in report["rows"][0]["cells"]] == ["measured"] * 3
