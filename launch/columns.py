@@ -38,6 +38,10 @@ def _two_decimals(value: float) -> str:
     return f"{value:.2f}"
 
 
+def _two_decimals_or_none(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.2f}"
+
+
 def _percent(value: float) -> str:
     return f"{value:.1f}"
 
@@ -52,7 +56,7 @@ def _metric(key: str, header: str, optional: bool = False) -> Column:
 
 COST = (
     Column("parameters", "params (M)", _two_decimals, 1e-6, "min"),
-    Column("macs", "MACs (G)", _two_decimals, 1e-9, "min"),
+    Column("macs", "MACs (G)", _two_decimals_or_none, 1e-9, "min"),
     Column("latency_ms_median", "latency (ms)", _three_digits, 1.0, "min"),
     Column("latency_ms_p95", "p95 (ms)", _three_digits, 1.0, "min", optional=True),
     Column("images_per_s", "img/s", _three_digits),

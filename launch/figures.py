@@ -21,6 +21,7 @@ VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", ACCENT: "var(--accent)", 
     color: f"var(--s{n})" for n, color in enumerate(SERIES, 1)
 }
 MARKERS = "os^Dv"
+LONGEST = 26  # characters of a name
 SIZE = (4.2, 3.4)  # inches
 STYLE = {
     "svg.fonttype": "none",
@@ -92,7 +93,7 @@ def curve_figure(
                 linewidth=1.4,
                 marker=MARKERS[n // len(SERIES) % len(MARKERS)] if len(curve.points) <= 20 else None,
                 markersize=3.5,
-                label=curve.label if curve is next(c for c in curves if c.label == curve.label) else None,
+                label=_legend(curve.label) if curve is next(c for c in curves if c.label == curve.label) else None,
             )
         if log:
             axes.set_xscale("log")
@@ -108,7 +109,7 @@ def curve_figure(
     return _svg(f"{y_label} over {x_label}, {title}", draw)
 
 
-def confusion_figure(title: str, matrix: Sequence[Sequence[float]], names: Sequence[str]) -> str:
+def confusion_figure(title: str, where: str, matrix: Sequence[Sequence[float]], names: Sequence[str]) -> str:
     """Rows are true classes, columns predicted ones; the opacity is the share of the row."""
     shares = [[value / sum(row) if sum(row) else 0.0 for value in row] for row in matrix]
 
@@ -126,7 +127,7 @@ def confusion_figure(title: str, matrix: Sequence[Sequence[float]], names: Seque
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
 
-    return _svg(f"confusion matrix, {title}", draw)
+    return _svg(f"confusion matrix, {title}, {where}", draw)
 
 
 def _svg(label: str, draw: Callable[[Any], None]) -> str:
@@ -159,8 +160,8 @@ def _plane(axes: Any, group: Group, points: list[Point], reference: list[Point],
             xs, ys, spreads = [p.x for p in chosen], [p.y for p in chosen], [p.spread or 0.0 for p in chosen]
             axes.errorbar(xs, ys, spreads, fmt="o", color=color, markersize=6, elinewidth=1, label=name, zorder=3)
     _describe(axes, group.title, x_label, group.columns[0].header)
-    axes.margins(x=0.18, y=0.15)  # room for the names
-    axes.set_xlim(left=0)
+    axes.margins(y=0.15)
+    axes.set_xlim(0, 1.2 * max(p.x for p in [*points, *reference]))  # room for the names
     axes.figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=8, labelcolor=MUTED)
     axes.figure.draw_without_rendering()  # the layout decides where the names have room
     _name_points(axes, [(p, INK) for p in points] + [(p, MUTED) for p in reference])
@@ -227,7 +228,13 @@ def _measured(table: Table, group: Group, cost: str) -> list[Point]:
 
 
 def _short(label: str) -> str:
-    return label.removeprefix("EfficientVMamba-")
+    return _legend(label).removeprefix("EfficientVMamba-")
+
+
+def _legend(label: str) -> str:
+    """A name that fits twice beside each other: timm's names go on about patches and sizes."""
+    label = label.split("_patch")[0]
+    return label if len(label) <= LONGEST else label[: LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _published(group: Group) -> list[Point]:

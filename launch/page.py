@@ -13,7 +13,7 @@ from evmamba.launch.figures import confusion_figure, cost_quality_figures, curve
 from evmamba.launch.paper import label_of, paper
 from evmamba.launch.results import Result
 from evmamba.launch.series import Curve, batch_curves, devices, size_curves, training_curves, validation_curves
-from evmamba.launch.table import Table
+from evmamba.launch.table import DASH, Table
 
 # Costs over the input's size: key, axis, unit's factor, whether the axes are logarithmic.
 SIZE_COSTS = (
@@ -21,6 +21,7 @@ SIZE_COSTS = (
     ("latency_ms_median", "latency of one image (ms)", 1.0),
     ("peak_memory_mb", "peak memory (GB)", 1 / 1024),
 )
+LARGE = 512  # pixels a side: from here on a cost's growth is that of its arithmetic, not of fixed costs
 SIZE_METRICS = (("top1", "top-1 (%)"), ("AP", "AP"), ("mIoU", "mIoU (%)"))
 
 
@@ -34,25 +35,24 @@ def to_html(table: Table) -> str:
         undefined=jinja2.StrictUndefined,
     )
     results = list(table.results)
-    if table.ablations:
-        results += [result for result in table.ablations.results if result not in results]
-    results += [result for result in table.curves if result not in results]
+    ablated = [r for r in table.ablations.results if r not in results] if table.ablations else []
     kinds = _kinds(results)
+    whole = [result for _, members in kinds for result in members if result.model in {r.model for r in ablated}]
+    studied = _kinds([*whole, *ablated])
     return templates.get_template("report.html.j2").render(
         table=table,
         figures=_markup(cost_quality_figures(table)),
-        sizes=_size_section(table),
-        batches=_batch_figures(table),
-        training=_training_figures(kinds),
+        sizes=_size_section(results),
+        batches=_batch_section(results),
+        training=_training_figures(kinds) + _training_figures([(f"{t} · ablations", m) for t, m in studied if ablated]),
         classes=[(title, classes) for title, members in kinds if (classes := per_class(members))],
         confusions=_confusions(kinds),
         galleries=_galleries(kinds),
         paper=paper(),
-        label_of=label_of,
-        runs=[_run(result) for result in results],
-        number={result.run: n for n, result in enumerate(results)},
-        # Packages' own words for a column of the paper's tables.
         paper_columns=_paper_columns,
+        label_of=label_of,
+        runs=[_run(result) for result in [*results, *ablated]],
+        number={result.run: n for n, result in enumerate([*results, *ablated])},
     )
 
 
@@ -94,56 +94,71 @@ def _training_figures(kinds: Sequence[tuple[str, list[Result]]]) -> list[Markup]
     return _markup(figures)
 
 
-def _size_section(table: Table) -> dict[str, Any]:
-    """Figures of cost and accuracy over the input's size, and a sentence on how each cost grows."""
-    results = [*table.results, *table.curves]
-    figures, growth = [], []
+def _size_section(results: Sequence[Result]) -> dict[str, Any]:
+    """Figures of cost and accuracy over the input's size, and how each cost grows: the power of the number of pixels
+    that fits its larger sizes, 1 for a linear cost."""
+    figures: list[str] = []
+    growth: dict[str, dict[str, str]] = {}
+    costs = [result for result in results if result.task == "cost" and result.head is None]
+    for n, device in enumerate(devices(costs)):
+        for key, name, unit in SIZE_COSTS:
+            if key == "macs" and n:
+                continue  # they do not depend on the device
+            curves = _scaled(size_curves(costs, key, where=device), unit)
+            if not curves:
+                continue
+            title = "counted" if key == "macs" else device
+            figures.append(curve_figure(title, "side of the image (pixels)", name, curves, log=True))
+            column = name.split(" (")[0] + ("" if key == "macs" else f", {device}")
+            for curve in curves:
+                large = [(side * side, y) for side, y in curve.points if side >= LARGE]
+                power = exponent(large if len(large) > 1 else [(side * side, y) for side, y in curve.points])
+                if power is not None:
+                    growth.setdefault(curve.label, {})[column] = f"{power:.2f}"
+    trained = [result for result in results if result.task != "cost"]
+    for key, name in SIZE_METRICS:
+        curves = size_curves(trained, key)
+        if curves:
+            figures.append(curve_figure("one training at other sizes", "side of the image (pixels)", name, curves))
+    columns = list(dict.fromkeys(column for powers in growth.values() for column in powers))
+    rows = [(label, [powers.get(column, DASH) for column in columns]) for label, powers in growth.items()]
+    return {"figures": _markup(figures), "columns": columns, "rows": rows, "from": LARGE}
+
+
+def _batch_section(results: Sequence[Result]) -> dict[str, Any]:
+    """Figures of throughput and memory over the batch, and where each sweep ended."""
+    figures = []
     costs = [result for result in results if result.task == "cost" and result.head is None]
     for device in devices(costs):
-        for key, name, unit in SIZE_COSTS:
-            curves = size_curves(costs, key, where=device)
-            if key == "macs" and device != devices(costs)[0]:
-                continue  # they do not depend on the device
-            curves = [Curve(c.label, [(x, y * unit) for x, y in c.points]) for c in curves]
-            if curves:
-                figures.append(
-                    curve_figure(
-                        device if key != "macs" else "all", "side of the image (pixels)", name, curves, log=True
-                    )
-                )
-                powers = {c.label: exponent([(x * x, y) for x, y in c.points if x >= 384] or c.points) for c in curves}
-                said = ", ".join(f"{label} {power:.2f}" for label, power in powers.items() if power is not None)
-                if said:
-                    where = "" if key == "macs" else f" on {device}"
-                    growth.append(f"{name.split(' (')[0]}{where} grows as pixels to the power of: {said}")
-    for key, name in SIZE_METRICS:
-        curves = size_curves(table.curves, key)
-        if curves:
-            figures.append(curve_figure("one checkpoint at other sizes", "side of the image (pixels)", name, curves))
-    return {"figures": _markup(figures), "growth": growth}
-
-
-def _batch_figures(table: Table) -> list[Markup]:
-    figures = []
-    results = [*table.results, *table.curves]
-    for device in devices(results):
-        there = [result for result in results if result.provenance.get("device") == device]
+        there = [result for result in costs if result.provenance.get("device") == device]
         for key, name, unit in (("images_per_s", "images/s", 1.0), ("peak_memory_mb", "peak memory (GB)", 1 / 1024)):
-            curves = [Curve(c.label, [(x, y * unit) for x, y in c.points]) for c in batch_curves(there, key)]
+            curves = _scaled(batch_curves(there, key), unit)
             if curves:
                 figures.append(curve_figure(device, "batch size", name, curves, log=True))
-    return _markup(figures)
+    ends = [
+        f"{label_of(result.model)} at {point['batch_size']}: {point['failed']}"
+        for result in costs
+        for point in result.sweeps.get("batch_size", [])
+        if point.get("failed")
+    ]
+    return {"figures": _markup(figures), "ends": ends}
 
 
-def _confusions(kinds: Sequence[tuple[str, list[Result]]]) -> list[tuple[str, Markup, int]]:
-    """One matrix a model and data set: that of its first seed."""
+def _scaled(curves: Sequence[Curve], unit: float) -> list[Curve]:
+    return [Curve(curve.label, [(x, y * unit) for x, y in curve.points]) for curve in curves]
+
+
+def _confusions(kinds: Sequence[tuple[str, list[Result]]]) -> list[tuple[str, list[Markup], int]]:
+    """By kind of training, one matrix a model: that of its first seed; and how many classes are left out."""
     found = []
     for title, results in kinds:
-        for result in _first_of_each(results):
-            if matrix := confusion(result):
-                shares, names, left_out = matrix
-                name = f"{label_of(result.model)}, {title}"
-                found.append((name, Markup(confusion_figure(name, shares, names)), left_out))
+        matrices = [(result, matrix) for result in _first_of_each(results) if (matrix := confusion(result))]
+        if matrices:
+            pictures = [
+                confusion_figure(label_of(result.model), title, shares, names)
+                for result, (shares, names, _) in matrices
+            ]
+            found.append((title, _markup(pictures), max(left_out for _, (_, _, left_out) in matrices)))
     return found
 
 

@@ -123,6 +123,7 @@ class TrainingRecord(Callback):
 
     def __init__(self) -> None:
         self.curve: list[tuple[int, float]] = []
+        self.validation: list[tuple[int, dict[str, float]]] = []
         self.seconds: list[float] = []
         self.images = 0
         self.loss: float | None = None
@@ -149,8 +150,13 @@ class TrainingRecord(Callback):
             self.loss = float(outputs["loss"])
             self.curve.append((step, round(self.loss, 5)))
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.validation.append((trainer.global_step, dict(pl_module.exact_metrics)))  # type: ignore[arg-type]
+
     def summary(self, trainer: L.Trainer) -> dict[str, Any]:
-        """Steps, epochs, images seen, seconds, images/s over whole steps (loading included), loss curve."""
+        """Steps, epochs, images seen, seconds, images/s over whole steps (loading included), curves of the loss and of
+        the metrics in validation."""
         summary: dict[str, Any] = {
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
@@ -160,7 +166,7 @@ class TrainingRecord(Callback):
         if self.seconds:
             median = statistics.median(self.seconds)
             summary["images_per_s"] = round(self.images * trainer.world_size / median, 2)
-        return summary | {"curve": self.curve}
+        return summary | {"curve": self.curve, "validation": self.validation}
 
 
 class ProgressWriter(Callback):

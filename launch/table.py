@@ -96,8 +96,6 @@ class Table:
     """The results behind the cells, in the table's order."""
     ablations: "Table | None" = None
     """The same for variants of a model, beside the model itself."""
-    curves: list[Result] = field(default_factory=list)
-    """Results that are points of a curve, not cells."""
 
 
 def build_table(results: Iterable[Result], models: Sequence[str] | None = None) -> Table:
@@ -111,20 +109,15 @@ def build_table(results: Iterable[Result], models: Sequence[str] | None = None) 
     """
     # A training that another run evaluates has no numbers of its own.
     results = [r for r in results if not (r.finished and r.protocol.get("stage") == "fit")]
-    curves = [result for result in results if is_point(result)]
-    results = [result for result in results if not is_point(result)]
     whole = [result for result in results if not split_tags(result.model)[1]]
     ablated = {split_tags(result.model)[0] for result in results if split_tags(result.model)[1]}
     table = _table(whole or results, models if whole else None)
-    table.curves = curves
     if whole and ablated:
-        table.ablations = _table([r for r in results if split_tags(r.model)[0] in ablated])
+        kinds = {(r.task, r.head) for r in results if split_tags(r.model)[1]}
+        table.ablations = _table(
+            [r for r in results if split_tags(r.model)[0] in ablated and (r.task, r.head) in kinds]
+        )
     return table
-
-
-def is_point(result: Result) -> bool:
-    """Whether a result is a point of a curve over the input's size, or a whole curve, and no cell of the table."""
-    return result.suite == "resolution" or bool(result.sweeps)
 
 
 def _table(results: list[Result], models: Sequence[str] | None = None) -> Table:
@@ -195,9 +188,17 @@ def _groups(results: list[Result]) -> list[tuple[tuple[str, ...], Group]]:
         if not result.finished and any(key[:2] == kind for key in members):
             continue
         members.setdefault(_group_key(result), []).append(result)
-    order = {"cost": 0, "classification": 1, "detection": 2, "segmentation": 3}
+    # The cost of whole detectors and segmentors comes last: what they reach matters more.
+    order = ["cost", "classification", "detection", "segmentation"]
     heads = ["", *HEADS]
-    keys = sorted(members, key=lambda k: (order[k[0]], heads.index(k[1]) if k[1] in heads else len(heads), k))
+    keys = sorted(
+        members,
+        key=lambda k: (
+            len(order) if k[0] == "cost" and k[1] else order.index(k[0]),
+            heads.index(k[1]) if k[1] in heads else len(heads),
+            k,
+        ),
+    )
     kinds = [key[:2] for key in keys]
     return [(key, _group(members[key], several=kinds.count(key[:2]) > 1)) for key in keys]
 
@@ -221,8 +222,9 @@ def _group(results: list[Result], several: bool) -> Group:
         if column.key == "elsewhere":
             shown = first.head is None and any(claims(result.model) for result in results)
         else:
-            measured = any(column.key in _numbers(result) for result in results)
-            shown = not column.optional or same_data or measured
+            # Of whole detectors and segmentors often only the size is counted.
+            optional = column.optional or (first.task == "cost" and first.head is not None)
+            shown = not optional or same_data or any(column.key in _numbers(result) for result in results)
         if shown and column.key == "images_per_s" and batch:
             column = dataclasses.replace(column, header=f"{column.header} (b{batch})")
         if shown:
@@ -236,9 +238,12 @@ def _numbers(result: Result) -> dict[str, Any]:
 
 def _measured_cells(runs: Repetitions, group: Group, label: str, notes: "Notes") -> list[Cell]:
     names = [run.run for run in runs.all]
+    reasons: dict[str, list[str]] = {}
     for failed in runs.failed:
-        seed = f" (seed {failed.provenance.get('seed')})" if len(names) > 1 else ""
-        notes.failed.append(f"{label}, {group.title}{seed}: failed: {failed.reason}")
+        reasons.setdefault(str(failed.reason), []).append(str(failed.provenance.get("seed")))
+    for reason, seeds in reasons.items():
+        which = f" (seed {', '.join(seeds)})" if len(names) > 1 else ""
+        notes.failed.append(f"{label}, {group.title}{which}: failed: {reason}")
     if not runs.finished:
         state: State = "failed" if runs.failed else "missing"
         if state == "missing":

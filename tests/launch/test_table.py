@@ -176,9 +176,12 @@ def test_ablated_networks_have_a_table_of_their_own_beside_the_whole_one():
     assert eeee.cells[0][0].text == "75.1"  # table 5
 
 
-def test_points_of_a_curve_are_no_cells():
-    whole = made_result("cost", "resnet18")
-    small = made_result("cost", "resnet18", suite="resolution", protocol={"input_size": [3, 64, 64]})
-    table = build_table([whole, small])
-    assert len(table.groups) == 1
-    assert table.curves == [small]
+def test_costs_at_two_sizes_share_no_column_and_whole_models_show_what_was_counted():
+    whole = made_result(
+        "cost", "efficientvmamba_t", head="maskrcnn", cost={"parameters": 26e6, "macs": 188e9, "batch_size": 1}
+    )
+    whole.protocol["input_size"] = [3, 800, 1280]
+    table = build_table([made_result("cost", "efficientvmamba_t"), whole])
+    assert [group.title for group in table.groups] == ["cost", "cost · Mask R-CNN at 1280 x 800"]
+    assert [column.key for column in table.groups[1].columns] == ["parameters", "macs"]
+    assert texts(table, 1, 1) == ["11", "60"]  # table 7
