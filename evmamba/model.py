@@ -312,7 +312,8 @@ class EfficientVMamba(
         self.head.fc.to(device, dtype)
         self.num_classes = num_classes
         # What save_pretrained writes must fit the weights.
-        self._hub_mixin_config |= {"num_classes": num_classes, "global_pool": global_pool}
+        assert isinstance(self._hub_mixin_config, dict)
+        self._hub_mixin_config.update(num_classes=num_classes, global_pool=global_pool)
 
 
 class FeaturePyramid(

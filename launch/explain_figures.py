@@ -28,7 +28,7 @@ def draw_scan(image: Image.Image, groups: Tensor, height: int, width: int, title
     for k, (axis, path) in enumerate(zip(axes, groups.tolist(), strict=True)):
         axis.imshow(image, alpha=0.45, extent=(0, width, height, 0))
         tokens = np.array([(p % width + 0.5, p // width + 0.5) for p in path if p >= 0])
-        lines = LineCollection(np.stack([tokens[:-1], tokens[1:]], axis=1), cmap="plasma", linewidths=1.2)
+        lines = LineCollection(list(np.stack([tokens[:-1], tokens[1:]], axis=1)), cmap="plasma", linewidths=1.2)
         lines.set_array(np.arange(len(tokens) - 1))
         axis.add_collection(lines)
         axis.scatter(*tokens.T, c=np.arange(len(tokens)), cmap="plasma", s=7, zorder=3)

@@ -34,7 +34,9 @@ def push(network: Network, target: str, private: bool = False) -> str:
     if kind not in KINDS:
         raise UserError(f"only EfficientVMamba's networks are published in this format, not a {kind}")
     assert isinstance(network.model, EfficientVMamba | FeaturePyramid)
-    config = dict(network.model._hub_mixin_config) | {KIND_KEY: kind, CLASSES_KEY: network.class_names}
+    arguments = network.model._hub_mixin_config
+    assert isinstance(arguments, dict)
+    config = arguments | {KIND_KEY: kind, CLASSES_KEY: network.class_names}
     try:
         if _is_folder(target):
             network.model.save_pretrained(target, config=config)
@@ -61,7 +63,8 @@ def pull(origin: str, output: Path, revision: str | None = None) -> str:
         raise UserError(f"{origin} holds no network that `evmamba push` wrote (its config.json has no {KIND_KEY})")
     model = kind.from_pretrained(origin, revision=revision, strict=True)
     save_checkpoint(model, output)
-    classes = len(config.get(CLASSES_KEY) or [])
+    names = config.get(CLASSES_KEY)
+    classes = len(names) if isinstance(names, list) else 0
     return f"{output}: {kind.__name__}{f', {classes} classes' if classes else ''}"
 
 

@@ -15,6 +15,7 @@ from evmamba.tasks.classification.data import evaluation_transform
 from evmamba.tasks.classification.gallery import draw_prediction as draw_class
 from evmamba.tasks.detection.gallery import distinct, draw_objects
 from evmamba.tasks.detection.metrics import encode_mask
+from evmamba.tasks.segmentation import SegmentationModule
 from evmamba.tasks.segmentation.augment import normalise
 from evmamba.tasks.segmentation.gallery import draw_prediction as draw_labels
 from evmamba.tasks.segmentation.gallery import palette
@@ -91,6 +92,7 @@ class SegmentationPredictor(Predictor):
 
     def predict(self, image: Image.Image, min_score: float) -> tuple[dict[str, Any], dict[str, Image.Image]]:
         batch: Tensor = normalise(pil_to_tensor(image))[None].to(self.device)
+        assert isinstance(self.module, SegmentationModule)
         labels = predict_labels(self.module, batch, (image.height, image.width), self.module.inference)[0]
         found = labels.to(torch.uint8).cpu().numpy()
         counts = np.bincount(found.ravel(), minlength=len(self.class_names))

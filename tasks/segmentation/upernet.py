@@ -80,10 +80,14 @@ class RegionPool(nn.AdaptiveAvgPool2d):
     with matrices that follow from the map's size.
     """
 
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_exporting():
             return super().forward(x)
-        rows, columns = (_region_weights(self.output_size, length, x) for length in x.shape[-2:])
+        rows, columns = (_region_weights(self.size, length, x) for length in x.shape[-2:])
         return rows @ x @ columns.mT
 
 
