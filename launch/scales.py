@@ -1,33 +1,35 @@
 """One classifier at several image sizes: how far its accuracy carries beyond the size that it was trained at."""
 
-import tempfile
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+import lightning as L
 
 from evmamba.launch.measure import sweep
-from evmamba.launch.run import RunSpec
-from evmamba.launch.train import EvmambaCLI
+from evmamba.tasks.base import TaskModule
+from evmamba.tasks.classification import ClassificationData
+from evmamba.tasks.classification.data import evaluation_transform
 
 MULTIPLE = 16
 
 
-def accuracy_at_scales(spec: RunSpec, model: nn.Module, training_size: int) -> list[dict[str, Any]]:
-    """Test a trained classifier at `spec.test_scales` times its training size, with its run's own options.
+def accuracy_at_scales(
+    trainer: L.Trainer, model: TaskModule, data: ClassificationData, scales: Iterable[float]
+) -> list[dict[str, Any]]:
+    """Test a trained classifier at `scales` times its training size, as its own test does it at that size.
 
     Returns:
         Rising sizes (multiples of 16 pixels, at least 32), each with the metrics there.
     """
-    sizes = {max(32, MULTIPLE * round(scale * training_size / MULTIPLE)) for scale in spec.test_scales}
+    sizes = sorted({max(32, MULTIPLE * round(scale * data.image_size / MULTIPLE)) for scale in scales})
+    own = data.val_set.transform
 
     def at_size(side: int) -> dict[str, Any]:
-        # In a folder of its own: a second logger would take the training's log for its own and empty it.
-        with tempfile.TemporaryDirectory() as folder:
-            options = [*spec.cli_arguments(Path(folder)), f"--data.init_args.image_size={side}"]
-            cli = EvmambaCLI(options, run=False)
-            cli.model.load_state_dict(model.state_dict())
-            cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
-            return dict(cli.model.exact_metrics)
+        data.val_set.transform = evaluation_transform(side, data.crop_ratio)
+        trainer.test(model, datamodule=data, verbose=False)
+        return dict(model.exact_metrics)
 
-    return sweep("input_size", sorted(sizes), at_size)
+    try:
+        return sweep("input_size", sizes, at_size)
+    finally:
+        data.val_set.transform = own

@@ -95,6 +95,7 @@ class ClassificationData(TaskDataModule):
         if not 0 < crop_ratio <= 1:
             raise UserError(f"data.crop_ratio must be in (0, 1], not {crop_ratio}")
         self.image_size = image_size
+        self.crop_ratio = crop_ratio
         self.sharded = any(list_shards(self.root, split) for split in SPLITS)
         if staging_dir is not None and not self.sharded:
             raise UserError(
