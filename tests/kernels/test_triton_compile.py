@@ -34,6 +34,8 @@ FORWARD = {"K": 4, "N": 16, "NP": 16, "START": False, "PER_GROUP": False, "DTYPE
 T_STAGE_1 = {**FORWARD, "D": 96, "R": 3, "S": 36, "BD": triton_es2d.BLOCK}
 BACKWARD = {"K": 4, "D": 96, "N": 16, "R": 3, "S": 36, "PER_GROUP": False, "DTYPE": tl.bfloat16}
 
+DOTS = {"BM": 64, "BS": 64, "BD": 64}
+
 
 def compile_for(target, kernel, constants, num_warps=1, **options):
     is_amd = target == "gfx942"
@@ -124,19 +126,66 @@ def test_amd_compiles_without_spills():
         assert re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", assembly) == ["0", "0"]
 
 
+SIZES = {"D": 96, "N": 16, "R": 3, "S": 36}
+OTHER_KERNELS = {
+    "segments": (
+        triton_forward.segment_state_kernel,
+        {name: T_STAGE_1[name] for name in T_STAGE_1 if name not in ("START", "PER_GROUP")} | {"REVERSE": True},
+    ),
+    "projections": (triton_project.project_kernel, {**SIZES, "BM": 128, "BS": 64, "BK": 32, "HALF_DOT": True}),
+    "input gradient": (triton_project.input_gradient_kernel, {**SIZES, **DOTS, "K": 4, "NB": 3, "PER_GROUP": False}),
+    "weight gradient": (triton_project.weight_gradient_kernel, {**SIZES, **DOTS, "K": 4, "NB": 3, "NS": 1}),
+    "norm": (triton_norm.norm_gate_kernel, {"D": 96, "BM": 16, "BD": 128}),
+    "norm backward": (triton_norm.norm_gate_backward_kernel, {"D": 96, "BM": 16, "BD": 128}),
+}
+
+
 @pytest.mark.parametrize("target", [80, 100, "gfx942"], ids=str)
 def test_other_kernels_compile(target):
-    sizes = {"D": 96, "N": 16, "R": 3, "S": 36}
-    precision = {"PRECISION": "ieee" if target == "gfx942" else "tf32"}
-    dots = {"BM": 64, "BS": 64, "BD": 64, **precision}
-    states = {**T_STAGE_1, "REVERSE": True}
-    for name in ("START", "PER_GROUP"):
-        del states[name]
-    for kernel, constants in (
-        (triton_project.project_kernel, {**sizes, "BM": 128, "BS": 64, "BK": 32, "HALF_DOT": True, **precision}),
-        (triton_project.input_gradient_kernel, {**sizes, **dots, "K": 4, "NB": 3, "PER_GROUP": False}),
-        (triton_project.weight_gradient_kernel, {**sizes, **dots, "K": 4, "NB": 3, "NS": 1}),
-        (triton_norm.norm_gate_backward_kernel, {"D": 96, "BM": 16, "BD": 128}),
-    ):
-        assert compile_for(target, kernel, constants, num_warps=4).asm
-    assert compile_for(target, triton_forward.segment_state_kernel, states).asm
+    for name, (kernel, constants) in OTHER_KERNELS.items():
+        precision = {"PRECISION": "ieee" if target == "gfx942" else "tf32"} if "PRECISION" in kernel.arg_names else {}
+        num_warps = 1 if name == "segments" else 4
+        assert compile_for(target, kernel, {**constants, **precision}, num_warps=num_warps).asm
+
+
+BATCH_SIZED = {"%B", "%HW", "%M", "%rows", "%z_stride"}
+
+
+def sources_of_short_offsets(ttir):
+    """For every pointer offset of 32 bits, except into the table of pixels: the arguments and loads it comes from."""
+    sources, found = {}, []  # names are used again in other blocks: what was defined last is meant
+
+    def from_all(names):
+        return set().union(*(sources.get(name, {name}) for name in names))
+
+    for line in ttir.splitlines():
+        text = line.split(" loc(")[0]
+        names = re.findall(r"%[\w.]+", text)
+        if "scf.for" in text:
+            carried = re.search(r"iter_args\((.*?)\) ->", text)
+            counter, *bounds = re.findall(r"%[\w.]+", text.split("scf.for")[1])[:4]
+            sources[counter] = from_all(bounds)
+            for name, start in re.findall(r"(%[\w.]+) = (%[\w.]+)", carried[1] if carried else ""):
+                sources[name] = from_all([start])
+        elif match := re.match(r"\s*(%[\w.]+)(?::\d+)? = ([\w.]+)", text):
+            sources[match[1]] = {"load"} if match[2] == "tt.load" else from_all(names[1:])
+            if match[2] == "tt.addptr" and re.search(r"[ x]i32>?$", text) and "%table" not in from_all(names[1:2]):
+                found.append((line, from_all(names[2:3])))
+    return found
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        pytest.param((triton_forward.scan_forward_kernel, {**T_STAGE_1, "SAVE": True}), id="forward"),
+        pytest.param((triton_backward.scan_backward_kernel, {**BACKWARD, "TENSOR": True}), id="backward"),
+        *(pytest.param(kernel, id=name) for name, kernel in OTHER_KERNELS.items()),
+    ],
+)
+def test_offsets_that_grow_with_the_batch_have_64_bits(kernel):
+    function, constants = kernel
+    precision = {"PRECISION": "tf32"} if "PRECISION" in function.arg_names else {}
+    offsets = sources_of_short_offsets(compile_for(90, function, {**constants, **precision}).asm["ttir"])
+    assert offsets
+    for line, sources in offsets:
+        assert not sources & (BATCH_SIZED | {"load"}), line
