@@ -1,0 +1,35 @@
+"""A callback that makes one process of a training fail; recipes of tests name it by its path."""
+
+import os
+import signal
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from evmamba.errors import UserError
+
+FAILED = "failed-here"
+
+
+class Misbehave(Callback):
+    """Fail at the second step, and leave a file of that moment, FAILED, in the run's folder.
+
+    Args:
+        rank: of the process that fails.
+        how: "error", "user_error", or "killed" without a word.
+    """
+
+    def __init__(self, rank: int, how: str) -> None:
+        self.rank = rank
+        self.how = how
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: object) -> None:
+        if trainer.global_rank != self.rank or trainer.global_step != 1:
+            return
+        Path(trainer.default_root_dir, FAILED).touch()
+        if self.how == "error":
+            raise RuntimeError("this rank's own error")
+        if self.how == "user_error":
+            raise UserError("this rank's own mistake")
+        os.kill(os.getpid(), signal.SIGKILL)
