@@ -220,6 +220,7 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
     Leaves those weights in the folder. A "fit" stops there; its result has no metrics.
     """
     from evmamba.launch.record import ProgressWriter, ResultWriter, TrainingRecord, add_callbacks, weights_in_memory
+    from evmamba.launch.strategies import whole_parameters
     from evmamba.launch.train import EvmambaCLI
     from evmamba.launch.weights import save_weights
 
@@ -228,24 +229,27 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
     record = TrainingRecord()
     writer = ResultWriter(folder, cli.plain_config(), spec.name, weights_in_memory(cli.trainer), origin_of(spec))
     writer.suite = spec.suite
-    add_callbacks(cli.trainer, record, ProgressWriter(folder, record), *([] if spec.stage == "fit" else [writer]))
+    add_callbacks(cli.trainer, record, ProgressWriter(folder, record))
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     if cli.trainer.interrupted:
         raise KeyboardInterrupt
     writer.training = record.summary(cli.trainer)
-    if cli.trainer.is_global_zero:
-        save_weights(cli.model, folder)
-    if spec.stage == "fit":
+    with whole_parameters(cli.trainer):
         if cli.trainer.is_global_zero:
-            trained = writer.result(cli.trainer, cli.model, cli.datamodule)
-            trained.metrics, trained.details = {}, {}
-            trained.protocol["stage"] = "fit"
-            write_result(trained, folder)
+            save_weights(cli.model, folder)
+            if spec.stage == "fit":
+                trained = writer.result(cli.trainer, cli.model, cli.datamodule)
+                trained.metrics, trained.details = {}, {}
+                trained.protocol["stage"] = "fit"
+                write_result(trained, folder)
+    if spec.stage == "fit":
         return
     if spec.test_scales:
         from evmamba.launch.scales import accuracy_at_scales
 
-        writer.sweeps = {"input_size": accuracy_at_scales(spec, cli.model, cli.datamodule.image_size)}
+        points = accuracy_at_scales(cli.trainer, cli.model, cli.datamodule, spec.test_scales)
+        writer.sweeps = {"input_size": points}
+    add_callbacks(cli.trainer, writer)
     cli.model.output_dir = folder
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
 

@@ -218,6 +218,12 @@ class FSDP2(WholeInEvaluation, ModelParallelStrategy):
         return unsharded(self.lightning_module)
 
 
+def whole_parameters(trainer: L.Trainer) -> contextlib.AbstractContextManager:
+    """Hold whole parameters on every process, to save or count them after training; all processes enter and leave."""
+    strategy = trainer.strategy
+    return strategy.gathered() if isinstance(strategy, WholeInEvaluation) else contextlib.nullcontext()
+
+
 def check_strategy(trainer: Namespace, checkpoint: str | Path | None = None, fitting: bool = False) -> None:
     """Refuse what does not go together, before data is read.
 

@@ -3,6 +3,7 @@
 Everything here is collective: all processes call it, in the same order.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -67,16 +68,20 @@ def _size(module: nn.Module) -> int:
 def unsharded(module: nn.Module) -> Iterator[None]:
     """Hold whole parameters on every process, so that forward has nothing collective in it.
 
-    Processes may then run it different numbers of times, as in an evaluation. The parameters must not be changed.
+    Processes may then run it different numbers of times, as in an evaluation, and each has the whole state_dict. The
+    parameters must not be changed.
     """
     units = [unit for unit in module.modules() if isinstance(unit, FSDPModule)]
+    hooks = [unit._state_dict_pre_hooks for unit in units]  # which would split the parameters again
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
+        unit._state_dict_pre_hooks = OrderedDict()
     try:
         yield
     finally:
-        for unit in units:
+        for unit, before in zip(units, hooks, strict=True):
+            unit._state_dict_pre_hooks = before
             unit.reshard()
             unit.set_reshard_after_forward(True, recurse=False)
 
