@@ -232,7 +232,9 @@ def check_detection(check: DataCheck, looker: Looker) -> None:
         try:
             folder, file = find_split(check.root, split)
             check.layout = f"COCO, {folder.relative_to(check.root).as_posix().replace(split, '{train,val}')}"
+            row = looker.bar.add_task(f"{split} annotations", total=1)
             read[split] = annotations = _annotations(check, file)
+            looker.bar.advance(row)
         except UserError as error:
             check.error(str(error))
             continue
@@ -244,7 +246,7 @@ def check_detection(check: DataCheck, looker: Looker) -> None:
         if counts["no_area"]:
             check.warn(f"{_count(counts['no_area'], 'box')} of no area in {file.name}; not trained on")
         if counts["clipped"]:
-            check.warn(f"{_count(counts['clipped'], 'box')} reach outside the image in {file.name}; clipped")
+            check.warn(f"{_count(counts['clipped'], 'box')} reaching outside the image in {file.name}; clipped")
         if 0 < counts["without_mask"] < boxes:
             check.warn(f"{_count(counts['without_mask'], 'box')} without a mask in {file.name}; not for Mask R-CNN")
         named = {record.file_name for record in annotations.images}
@@ -311,7 +313,7 @@ def check_segmentation(check: DataCheck, looker: Looker, options: LabelOptions) 
             continue
         places[split] = [Place(str(pair.image), pair.image) for pair in pairs]
         found = looker(look_at_pair, pairs, f"{split} labels")
-        for kind, text in (("unreadable", "cannot be read"), ("mismatched", "differ in size from their images")):
+        for kind, text in (("unreadable", "cannot be read"), ("mismatched", "of another size than the image")):
             problems = [problem for problem, its_kind, _ in found if its_kind == kind]
             if problems:
                 check.error(f"{_count(problems, 'label file')} of {split} {text}", problems)

@@ -3,19 +3,22 @@
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from evmamba.errors import UserError
 
+Item = TypeVar("Item")
 BadImagePolicy = Literal["stop", "skip"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+ITEMS_A_TASK = 64
 
 # What a page shows behind a transparent picture.
 BACKGROUND = (255, 255, 255)
@@ -122,9 +125,20 @@ def find_unreadable(paths: Sequence[Path], policy: BadImagePolicy) -> dict[Path,
     Returns:
         For every unreadable file why, in the order given.
     """
+    return find_faults(paths, lambda path: why_unreadable(path, decode=policy == "skip"))
+
+
+def find_faults(items: Sequence[Item], why: Callable[[Item], str | None]) -> dict[Item, str]:
+    """Ask `why` about every item, in threads; return its answers other than None, in the order given."""
+
+    def ask(part: Sequence[Item]) -> list[tuple[Item, str]]:
+        answers = ((item, why(item)) for item in part)
+        return [(item, answer) for item, answer in answers if answer is not None]
+
+    # In parts: a million tasks of their own would take gigabytes before the first begins.
+    parts = [items[k : k + ITEMS_A_TASK] for k in range(0, len(items), ITEMS_A_TASK)]
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        reasons = pool.map(lambda path: why_unreadable(path, decode=policy == "skip"), paths)
-        return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason is not None}
+        return dict(fault for faults in pool.map(ask, parts) for fault in faults)
 
 
 def handle_unreadable(bad: dict[Path, str], total: int, policy: BadImagePolicy, where: str) -> None:

@@ -26,7 +26,7 @@ from PIL import Image
 
 from evmamba.errors import UserError
 from evmamba.tasks.cache import cache_folder
-from evmamba.tasks.images import BadImagePolicy, is_image_file, read_image
+from evmamba.tasks.images import BadImagePolicy, find_faults, is_image_file, read_image
 
 INDEX_VERSION = 1
 MAX_OPEN_FILES = 128  # per process: shells often allow 1024, which a data set may have in shards
@@ -124,8 +124,7 @@ class ShardImages:
             return None
 
         rows = range(len(self)) if policy == "skip" else np.flatnonzero(~self.complete).tolist()
-        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-            return {self.path(row): text for row, text in zip(rows, pool.map(why, rows), strict=True) if text}
+        return {self.path(row): text for row, text in find_faults(rows, why).items()}
 
 
 def list_shards(root: Path, split: str) -> list[Path]:

@@ -174,7 +174,7 @@ def test_images_in_shards_are_decoded(sound: Path, tmp_path: Path):
         (lambda c: c["annotations"][2].update(category_id=99999), "error: .*category_id 99999 is not in the file"),
         (lambda c: c["annotations"][2].update(bbox=[1, 2, 3]), "error: .*bbox is not four numbers"),
         (lambda c: c["annotations"][0].update(bbox=[3, 3, 0, 9]), "warning: 1 box of no area in .*; not trained on"),
-        (lambda c: c["annotations"][0].update(bbox=[-9, 3, 30, 30]), "warning: 1 box reach outside the image"),
+        (lambda c: c["annotations"][0].update(bbox=[-9, 3, 30, 30]), "warning: 1 box reaching outside the image"),
         (lambda c: c["annotations"][0].update(segmentation=[["x"]]), "warning: masks that cannot be used.*polygon"),
         (lambda c: c["images"][1].update(width=33), "error: 1 image of train of another size than annotated: .*33x"),
         (lambda c: c["images"][1].update(file_name="no.jpg"), "error: 1 image named in .* and not in .*no.jpg"),
@@ -217,7 +217,7 @@ def test_labels_out_of_range_and_of_the_wrong_size(copy: Callable[[str], Path]):
     labels[2].write_bytes(b"no label")
     lines = found(root)
     assert lines[0].startswith("error: 1 label file of train cannot be read: ")
-    assert lines[1].startswith(f"error: 1 label file of train differ in size from their images: label {labels[1]} is")
+    assert lines[1].startswith(f"error: 1 label file of train of another size than the image: label {labels[1]} is")
     assert lines[2].startswith("error: 1 label out of range")
     assert f"200 in {labels[0]}" in lines[2]
     assert len(lines) == 3
