@@ -157,9 +157,10 @@ def _count_whole(spec: RunSpec) -> Result:
     if spec.head == "upernet":
         size, classes = SEGMENTOR_SIZE, SEGMENTOR_CLASSES
         pyramid = build_backbone(spec.model, features_only=True)
-        model: nn.Module = UPerNet(pyramid, classes, timing["decoder_channels"])
-        macs = count(model, size)
-        details["macs_with_auxiliary_head"] = count(WithAuxiliary(model), size).paper
+        segmentor = UPerNet(pyramid, classes, timing["decoder_channels"])
+        model: nn.Module = segmentor
+        macs = count(segmentor, size)
+        details["macs_with_auxiliary_head"] = count(WithAuxiliary(segmentor), size).paper
     else:
         size, classes = DETECTOR_SIZE, DETECTOR_CLASSES
         assert spec.head is not None

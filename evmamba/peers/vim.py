@@ -130,8 +130,10 @@ class VimTrunk(nn.Module):
         """Initialise the embeddings, and scale down what each layer adds to the sum (as Vim's and Mamba's code do)."""
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for layer in self.layers:
-            layer.mixer.out_proj.weight.div_(math.sqrt(len(self.layers)))
+        for module in self.modules():
+            if isinstance(module, BidirectionalScan):
+                nn.init.kaiming_uniform_(module.out_proj.weight, a=math.sqrt(5))  # PyTorch's default
+                module.out_proj.weight.div_(math.sqrt(len(self.layers)))
 
     def tokens(self, image: Tensor) -> tuple[Tensor, int, int]:
         """Normalised tokens `[B, h w + 1, C]`, the class token at index h w // 2, and h and w.
