@@ -1,5 +1,7 @@
 """Backbones by name for every task: EfficientVMamba's variants, its peers on the same kernels, or any timm model."""
 
+import importlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,8 @@ def build_backbone(
     """Build one of our models or any timm model by name.
 
     Args:
-        name: a name of ``evmamba.list_models()``, with tags of ablations or without, or of ``timm.list_models()``.
+        name: a name of ``evmamba.list_models()``, with tags of ablations or without, or of ``timm.list_models()``; or
+            ``module:name``, a model that importing ``module`` (from the working directory, say) registers in timm.
         features_only: True for a feature pyramid: forward returns a list of NCHW maps and the module has
             ``feature_info.channels()`` and ``feature_info.reduction()``; False for a classifier.
         out_indices: levels of the pyramid, 0..3 for strides 4, 8, 16, 32, whatever the model's own numbering is.
@@ -67,6 +70,9 @@ def build_backbone(
     """
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise UserError(f"checkpoint not found: {checkpoint}")
+    if ":" in name:
+        module, name = name.split(":", 1)
+        _import(module)
     ours = evmamba.list_models()
     if split_name(name)[0] in ours:
         return evmamba.create_model(
@@ -101,6 +107,22 @@ def build_backbone(
             "detection and segmentation need a network with four stages (not a plain ViT)"
         )
     return TimmPyramid(body, channels_last=_is_channels_last(body))
+
+
+def _import(module: str) -> None:
+    """Import a module that registers models; the working directory counts, as it does for ``python -m``."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.split(".")[0]:
+            raise
+        raise UserError(
+            f"there is no module '{module}' in {here} or installed; a backbone 'module:name' needs it"
+        ) from error
+    finally:
+        sys.path.remove(here)
 
 
 def _create_timm(name: str, options: dict[str, Any]) -> nn.Module:

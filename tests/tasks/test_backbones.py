@@ -65,3 +65,21 @@ def test_timm_weights_come_from_the_file(tmp_path: Path, features_only: bool):
 def test_missing_checkpoint_is_named():
     with pytest.raises(UserError, match=r"no/such/file\.pth"):
         build_backbone("resnet10t", features_only=False, checkpoint="no/such/file.pth")
+
+
+def test_a_module_of_the_user_brings_its_own_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "my_networks.py").write_text(
+        "from timm.models import register_model, ResNet, build_model_with_cfg\n"
+        "from timm.models.resnet import BasicBlock\n"
+        "@register_model\n"
+        "def my_net(pretrained=False, **options):\n"
+        "    sizes = dict(block=BasicBlock, layers=[1, 1, 1, 1])\n"
+        "    return build_model_with_cfg(ResNet, 'my_net', pretrained, **sizes, **options)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    pyramid = build_backbone("my_networks:my_net", features_only=True)
+    assert [m.shape[1] for m in pyramid(torch.zeros(1, 3, 64, 64))] == [64, 128, 256, 512]
+    with pytest.raises(UserError, match=r"no module 'your_networks'"):
+        build_backbone("your_networks:my_net", features_only=True)
+    with pytest.raises(UserError, match=r"unknown backbone 'my_nett'.*my_net"):
+        build_backbone("my_networks:my_nett", features_only=True)
