@@ -62,7 +62,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    commands = "\n".join(f"  {name:10}{what}" for name, what in (COMMANDS | training.TRAINING).items())
+    commands = "\n".join(f"  {name:13}{what}" for name, what in (COMMANDS | training.TRAINING).items())
     return argparse.ArgumentParser(
         prog="evmamba",
         usage="evmamba COMMAND [options]",
