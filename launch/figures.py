@@ -100,7 +100,7 @@ def curve_figure(
             axes.set_yscale("log")
             ticks = sorted({x for curve in curves for x, _ in curve.points})
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks], rotation=45 if len(ticks) > 6 else 0)
-            axes.set_xticks([], minor=True)
+            axes.minorticks_off()
         elif zero:
             axes.set_ylim(bottom=0)
         _describe(axes, title, x_label, y_label)

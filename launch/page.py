@@ -135,13 +135,12 @@ def _batch_section(results: Sequence[Result]) -> dict[str, Any]:
             curves = _scaled(batch_curves(there, key), unit)
             if curves:
                 figures.append(curve_figure(device, "batch size", name, curves, log=True))
-    ends = [
-        f"{label_of(result.model)} at {point['batch_size']}: {point['failed']}"
-        for result in costs
-        for point in result.sweeps.get("batch_size", [])
-        if point.get("failed")
-    ]
-    return {"figures": _markup(figures), "ends": ends}
+    ends: dict[str, list[str]] = {}
+    for result in costs:
+        for point in result.sweeps.get("batch_size", []):
+            if point.get("failed"):
+                ends.setdefault(f"{point['failed']} at {point['batch_size']}", []).append(label_of(result.model))
+    return {"figures": _markup(figures), "ends": [f"{why} ({', '.join(labels)})" for why, labels in ends.items()]}
 
 
 def _scaled(curves: Sequence[Curve], unit: float) -> list[Curve]:

@@ -52,27 +52,20 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def size_curves(results: Iterable[Result], key: str, where: str | None = None) -> list[Curve]:
-    """A cost or metric over the side of a square input, of every model measured at two sizes or more.
-
-    Points come from results at one size each and from results with a sweep over ``input_size``.
+    """A cost or metric over the side of a square input, from results with a sweep over ``input_size``.
 
     Args:
-        key: of `Result.cost` (or of a sweep's points), or of `Result.metrics`, which is then in percent.
+        key: of the sweep's points; a metric (one of `Result.metrics`) comes in percent.
         where: only results on this device; None takes all.
     """
     found: dict[str, dict[float, float]] = {}
     for result in results:
-        if not result.finished or where not in (None, result.provenance.get("device")):
-            continue
-        points: list[tuple[Any, Mapping[str, Any]]] = [
-            (point.get("input_size"), point) for point in result.sweeps.get("input_size", [])
-        ]
-        points.append((_size(result), result.cost | result.metrics))
-        for size, numbers in points:
-            side, value = side_of(size), numbers.get(key)
-            if side and value is not None and math.isfinite(value):
-                scale = 100.0 if key in result.metrics else 1.0
-                found.setdefault(label_of(result.model), {})[side] = float(value) * scale
+        if where in (None, result.provenance.get("device")):
+            scale = 100.0 if key in result.metrics else 1.0
+            for point in result.sweeps.get("input_size", []):
+                side, value = side_of(point.get("input_size")), point.get(key)
+                if side and value is not None:
+                    found.setdefault(label_of(result.model), {})[side] = float(value) * scale
     return _curves(found)
 
 
@@ -94,10 +87,6 @@ def side_of(size: Any) -> float | None:
     if isinstance(size, list | tuple) and len(size) >= 2:
         return math.sqrt(size[-1] * size[-2])
     return None
-
-
-def _size(result: Result) -> Any:
-    return result.protocol.get("input_size") or result.protocol.get("image_size")
 
 
 def _curves(found: Mapping[str, Mapping[float, float]]) -> list[Curve]:

@@ -321,6 +321,8 @@ def _mark_best(rows: list[Row], groups: list[Group]) -> None:
             cells = [row.cells[g][c] for row in rows if row.kind == "measured" and row.cells[g][c].value is not None]
             if len(cells) < 2:
                 continue
+            if len({cell.value for cell in cells}) == 1:
+                continue
             best = (max if column.better == "max" else min)(cells, key=lambda cell: cell.value or 0.0)
             for cell in cells:
                 cell.best = cell.value == best.value

@@ -13,7 +13,10 @@ from .handmade import HEADS, made_result
 @pytest.fixture
 def result_folder(tmp_path: Path) -> Path:
     """Two models: one complete, one with a failed detection and a segmentation that never ran."""
-    root = tmp_path / "results"
+    return write_two_models(tmp_path / "results")
+
+
+def write_two_models(root: Path) -> Path:
     results = [made_result(task, "efficientvmamba_t") for task in HEADS]
     results += [made_result("cost", "resnet18"), made_result("classification", "resnet18")]
     results[-1].metrics["top1"] = 0.79
