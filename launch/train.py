@@ -26,15 +26,18 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from evmamba.errors import UserError
 from evmamba.launch import failures, launchers
+from evmamba.launch.described import SelfDescription
 from evmamba.launch.messages import short_error
 from evmamba.launch.predictions import PredictionWriter
 from evmamba.launch.quiet import quiet_warnings
 from evmamba.launch.recipes import find_recipe
 from evmamba.launch.record import ResultWriter, add_callbacks
 from evmamba.launch.results import check_writable
+from evmamba.launch.resume import Continuation, find_continuation, leave_on_warning, move_aside, write_config
 from evmamba.launch.sharded import settle
 from evmamba.launch.strategies import build_strategy, check_strategy, spell_out
 from evmamba.tasks.base import TaskDataModule, TaskModule
+from evmamba.tasks.metrics_log import MetricsLog
 
 # Errors are raised, not printed; and max_epoch is a mistake, not max_epochs.
 PARSER_OPTIONS: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
@@ -59,10 +62,13 @@ class EvmambaCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], run: bool = True) -> None:
         args, self.recipe = resolve_configs(spell_out(args))
+        self.fresh = args[:1] == ["fit"] and "--fresh" in args
+        if self.fresh:
+            args.remove("--fresh")
         super().__init__(
             TaskModule,
             TaskDataModule,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=None,  # Lightning's would replace a training's configuration by a test's
             # Lightning's sampler pads the last batch by repeating images; the data modules bring exact ones.
             trainer_defaults={"use_distributed_sampler": False},
             seed_everything_default=0,
@@ -111,7 +117,11 @@ class EvmambaCLI(LightningCLI):
         check_writable(folder, "--trainer.default_root_dir")
         options = self._get(self.config_init, "trainer")
         kwargs.setdefault("strategy", build_strategy(options["strategy"], options["precision"]))
+        if options["logger"] in (None, True):
+            # Only trainings are logged: evaluations have their result.
+            kwargs["logger"] = MetricsLog(str(folder)) if self.subcommand == "fit" else False
         trainer = super().instantiate_trainer(**kwargs)
+        add_callbacks(trainer, SelfDescription(self.plain_config()))
         if self.subcommand in ("test", "predict"):
             self.model.output_dir = folder
         if self.subcommand == "test":
@@ -119,6 +129,33 @@ class EvmambaCLI(LightningCLI):
         elif self.subcommand == "predict":
             add_callbacks(trainer, PredictionWriter(folder))
         return trainer
+
+    def fit(self, **options: Any) -> None:
+        """Train, or continue where a training in the run's folder stands; a finished one is left alone."""
+        if options.get("ckpt_path") is None:
+            continuation = self.continuation()
+            if continuation.finished:
+                return
+            options["ckpt_path"] = continuation.checkpoint and str(continuation.checkpoint)
+        self.trainer.fit(**options)
+
+    def continuation(self) -> Continuation:
+        """Decide how the training begins, and keep its configuration in its folder.
+
+        Raises:
+            UserError: see `find_continuation`.
+        """
+        root = Path(self.trainer.default_root_dir)
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        text = self._parser(self.subcommand).dump(config, skip_none=False)
+        if self.fresh:
+            move_aside(root)
+            found = Continuation()
+        else:
+            found = find_continuation(root, yaml.safe_load(text))
+        if not found.finished and self.trainer.is_global_zero:
+            write_config(root, text)
+        return found
 
     def plain_config(self) -> dict[str, Any]:
         """Return the whole configuration as plain lists and mappings."""
@@ -133,6 +170,8 @@ def train(args: Sequence[str]) -> None:
         UserError: see `EvmambaCLI`.
     """
     quiet_warnings()
+    if args[:1] == ["fit"]:
+        leave_on_warning()
     try:
         with failures.told_once():
             EvmambaCLI(args)

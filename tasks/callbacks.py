@@ -22,12 +22,13 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from evmamba.errors import UserError
 from evmamba.tasks.checkpoint_files import LAST, RUN_KEY, replace_last
-from evmamba.tasks.interruption import SIGNALS, Agreement, stop
+from evmamba.tasks.interruption import SIGNALS, Agreement, requeue_job, stop
 from evmamba.tasks.metrics_log import MetricsLog
 from evmamba.tasks.resume import StepCallback
 
@@ -178,6 +179,7 @@ class LastCheckpoint(Checkpoint, StepCallback):
         # The moment after the last step, from which a longer training would continue.
         self._last_loops: dict[str, Any] | None = None
         self._ended = False
+        self._requeued = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._folder = Path(trainer.strategy.broadcast(str(_prepare(trainer, self.dirpath))))
@@ -206,10 +208,15 @@ class LastCheckpoint(Checkpoint, StepCallback):
                 stop(trainer, number, f"saved as {self._folder / LAST}")
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        # A validation may take longer than the grace. What it follows is saved; nothing collective is needed.
+        # A validation may take longer than the grace; the step before it is saved.
         noted = _noted(trainer)
-        if noted is not None:
+        if noted is None:
+            return
+        if trainer.world_size == 1:
             stop(trainer, noted, "the validation will be repeated")
+        # Several processes may not leave one by one: they stop after the next step, if they live to see it.
+        if noted == signal.SIGUSR1 and trainer.is_global_zero and not self._requeued:
+            self._requeued = requeue_job()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._ended = True
@@ -218,13 +225,19 @@ class LastCheckpoint(Checkpoint, StepCallback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what a continuation needs to know besides Lightning's own entries, to any checkpoint."""
         limits = {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps}
-        checkpoint[RUN_KEY] = {"log_rows": self._log_rows, "ended": limits if self._ended else None}
+        checkpoint[RUN_KEY] = {
+            "log_rows": self._log_rows,
+            "ended": limits if self._ended else None,
+            "batch": _images_per_batch(trainer),
+        }
         if self._ended and self._last_loops is not None:
             checkpoint["loops"] = {**checkpoint["loops"], "fit_loop": self._last_loops}
             checkpoint["epoch"] = self._last_loops["epoch_progress"]["current"]["completed"]
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._log_rows = checkpoint.get(RUN_KEY, {}).get("log_rows", 0)
+        run = checkpoint.get(RUN_KEY, {})
+        self._log_rows = run.get("log_rows", 0)
+        _recount_batches(checkpoint["loops"]["fit_loop"], run.get("batch"), _images_per_batch(trainer))
         self._last_loops = copy.deepcopy(checkpoint["loops"]["fit_loop"])
 
     def _save(self, trainer: L.Trainer) -> None:
@@ -235,6 +248,27 @@ class LastCheckpoint(Checkpoint, StepCallback):
         if trainer.is_global_zero:
             replace_last(partial, self._folder)
         self._saved_at = time.monotonic()
+
+
+def _images_per_batch(trainer: L.Trainer) -> int | None:
+    """Training images of all processes together between two optimizer steps or parts of one; None if not known."""
+    batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    return None if batch_size is None else batch_size * trainer.world_size
+
+
+def _recount_batches(fit_loop: dict[str, Any], then: int | None, now: int | None) -> None:
+    """Say in batches of now how far a training is in its epoch that went on in batches of then (other processes).
+
+    The order of the images does not depend on the number of processes, so each is still seen once in this epoch.
+    """
+    if then is None or now is None or then == now:
+        return
+    rank_zero_warn(f"a batch had {then} images over all processes and has {now}: the same images, rounded differently")
+    progress = fit_loop["epoch_loop.batch_progress"]
+    done = progress["current"]["ready"] * then // now
+    for count in ("ready", "started", "processed", "completed"):
+        progress["total"][count] += done - progress["current"][count]
+        progress["current"][count] = done
 
 
 def _noted(trainer: L.Trainer) -> signal.Signals | None:

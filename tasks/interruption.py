@@ -48,6 +48,12 @@ class StopSignals(_SignalConnector):
         for number in SIGNALS:
             self._register_signal(number, self._note)
 
+    def teardown(self) -> None:
+        super().teardown()
+        noted, self.noted = self.noted, None
+        if noted is not None:
+            signal.raise_signal(noted)  # came too late for the training; whatever comes next has to know
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.noted == number == signal.SIGINT:
             raise KeyboardInterrupt  # asked twice: at once
@@ -96,6 +102,9 @@ def stop(trainer: L.Trainer, number: signal.Signals, saved: str) -> None:
     Raises:
         TrainingStopped: always; with 130 after Ctrl-C, else `EXIT_CONTINUE`.
     """
+    connector = trainer._signal_connector
+    if isinstance(connector, StopSignals):
+        connector.noted = None  # obeyed
     requeued = number == signal.SIGUSR1 and trainer.is_global_zero and requeue_job()
     then = "the job is queued again" if requeued else "the same command continues"
     rank_zero_info(f"stopped by {number.name} at step {trainer.global_step}; {saved}; {then}")

@@ -27,11 +27,16 @@ recipes:
 
 all options: evmamba {command} --config RECIPE --print_config"""
 
-IMAGES_HELP = """
+MORE_HELP = {
+    "fit": """
+
+The same command continues a training that was interrupted; with --fresh it begins anew and keeps the old one aside.""",
+    "predict": """
 
 or, for any images:
 
-  evmamba predict IMAGE_OR_FOLDER ... --checkpoint best.ckpt [--output DIR] [--min-score 0.3] [--device auto]"""
+  evmamba predict IMAGE_OR_FOLDER ... --checkpoint best.ckpt [--output DIR] [--min-score 0.3] [--device auto]""",
+}
 
 
 def main(command: str, arguments: Sequence[str]) -> int:
@@ -39,7 +44,7 @@ def main(command: str, arguments: Sequence[str]) -> int:
         from evmamba.launch.recipes import recipes
 
         text = TRAINING_HELP.format(command=command, what=TRAINING[command], recipes="\n  ".join(recipes()))
-        print(text + (IMAGES_HELP if command == "predict" else ""))
+        print(text + MORE_HELP.get(command, ""))
         return 0 if arguments else 2
     need_extra()
     from evmamba.launch.train import train

@@ -1,0 +1,183 @@
+"""What `fit` does in a folder where a training was before: continue it, refuse it, call it finished, or begin anew."""
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from evmamba.errors import UserError
+from evmamba.launch.launchers import process_rank
+from evmamba.tasks.checkpoint_files import candidates, newest_whole
+from evmamba.tasks.interruption import EXIT_CONTINUE, TrainingStopped, requeue_job
+
+CONFIG_FILE = "config.yaml"
+# What a training leaves in its folder, and --fresh moves away.
+LEFT_BEHIND = ("checkpoints", CONFIG_FILE, "metrics.csv", "tensorboard", "result.json", "gallery", "hpc_ckpt_*.ckpt")
+# Options that do not change what is computed (a name ending in "_" stands for all that begin so).
+FREE = (
+    "ckpt_path",
+    "config",
+    "weights_only",
+    "trainer.accelerator",
+    "trainer.default_root_dir",
+    "trainer.devices",
+    "trainer.enable_",
+    "trainer.log_every_n_steps",
+    "trainer.logger",
+    "trainer.num_nodes",
+    "trainer.num_sanity_val_steps",
+    "trainer.plugins",
+    "trainer.profiler",
+    "trainer.strategy",
+    "data.init_args.num_workers",
+    "data.init_args.eval_batch_size",
+)
+# Options that somebody may have good reason to change on the way; the training is then not quite the same.
+TOLD = (
+    "trainer.accumulate_grad_batches",
+    "trainer.callbacks",
+    "trainer.check_val_every_n_epoch",
+    "trainer.limit_val_batches",
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.max_time",
+    "trainer.min_epochs",
+    "trainer.min_steps",
+    "trainer.val_check_interval",
+    "data.init_args.batch_size",
+    "data.init_args.data_dir",
+)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """How a training begins.
+
+    Attributes:
+        checkpoint: from where it continues; None: from the beginning.
+        finished: it has reached its limits there already.
+    """
+
+    checkpoint: Path | None = None
+    finished: bool = False
+
+
+def find_continuation(root: Path, config: Mapping[str, Any]) -> Continuation:
+    """Look for a training in `root` that the same command began, and say in one line what is found.
+
+    Torn checkpoints are skipped with a warning and get the ending ``.torn``.
+
+    Args:
+        root: the run's folder.
+        config: plain configuration of the training that is to run.
+
+    Raises:
+        UserError: the training there had other options, or no checkpoint of it is whole.
+    """
+    found = candidates(root)
+    if not found:
+        return Continuation()
+    checkpoint, torn = newest_whole(found)
+    if checkpoint is None:
+        raise UserError(
+            f"no checkpoint in {root} is whole ({', '.join(path.name for path in torn)}); --fresh begins anew "
+            "and keeps them aside"
+        )
+    for path in torn:
+        rank_zero_warn(f"{path} is torn; continuing from {checkpoint.path} instead")
+        if process_rank() == 0:
+            path.rename(path.with_name(f"{path.name}.torn"))
+    compare_configs(root / CONFIG_FILE, config)
+    if checkpoint.ended is not None and _limits(config) == {k: checkpoint.ended.get(k) for k in _limits(config)}:
+        rank_zero_info(f"training in {root} is finished ({checkpoint.step} steps); --fresh begins anew")
+        return Continuation(checkpoint.path, finished=True)
+    rank_zero_info(f"continuing the training in {root} from {checkpoint.path.name}, step {checkpoint.step}")
+    return Continuation(checkpoint.path)
+
+
+def _limits(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are set; Lightning puts in 1000 epochs and -1 steps for the others."""
+    limits = {name: config["trainer"].get(name) for name in ("max_epochs", "max_steps")}
+    return {name: value for name, value in limits.items() if value not in (None, -1)}
+
+
+def compare_configs(path: Path, config: Mapping[str, Any]) -> None:
+    """Compare the configuration that a training was begun with (`path`) with the one of now.
+
+    Raises:
+        UserError: options differ that make it another training.
+    """
+    if not path.is_file():
+        return
+    before = dict(_flat(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    now = dict(_flat(config))
+    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    refused = [key for key in differing if not _matches(key, FREE + TOLD)]
+    if refused:
+        changes = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in refused[:4])
+        more = f" and {len(refused) - 4} more" if len(refused) > 4 else ""
+        raise UserError(
+            f"{path.parent} holds a training with other options ({changes}{more}); give the same ones to continue it, "
+            "another --trainer.default_root_dir, or --fresh to begin anew"
+        )
+    told = [key for key in differing if _matches(key, TOLD)]
+    if told:
+        changes = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in told)
+        rank_zero_warn(f"options changed since the training began: {changes}")
+
+
+def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree
+
+
+def _matches(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(name if name.endswith("_") else f"{name}.") for name in names)
+
+
+def write_config(root: Path, text: str) -> None:
+    """Keep the configuration of the training that begins or continues now."""
+    root.mkdir(parents=True, exist_ok=True)
+    partial = root / f".{CONFIG_FILE}.partial"
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(root / CONFIG_FILE)
+
+
+def move_aside(root: Path) -> None:
+    """Move what an earlier training left into ``root/earlier-N``; nothing is deleted.
+
+    Not in a job that SLURM has started again: there ``--fresh`` stands in the script, but was meant for its first time.
+    """
+    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0:
+        rank_zero_info("--fresh is ignored: the job was started again and continues")
+        return
+    left = [path for pattern in LEFT_BEHIND for path in root.glob(pattern)]
+    if not left or process_rank() != 0:
+        return
+    number = 1
+    while (aside := root / f"earlier-{number}").exists():
+        number += 1
+    aside.mkdir()
+    for path in left:
+        path.rename(aside / path.name)
+    rank_zero_info(f"the earlier training was moved to {aside}")
+
+
+def leave_on_warning() -> None:
+    """Until a training takes over: when SLURM warns that time is up, leave and have the job queued again."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        if process_rank() == 0:
+            requeue_job()
+        raise TrainingStopped(EXIT_CONTINUE)
+
+    signal.signal(signal.SIGUSR1, leave)
