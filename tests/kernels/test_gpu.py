@@ -79,6 +79,79 @@ def test_cuda_graph_replays_on_new_data():
     assert torch.equal(y, es2d_scan(*inputs))
 
 
+def test_cuda_graph_of_a_training_step_repeats_its_gradients():
+    inputs = make_inputs(2, 14, 14, 96, dtype=torch.bfloat16)
+    dy = torch.randn(2, 14, 14, 96, device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        gradients(es2d_scan, inputs, dy)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = gradients(es2d_scan, inputs, dy)
+    dy.normal_()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, gradients(es2d_scan, inputs, dy), strict=True))
+
+
+def test_gradients_beyond_32_bit_offsets():
+    B = 2**31 // (96 * 64 * 64) + 8
+    if torch.cuda.mem_get_info()[0] < 110e9:
+        pytest.skip("needs 110 GB of free memory")
+    x, *parameters = (t.detach() for t in make_inputs(8, 64, 64, 96, dtype=torch.bfloat16))
+    many = x.repeat(B // 8 + 1, 1, 1, 1)[:B].requires_grad_()
+    y = es2d_scan(many, *parameters)
+    (dx,) = torch.autograd.grad(y, many, torch.ones_like(y))
+    assert torch.equal(dx[-1], dx[(B - 1) % 8])
+    one = many[-1:].detach().requires_grad_()
+    (expected,) = torch.autograd.grad(es2d_scan(one, *parameters).sum(), one)
+    assert (dx[-1] - expected[0]).float().norm() < 2**-7 * expected.float().norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_scans_in_float32_and_gives_each_gradient_its_own_type(dtype):
+    _, *parameters = make_inputs(1, 9, 7, 96)
+    projection = torch.randn(192, 48, device="cuda").mul_(48**-0.5).requires_grad_()
+    image = torch.randn(2, 9, 7, 48, device="cuda", requires_grad=True)
+    weight, bias = (torch.randn(96, device="cuda", requires_grad=True) for _ in range(2))
+    inputs = [image, projection, *parameters, weight, bias]
+
+    def layer(image, projection, *rest):
+        x, z = torch.nn.functional.linear(image, projection).chunk(2, dim=-1)
+        y = es2d_scan(x, *rest[:5])
+        return y, norm_gate(y, z, *rest[5:])
+
+    with torch.autocast("cuda", dtype):
+        y, out = layer(*inputs)
+    dout = torch.randn(out.shape, device="cuda")
+    results = torch.autograd.grad(out, inputs, dout.to(dtype))
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    expected = torch.autograd.grad(layer(*exact)[1], exact, dout.double())
+    assert (y.dtype, out.dtype) == (torch.float32, dtype)
+    assert all(gradient.dtype == torch.float32 for gradient in results)
+    # A dozen roundings to the half type on the way, of image, weights, projections and gradients.
+    tolerance = {torch.bfloat16: 0.03, torch.float16: 0.004}[dtype]
+    for got, wanted in zip(results, expected, strict=True):
+        assert (got - wanted).norm() < tolerance * wanted.norm()
+
+
+def test_strided_maps_and_gates_give_the_same_result():
+    inputs = [t.detach() for t in make_inputs(2, 9, 6, 96, dtype=torch.bfloat16)]
+    strided = inputs[0].permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    y = es2d_scan(*inputs)
+    assert torch.equal(es2d_scan(strided, *inputs[1:]), y)
+    both = torch.randn(2, 9, 6, 192, device="cuda", dtype=torch.bfloat16)
+    weight, bias = torch.randn(2, 96, device="cuda")
+    gate = both.chunk(2, dim=-1)[1]
+    assert torch.equal(norm_gate(y, gate, weight, bias), norm_gate(y, gate.contiguous(), weight, bias))
+
+
+def test_empty_batch_has_zero_gradients():
+    inputs = make_inputs(0, 6, 6, 96)
+    assert not any(g.any() for g in gradients(es2d_scan, inputs, torch.empty(0, 6, 6, 96, device="cuda")))
+
+
 def test_torch_compile_has_no_graph_break():
     inputs = make_inputs(2, 7, 9, 96)
     z = torch.randn(2, 7, 9, 96, device="cuda", requires_grad=True)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,22 @@ def test_compiles_to_one_graph_with_gradients(make_inputs):
         (expected,) = torch.autograd.grad(module(x).square().sum(), x)
         (gradient,) = torch.autograd.grad(compiled(x).square().sum(), x)
         torch.testing.assert_close(gradient, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), module(x))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
+def test_inductor_compiles_inference_and_training(make_inputs):
+    _, *parameters = make_inputs(1, 1, 1, 8, 4, 2)
+    module = Scan(parameters)
+    compiled = torch.compile(module, fullgraph=True)
+    x = torch.randn(2, 5, 6, 8, requires_grad=True)
+    wanted = [x, *module.parameters()]
+    y, expected = compiled(x), module(x)
+    torch.testing.assert_close(y, expected)
+    dy = torch.randn_like(y)
+    for got, want in zip(torch.autograd.grad(y, wanted, dy), torch.autograd.grad(expected, wanted, dy), strict=True):
+        torch.testing.assert_close(got, want)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), module(x))
 
