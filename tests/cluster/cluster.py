@@ -120,7 +120,7 @@ class Cluster:
         pid = self._pids()[node]
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
-            self._wait_ended([pid])
+            self._wait_ended(pid)
 
     def stop(self) -> None:
         """Cancel all jobs and end all daemons of this folder. Files stay, for reading the logs."""
@@ -134,7 +134,7 @@ class Cluster:
         for name in (*NODES, "slurmctld", "munged"):
             if (pid := pids.get(name)) is not None:
                 os.kill(pid, signal.SIGTERM)
-                self._wait_ended([pid])
+                self._wait_ended(pid)
 
     def states(self) -> dict[str, str]:
         """State of every node by name, e.g. ``{"n1": "idle", "n2": "down"}``; "unknown" while nobody answers."""
@@ -154,6 +154,26 @@ class Cluster:
             command, env=self.environment(), capture_output=True, text=True, check=True, timeout=timeout
         )
         return done.stdout.strip()
+
+    def job(self, number: str) -> dict[str, str]:
+        """What SLURM knows about a job: JobState, Restarts, NodeList, StdOut, ..."""
+        words = self.run("scontrol", "show", "job", "--oneliner", number).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def wait_for(self, number: str, reached: Callable[[dict[str, str]], bool], seconds: float) -> dict[str, str]:
+        """Return the job as soon as it is as wanted.
+
+        Raises:
+            ClusterError: it is not within so many seconds; the message holds its state and the end of its log.
+        """
+        deadline = time.monotonic() + seconds
+        while not reached(job := self.job(number)):
+            if time.monotonic() > deadline:
+                log = Path(job["StdOut"])
+                said = log.read_text()[-3000:] if log.exists() else "(no log)"
+                raise ClusterError(f"job {number} is {job['JobState']} ({job['Reason']}) after {seconds} s:\n{said}")
+            time.sleep(0.3)
+        return job
 
     def _configure(self) -> None:
         for name in ("state", *NODES):
@@ -189,20 +209,14 @@ class Cluster:
                 start_new_session=True,
             )
         record = self.folder / "pids.json"
-        pids = json.loads(record.read_text()) if record.exists() else {}
-        record.write_text(json.dumps(pids | {name: process.pid}))
+        started = json.loads(record.read_text()) if record.exists() else {}
+        record.write_text(json.dumps(started | {name: [process.pid, _start_time(process.pid)]}))
 
     def _pids(self) -> dict[str, int | None]:
         """Process of each daemon that runs; a number that is another process's by now counts as None."""
         record = self.folder / "pids.json"
-        pids = json.loads(record.read_text()) if record.exists() else {}
-        return {name: pid if self._is_ours(pid) else None for name, pid in pids.items()}
-
-    def _is_ours(self, pid: int) -> bool:
-        try:
-            return str(self.folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            return False
+        started = json.loads(record.read_text()) if record.exists() else {}
+        return {name: pid if _start_time(pid) == then else None for name, (pid, then) in started.items()}
 
     def _wait(self, name: str, ready: Callable[[], bool], seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
@@ -216,16 +230,12 @@ class Cluster:
                 raise ClusterError(f"{reason}; {log} ends with:\n{last}")
             time.sleep(0.2)
 
-    def _wait_ended(self, pids: Sequence[int], seconds: float = 10) -> None:
-        """Wait for processes; those that do not end by themselves are killed."""
+    def _wait_ended(self, pid: int, seconds: float = 10) -> None:
+        """Wait for a daemon to end; it is killed if it does not."""
         deadline = time.monotonic() + seconds
-        while alive := [pid for pid in pids if self._is_ours(pid)]:
-            for pid in alive:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)  # where it is our child
-                if time.monotonic() > deadline:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+        while pid in self._pids().values():
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
 
 
@@ -241,6 +251,15 @@ def _free_ports() -> dict[str, int]:
                 probe.bind(("", 0))
             ports[name] = probe.getsockname()[1]
     return ports
+
+
+def _start_time(pid: int) -> int | None:
+    """When a process began, in ticks, which tells it from a later one of the same number; None if it has ended."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if words[0] == "Z" else int(words[19])
 
 
 def _user() -> str:

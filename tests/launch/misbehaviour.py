@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import lightning as L
@@ -17,7 +19,8 @@ class Misbehave(Callback):
 
     Args:
         rank: of the process that fails.
-        how: "error", "user_error", or "killed" without a word.
+        how: "error", "user_error", "killed" without a word, "time_limit" (SLURM's warning, at the job's first start),
+            or "slow": it takes a second for every step.
     """
 
     def __init__(self, rank: int, how: str) -> None:
@@ -25,11 +28,18 @@ class Misbehave(Callback):
         self.how = how
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: object) -> None:
-        if trainer.global_rank != self.rank or trainer.global_step != 1:
+        if trainer.global_rank != self.rank or trainer.global_step < 1:
+            return
+        if self.how == "slow":
+            time.sleep(1)
+        elif trainer.global_step > 1:
             return
         Path(trainer.default_root_dir, FAILED).touch()
         if self.how == "error":
             raise RuntimeError("this rank's own error")
         if self.how == "user_error":
             raise UserError("this rank's own mistake")
-        os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "time_limit" and "SLURM_RESTART_COUNT" not in os.environ:
+            subprocess.run(["scancel", "--signal=USR1", os.environ["SLURM_JOB_ID"]], check=True)

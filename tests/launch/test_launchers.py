@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +16,9 @@ from evmamba.errors import UserError
 from evmamba.launch.launchers import Launch, find_launch, process_rank, settle
 
 from .misbehaviour import FAILED
-from .tiny import free_port, run, write_images, write_recipe
+from .tiny import BIN, EVMAMBA, free_port, run, write_images, write_recipe
 
-BIN = Path(sys.executable).parent
 TRAIN_FILE = Path(evmamba.launch.train.__file__)
-EVMAMBA = [BIN / "evmamba"]
 TORCHRUN = [BIN / "torchrun", "--standalone", "--nproc-per-node=2", "-m", "evmamba.launch.train"]
 FABRIC = [BIN / "fabric", "run", "--accelerator=cpu", "--devices=2", "--strategy=ddp"]
 

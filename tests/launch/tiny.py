@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
+BIN = Path(sys.executable).parent
+EVMAMBA = [BIN / "evmamba"]
 TASKS = ("classification", "detection", "segmentation")
 TRAIN_IMAGES, VAL_IMAGES, SIZE = 12, 5, 48
 MODELS: dict[str, dict[str, Any]] = {

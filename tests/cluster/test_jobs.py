@@ -1,0 +1,120 @@
+"""Trainings as jobs on two nodes: they train, they end soon when a part fails, they survive being interrupted."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ..launch.misbehaviour import FAILED
+from ..launch.tiny import EVMAMBA, TASKS, free_port, loopback, run, write_images, write_recipe
+from .cluster import Cluster
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+
+# A start takes ten seconds on idle cores; these tests share theirs.
+PATIENCE = 150
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+
+def submit(cluster: Cluster, folder: Path, recipe: Path, *arguments: str) -> str:
+    """Submit a training on both nodes, one process on each; return the job's number."""
+    script = folder / "job.sbatch"
+    command = [*EVMAMBA, "fit", f"--config={recipe}", f"--trainer.default_root_dir={folder / 'run'}", *arguments]
+    lines = [
+        "#!/bin/bash",
+        "#SBATCH --nodes=2 --ntasks-per-node=1 --requeue --open-mode=append",
+        f"#SBATCH --output={folder}/log",
+        *(f"export {name}={value}" for name, value in loopback_variables().items()),
+        f"srun --kill-on-bad-exit=1 {' '.join(map(str, command))}",
+    ]
+    script.write_text("\n".join(lines) + "\n")
+    return cluster.run("sbatch", "--parsable", str(script))
+
+
+def loopback_variables() -> dict[str, str]:
+    names = ("GLOO_SOCKET_IFNAME", "MASTER_ADDR", "OMP_NUM_THREADS", "PYTHONPATH")
+    # A port of its own: another cluster on this machine may have a job of this number.
+    return {name: loopback()[name] for name in names} | {"MASTER_PORT": str(free_port())}
+
+
+def misbehaving(rank: int, how: str) -> list[str]:
+    name = "--trainer.callbacks"
+    return [f"{name}+=misbehaviour.Misbehave", f"{name}.rank={rank}", f"{name}.how={how}"]
+
+
+def ended(job: dict[str, str]) -> bool:
+    return job["JobState"] in ENDED
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    write_images("classification", tmp_path / "data")
+    return write_recipe("classification", tmp_path / "data", tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_trains_on_two_nodes(cluster: Cluster, tmp_path: Path, task: str):
+    write_images(task, tmp_path / "data")
+    recipe = write_recipe(task, tmp_path / "data", tmp_path / "recipe.yaml")
+    job = cluster.wait_for(submit(cluster, tmp_path, recipe), ended, PATIENCE)
+    log = (tmp_path / "log").read_text()
+    assert job["JobState"] == "COMPLETED", log[-3000:]
+    assert job["NodeList"] == "n[1-2]"
+    assert "Starting with 2 processes" in log
+    (checkpoint,) = (tmp_path / "run").rglob("last.ckpt")
+    assert torch.load(checkpoint, weights_only=False)["global_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("how", "first"),
+    [("killed", "evmamba: rank 0 on n1 lost another process"), ("error", "RuntimeError: this rank's own error")],
+)
+def test_a_failing_rank_ends_the_job_within_a_minute(
+    cluster: Cluster, tmp_path: Path, recipe: Path, how: str, first: str
+):
+    number = submit(cluster, tmp_path, recipe, "--trainer.max_steps=1000", *misbehaving(1, how))
+    job = cluster.wait_for(number, ended, PATIENCE)
+    assert time.time() - (tmp_path / "run" / FAILED).stat().st_mtime < 60
+    log = (tmp_path / "log").read_text()
+    assert job["JobState"] == "FAILED"
+    assert first in next(line for line in log.splitlines() if "Error: " in line or line.startswith("evmamba: "))
+    assert ("n2: task 1: Killed" in log) == (how == "killed")  # who it was
+
+
+def test_requeued_by_the_signal_before_the_time_limit_it_ends_with_the_same_weights(
+    cluster: Cluster, tmp_path: Path, recipe: Path
+):
+    arguments = ["--trainer.max_steps=6"]
+    straight = [*EVMAMBA, "fit", f"--config={recipe}", f"--trainer.default_root_dir={tmp_path / 'straight'}"]
+    done = run([*straight, *arguments, "--trainer.devices=2"])
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    number = submit(cluster, tmp_path, recipe, *arguments, *misbehaving(0, "time_limit"))
+    job = cluster.wait_for(number, ended, 2 * PATIENCE)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), (tmp_path / "log").read_text()[-3000:]
+    one, other = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=False) for name in ("straight", "run")
+    )
+    assert one["global_step"] == other["global_step"] == 6
+    assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
+
+
+def test_a_job_whose_node_dies_is_requeued_and_goes_on(cluster: Cluster, tmp_path: Path, recipe: Path):
+    number = submit(cluster, tmp_path, recipe, "--trainer.max_steps=1000", *misbehaving(0, "slow"))
+    cluster.wait_for(number, lambda job: (tmp_path / "run" / FAILED).exists(), PATIENCE)
+    cluster.kill_node("n2")
+    try:
+        job = cluster.wait_for(number, lambda job: job["Restarts"] == "1", PATIENCE)
+        assert job["JobState"] in ("PENDING", "COMPLETING", "REQUEUED")
+        assert "down" in cluster.states()["n2"]
+        assert "DUE TO NODE FAILURE" in (tmp_path / "log").read_text()
+    finally:
+        cluster.start_node("n2")
+    started = time.time()
+    cluster.wait_for(number, lambda job: job["JobState"] == "RUNNING", PATIENCE)
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    cluster.wait_for(number, lambda job: checkpoint.exists() and checkpoint.stat().st_mtime > started, PATIENCE)
+    cluster.run("scancel", number)
+    cluster.wait_for(number, ended, 60)
+    assert "continu" in (tmp_path / "log").read_text()
