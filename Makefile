@@ -6,11 +6,12 @@ READY := $(VENV)/.ready
 # Test processes share the cores; more threads each would only fight.
 JOBS ?= 2
 
-.PHONY: bench test cluster cluster-stop lint format clean help
+.PHONY: bench test gpu cluster cluster-stop lint format clean help
 
 help:
 	@echo "make bench    train, evaluate and measure EfficientVMamba-T on three tasks; print one table"
 	@echo "make test     run the tests"
+	@echo "make gpu      on a machine with a GPU: test the kernels there, then time them and whole networks"
 	@echo "make lint     ruff (format and check) and mypy"
 	@echo "make format   let ruff rewrite the files"
 	@echo "make cluster  bring up a SLURM cluster of two nodes on this machine; make cluster-stop ends it"
@@ -27,6 +28,17 @@ cluster:
 
 cluster-stop:
 	@$(PYTHON) tests/cluster/cluster.py stop
+
+# Correctness first, figures only after it; the tables go where those of other devices are.
+gpu: $(READY)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+	  { echo "make gpu needs a CUDA GPU, and PyTorch sees none here"; exit 1; }
+	$(BIN)/python -m pytest -m gpu tests
+	folder=docs/benchmarks/$$($(BIN)/python -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))') && \
+	  $(BIN)/python -m evmamba.kernels.bench --output $$folder && \
+	  $(BIN)/python -m evmamba.kernels.tune --output $$folder && \
+	  $(BIN)/evmamba profile --backbones efficientvmamba_t,efficientvmamba_s,efficientvmamba_b,resnet50,swin_tiny_patch4_window7_224 \
+	    --batch-sizes 1,128,max --modes eager,compiled,graph --precisions bfloat16 --training --operators 10 --output $$folder
 
 # mypy has to see the floors where they are installed: below one name.
 lint: $(READY)

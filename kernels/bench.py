@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -222,6 +223,22 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def triton_version() -> str:
+    """The installed Triton's version, or none."""
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def processor() -> str:
+    """The processor as its maker calls it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Bars of time for every shape and backend, forward and training, logarithmic."""
     import matplotlib
@@ -263,9 +280,11 @@ def main() -> None:
         parser.error(f"no shape has one of these words; there are: {', '.join(shape.name for shape in shapes)}")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     about = {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "triton": triton_version(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "dtype": str(dtype).removeprefix("torch."),
         "original_scan": scan_name(),
     }

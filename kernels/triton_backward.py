@@ -10,8 +10,8 @@ A program is one warp of 32 lanes, one channel each, and walks over its tokens i
 distance of the states that the forward saved, from which those between are computed again. A loop over the N states
 holds sixteen tokens of one state in registers. The sums over channels for dB, dC and d dt_low go across lanes, folded
 (triton_math.fold) or, with TENSOR, mostly on tensor cores (triton_math.add_lanes); each program writes those of its 32
-channels, and the GEMMs of triton_project.py add them up as they read them. Sums over tokens are accumulated in `partial`, one slice a program, and added up afterwards: no atomics, so
-gradients repeat bit for bit.
+channels, and the GEMMs of triton_project.py add them up as they read them. Sums over tokens are accumulated in
+`partial`, one slice a program, and added up afterwards: no atomics, so gradients repeat bit for bit.
 
 partial [K, B * segments, N + R + 2, D]: d A, d dt_proj weight (transposed), d dt_proj bias, d skip.
 """
