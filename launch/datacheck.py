@@ -7,16 +7,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from evmamba.errors import UserError, unknown_name
+from evmamba.launch.datafindings import SPLITS, DataCheck, count_of
 from evmamba.tasks.classification.folders import list_split
 from evmamba.tasks.classification.shards import list_shards, read_shards
 from evmamba.tasks.detection.annotations import CocoAnnotations, read_annotations
@@ -29,9 +28,6 @@ from evmamba.tasks.segmentation.labels import LabelMap
 from evmamba.tasks.segmentation.scan import look_at_pair
 
 TASKS = ("classification", "detection", "segmentation")
-SPLITS: tuple[Split, ...] = ("train", "val")
-EXAMPLES = 5
-SPREADS = ("images a class", "short side")
 
 
 @dataclass(frozen=True)
@@ -41,69 +37,6 @@ class LabelOptions:
     num_classes: int | None = None
     reduce_zero_label: bool | None = None
     ignore_label: int | None = None
-
-
-@dataclass
-class Problem:
-    """Something found: an error stops training, a warning is worth a look.
-
-    Attributes:
-        level: "error" or "warning".
-        text: what, with a count.
-        examples: the first few offenders.
-    """
-
-    level: Literal["error", "warning"]
-    text: str
-    examples: list[str]
-
-
-@dataclass
-class DataCheck:
-    """What a data set is, and what is wrong with it.
-
-    Attributes:
-        root: the folder.
-        task: classification, detection or segmentation.
-        layout: in a word or two.
-        splits: facts about train and val by name, for the table.
-        per_class: class -> images (boxes in detection, images with it in segmentation) in train and val.
-        problems: errors first.
-        images: images looked at.
-        seconds: how long that took.
-    """
-
-    root: Path
-    task: str
-    layout: str = ""
-    splits: dict[str, dict[str, Any]] = field(default_factory=lambda: {split: {} for split in SPLITS})
-    per_class: dict[str, dict[str, int]] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-    images: int = 0
-    seconds: float = 0.0
-
-    @property
-    def errors(self) -> int:
-        return sum(problem.level == "error" for problem in self.problems)
-
-    def error(self, text: str, offenders: Iterable[str] = ()) -> None:
-        self.problems.append(Problem("error", text, list(offenders)[:EXAMPLES]))
-
-    def warn(self, text: str, offenders: Iterable[str] = ()) -> None:
-        self.problems.append(Problem("warning", text, list(offenders)[:EXAMPLES]))
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "root": str(self.root),
-            "task": self.task,
-            "layout": self.layout,
-            "ready": not self.errors,
-            "splits": self.splits,
-            "per_class": self.per_class,
-            "problems": [vars(problem) for problem in self.problems],
-            "images": self.images,
-            "seconds": round(self.seconds, 3),
-        }
 
 
 class Looker:
@@ -215,7 +148,7 @@ def check_classification(check: DataCheck, looker: Looker) -> None:
             for split, other in (SPLITS, SPLITS[::-1]):
                 lacking = sorted(counts[split].keys() - counts[other].keys())
                 if lacking:
-                    check.error(f"{_count(lacking, 'class')} of {split} without a folder in {other}", lacking)
+                    check.error(f"{count_of(lacking, 'class')} of {split} without a folder in {other}", lacking)
             if len(counts["train"]) == 1:
                 check.error("there is only one class; at least two are needed", counts["train"])
     _count_classes(check, counts)
@@ -244,20 +177,20 @@ def check_detection(check: DataCheck, looker: Looker) -> None:
         if not boxes:
             check.error(f"{file} has no usable box")
         if counts["no_area"]:
-            check.warn(f"{_count(counts['no_area'], 'box')} of no area in {file.name}; not trained on")
+            check.warn(f"{count_of(counts['no_area'], 'box')} of no area in {file.name}; not trained on")
         if counts["clipped"]:
-            check.warn(f"{_count(counts['clipped'], 'box')} reaching outside the image in {file.name}; clipped")
+            check.warn(f"{count_of(counts['clipped'], 'box')} reaching outside the image in {file.name}; clipped")
         if 0 < counts["without_mask"] < boxes:
-            check.warn(f"{_count(counts['without_mask'], 'box')} without a mask in {file.name}; not for Mask R-CNN")
+            check.warn(f"{count_of(counts['without_mask'], 'box')} without a mask in {file.name}; not for Mask R-CNN")
         named = {record.file_name for record in annotations.images}
         missing = [name for name in sorted(named) if not (folder / name).is_file()]
         if missing:
-            check.error(f"{_count(missing, 'image')} named in {file} and not in {folder}", missing)
+            check.error(f"{count_of(missing, 'image')} named in {file} and not in {folder}", missing)
         if len(named) < len(annotations.images):
             check.error(f"{len(annotations.images) - len(named)} images in {file} share a file with another one")
         unnamed = sorted(path.name for path in folder.iterdir() if is_image_file(path) and path.name not in named)
         if unnamed:
-            check.warn(f"{_count(unnamed, 'image')} in {folder} and not named in {file.name}", unnamed)
+            check.warn(f"{count_of(unnamed, 'image')} in {folder} and not named in {file.name}", unnamed)
         absent = set(missing)
         records = [record for record in annotations.images if record.file_name not in absent]
         places[split] = [Place(str(folder / record.file_name), folder / record.file_name) for record in records]
@@ -279,7 +212,7 @@ def check_detection(check: DataCheck, looker: Looker) -> None:
                 if look.error is None and size not in look.sizes
             ]
             if wrong:
-                check.error(f"{_count(wrong, 'image')} of {split} of another size than annotated", wrong)
+                check.error(f"{count_of(wrong, 'image')} of {split} of another size than annotated", wrong)
 
 
 def _annotations(check: DataCheck, file: Path) -> CocoAnnotations:
@@ -316,7 +249,7 @@ def check_segmentation(check: DataCheck, looker: Looker, options: LabelOptions) 
         for kind, text in (("unreadable", "cannot be read"), ("mismatched", "of another size than the image")):
             problems = [problem for problem, its_kind, _ in found if its_kind == kind]
             if problems:
-                check.error(f"{_count(problems, 'label file')} of {split} {text}", problems)
+                check.error(f"{count_of(problems, 'label file')} of {split} {text}", problems)
         for pair, (_, _, values) in zip(pairs, found, strict=True):
             holders[split].update(values)
             for value in values:
@@ -328,7 +261,7 @@ def check_segmentation(check: DataCheck, looker: Looker, options: LabelOptions) 
         return check.error(str(error))
     wrong = [value for value in sorted(first) if not label_map.is_valid(value)]
     if wrong:
-        text = f"{_count(wrong, 'label')} out of range: {label_map.num_classes} classes are labels {label_map.range}"
+        text = f"{count_of(wrong, 'label')} out of range: {label_map.num_classes} classes are labels {label_map.range}"
         check.error(text, [f"{value} in {first[value]}" for value in wrong])
     by_class = {
         split: Counter({name: holders[split][k + label_map.first] for k, name in enumerate(names)}) for split in SPLITS
@@ -363,7 +296,7 @@ def _count_classes(check: DataCheck, counts: dict[Split, Counter[str]]) -> None:
 def _warn_unlearnt(check: DataCheck, what: str) -> None:
     unlearnt = [name for name, count in check.per_class.items() if count["val"] and not count["train"]]
     if unlearnt:
-        check.warn(f"{_count(unlearnt, 'class')} with {what} in val and none in train", unlearnt)
+        check.warn(f"{count_of(unlearnt, 'class')} with {what} in val and none in train", unlearnt)
 
 
 def _look_at_images(
@@ -383,11 +316,11 @@ def _look_at_images(
         check.splits[split] = facts | check.splits[split]
         bad = [look.error for look in found if look.error]
         if bad:
-            check.error(f"{_count(bad, 'image')} of {split} cannot be read", bad)
+            check.error(f"{count_of(bad, 'image')} of {split} cannot be read", bad)
     trained = {look.digest: place.name for place, look in looks["train"] if look.error is None}
     both = [f"{place.name} is {trained[look.digest]}" for place, look in looks["val"] if look.digest in trained]
     if both:
-        check.warn(f"{_count(both, 'image')} of val in train too, byte for byte", both)
+        check.warn(f"{count_of(both, 'image')} of val in train too, byte for byte", both)
     return looks
 
 
@@ -395,35 +328,3 @@ def _spread(values: Iterable[int]) -> str:
     """Least, median and most."""
     ordered = sorted(values)
     return " / ".join(str(value) for value in (ordered[0], statistics.median_low(ordered), ordered[-1]))
-
-
-def _count(things: Sequence[Any] | int, word: str) -> str:
-    """'1 box', '3 boxes', '2 classes'."""
-    number = things if isinstance(things, int) else len(things)
-    return f"{number} {word}" if number == 1 else f"{number} {word}{'es' if word.endswith(('s', 'x')) else 's'}"
-
-
-def print_check(check: DataCheck, console: Console) -> None:
-    """The table, the problems, and a last line that says whether to submit."""
-    console.print(f"{check.task}, {check.layout}, in {check.root}", style="bold", markup=False, soft_wrap=True)
-    table = Table(box=None)
-    columns = list(dict.fromkeys(name for facts in check.splits.values() for name in facts))
-    table.add_column("")
-    for name in columns:
-        table.add_column(f"{name}\nmin / median / max" if name in SPREADS else name, justify="right", vertical="bottom")
-    for split, facts in check.splits.items():
-        table.add_row(split, *(str(facts.get(name, "")) for name in columns))
-    console.print(table)
-    for problem in check.problems:
-        style = "bold red" if problem.level == "error" else "yellow"
-        console.print(f"[{style}]{problem.level}[/]: {escape(problem.text)}", highlight=False, soft_wrap=True)
-        short = all(len(example) <= 30 for example in problem.examples)
-        for example in [", ".join(problem.examples)] if short and problem.examples else problem.examples:
-            console.print(f"    {escape(example)}", style="dim", highlight=False, soft_wrap=True)
-    speed = f"{check.images} images in {check.seconds:.1f} s, {check.images / max(check.seconds, 1e-9):.0f} a second"
-    warnings = len(check.problems) - check.errors
-    found = ", ".join(
-        _count(number, word) for number, word in ((check.errors, "error"), (warnings, "warning")) if number
-    )
-    verdict = "[bold red]not ready[/]" if check.errors else "[bold green]ready[/]"
-    console.print(f"{verdict}: {found or 'nothing found'} ({speed})", highlight=False, soft_wrap=True)

@@ -64,7 +64,8 @@ def _check(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from evmamba.launch.datacheck import LabelOptions, check_data, print_check
+    from evmamba.launch.datacheck import LabelOptions, check_data
+    from evmamba.launch.datafindings import print_check
 
     reduce = None if given.reduce_zero_label is None else given.reduce_zero_label == "true"
     options = LabelOptions(given.num_classes, reduce, given.ignore_label)

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from evmamba.errors import UserError
 from evmamba.launch import cli
-from evmamba.launch.datacheck import DataCheck, LabelOptions, check_data, print_check, recognise
+from evmamba.launch.datacheck import LabelOptions, check_data, recognise
+from evmamba.launch.datafindings import DataCheck, print_check
 from evmamba.tasks.embedded import write_classification, write_detection, write_segmentation
 
 WRITERS = {"classification": write_classification, "detection": write_detection, "segmentation": write_segmentation}

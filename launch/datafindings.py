@@ -1,0 +1,111 @@
+"""What `evmamba data check` found, for people and for programs."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from evmamba.tasks.detection.data import Split
+
+SPLITS: tuple[Split, ...] = ("train", "val")
+EXAMPLES = 5
+SPREADS = ("images a class", "short side")
+
+
+@dataclass
+class Problem:
+    """Something found: an error stops training, a warning is worth a look.
+
+    Attributes:
+        level: "error" or "warning".
+        text: what, with a count.
+        examples: the first few offenders.
+    """
+
+    level: Literal["error", "warning"]
+    text: str
+    examples: list[str]
+
+
+@dataclass
+class DataCheck:
+    """What a data set is, and what is wrong with it.
+
+    Attributes:
+        root: the folder.
+        task: classification, detection or segmentation.
+        layout: in a word or two.
+        splits: facts about train and val by name, for the table.
+        per_class: class -> images (boxes in detection, images with it in segmentation) in train and val.
+        problems: errors first.
+        images: images looked at.
+        seconds: how long that took.
+    """
+
+    root: Path
+    task: str
+    layout: str = ""
+    splits: dict[str, dict[str, Any]] = field(default_factory=lambda: {split: {} for split in SPLITS})
+    per_class: dict[str, dict[str, int]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    images: int = 0
+    seconds: float = 0.0
+
+    @property
+    def errors(self) -> int:
+        return sum(problem.level == "error" for problem in self.problems)
+
+    def error(self, text: str, offenders: Iterable[str] = ()) -> None:
+        self.problems.append(Problem("error", text, list(offenders)[:EXAMPLES]))
+
+    def warn(self, text: str, offenders: Iterable[str] = ()) -> None:
+        self.problems.append(Problem("warning", text, list(offenders)[:EXAMPLES]))
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "root": str(self.root),
+            "task": self.task,
+            "layout": self.layout,
+            "ready": not self.errors,
+            "splits": self.splits,
+            "per_class": self.per_class,
+            "problems": [vars(problem) for problem in self.problems],
+            "images": self.images,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def count_of(things: Sequence[Any] | int, word: str) -> str:
+    """'1 box', '3 boxes', '2 classes'."""
+    number = things if isinstance(things, int) else len(things)
+    return f"{number} {word}" if number == 1 else f"{number} {word}{'es' if word.endswith(('s', 'x')) else 's'}"
+
+
+def print_check(check: DataCheck, console: Console) -> None:
+    """The table, the problems, and a last line that says whether to submit."""
+    console.print(f"{check.task}, {check.layout}, in {check.root}", style="bold", markup=False, soft_wrap=True)
+    table = Table(box=None)
+    columns = list(dict.fromkeys(name for facts in check.splits.values() for name in facts))
+    table.add_column("")
+    for name in columns:
+        table.add_column(f"{name}\nmin / median / max" if name in SPREADS else name, justify="right", vertical="bottom")
+    for split, facts in check.splits.items():
+        table.add_row(split, *(str(facts.get(name, "")) for name in columns))
+    console.print(table)
+    for problem in check.problems:
+        style = "bold red" if problem.level == "error" else "yellow"
+        console.print(f"[{style}]{problem.level}[/]: {escape(problem.text)}", highlight=False, soft_wrap=True)
+        short = all(len(example) <= 30 for example in problem.examples)
+        for example in [", ".join(problem.examples)] if short and problem.examples else problem.examples:
+            console.print(f"    {escape(example)}", style="dim", highlight=False, soft_wrap=True)
+    speed = f"{check.images} images in {check.seconds:.1f} s, {check.images / max(check.seconds, 1e-9):.0f} a second"
+    warnings = len(check.problems) - check.errors
+    found = ", ".join(
+        count_of(number, word) for number, word in ((check.errors, "error"), (warnings, "warning")) if number
+    )
+    verdict = "[bold red]not ready[/]" if check.errors else "[bold green]ready[/]"
+    console.print(f"{verdict}: {found or 'nothing found'} ({speed})", highlight=False, soft_wrap=True)
