@@ -85,7 +85,7 @@ def draw_activation(image: Image.Image, activation: Tensor, name: str, probabili
 
 
 def _panels(count: int, image: Image.Image, title: str) -> tuple[Figure, list]:
-    columns = min(count, 4 if count % 4 != 1 else 3)
+    columns = count if count <= 5 else 4
     rows = -(-count // columns)
     ratio = min(max(image.height / image.width, 0.4), 2.5)
     figure = Figure(figsize=(columns * PANEL, rows * (PANEL * ratio + 0.35) + 0.4), layout="constrained")
