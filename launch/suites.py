@@ -15,7 +15,7 @@ from evmamba.launch.paper import paper
 TASKS = ("classification", "detection", "segmentation")
 
 OURS = ("efficientvmamba_t", "efficientvmamba_s", "efficientvmamba_b")
-# Others' networks from 2 to 29 M parameters with four stages (Vim: plain, with a simple pyramid), by timm's names.
+# Others' networks from 3 to 29 M parameters with four stages (Vim: plain, with a simple pyramid), by timm's names.
 PEERS = (
     "vmamba_tiny",
     "vim_tiny",
