@@ -103,20 +103,32 @@ def consolidate(folder: Path, output: Path | None = None) -> Path:
         UserError: no whole sharded checkpoint, DeepSpeed is missing, or the file cannot be written.
     """
     settle(folder)
-    kind = folder_kind(folder)
-    if kind is None:
-        raise UserError(
-            f"{folder} is no sharded checkpoint, or not a whole one; consolidate takes folders of ZeRO or FSDP2"
-        )
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; consolidate takes the sharded checkpoints of ZeRO and FSDP2")
     output = output or folder.with_name(f"{folder.stem}.consolidated.ckpt")
     if output.is_dir():
         raise UserError(f"{output} is a folder; name a file with --output")
-    checkpoint = _read_deepspeed(folder) if kind == "deepspeed" else _read_fsdp2(folder)
+    checkpoint = read_whole(folder)
     if output.suffix == ".safetensors":
         _write_weights(checkpoint["state_dict"], output)
     else:
         AtomicCheckpointIO().save_checkpoint(checkpoint | {ORIGIN: str(folder)}, output)
     return output
+
+
+def read_whole(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, a file or a sharded folder, as one with whole weights on the CPU; of a folder's entries only
+    what an evaluation needs.
+
+    Raises:
+        UserError: no whole checkpoint, or DeepSpeed is missing.
+    """
+    if path.is_file():
+        return torch.load(path, "cpu", weights_only=False)
+    kind = folder_kind(path)
+    if kind is None:
+        raise UserError(f"{path} is no sharded checkpoint, or not a whole one; ZeRO and FSDP2 write such folders")
+    return _read_deepspeed(path) if kind == "deepspeed" else _read_fsdp2(path)
 
 
 def _read_deepspeed(folder: Path) -> dict[str, Any]:

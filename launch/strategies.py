@@ -25,8 +25,15 @@ from torch import nn
 
 from evmamba.checkpoints import LIGHTNING_RAW_SLOT
 from evmamba.errors import UserError, unknown_name
-from evmamba.launch.sharded import AVERAGE_SLOT, folder_kind, is_consolidated, processes_of, replaced_folder
-from evmamba.tasks.sharding import unsharded
+from evmamba.launch.sharded import (
+    AVERAGE_SLOT,
+    folder_kind,
+    is_consolidated,
+    processes_of,
+    read_whole,
+    replaced_folder,
+)
+from evmamba.tasks.sharding import share_buffers, unsharded
 
 CONFIGS = Path(__file__).with_name("deepspeed")
 # Names as Lightning has them.
@@ -147,14 +154,26 @@ class ZeRO(WholeInEvaluation, DeepSpeedStrategy):
             super().save_checkpoint(checkpoint, partial, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        module = self.lightning_module
+        assert module is not None
+        if module.trainer.state.fn != TrainerFn.FITTING:
+            return self._load_to_evaluate(Path(checkpoint_path))
+        _check_parts(Path(checkpoint_path), self.world_size)
         checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
         if AVERAGE_SLOT in checkpoint:
-            assert self.lightning_module is not None
             checkpoint["state_dict"] = checkpoint.pop(AVERAGE_SLOT)
-            if self.lightning_module.trainer.state.fn == TrainerFn.FITTING:
-                checkpoint[LIGHTNING_RAW_SLOT] = self.lightning_module.state_dict()  # which the engine has loaded
-            else:
-                self.lightning_module.load_state_dict(checkpoint["state_dict"])
+            checkpoint[LIGHTNING_RAW_SLOT] = module.state_dict()  # which the engine has loaded
+        return checkpoint
+
+    def _load_to_evaluate(self, path: Path) -> dict[str, Any]:
+        """Load a folder that any number of processes wrote, or a file; DeepSpeed itself takes neither for stage 3."""
+        assert self.lightning_module is not None
+        checkpoint = read_whole(path)
+        if self.zero_stage_3:
+            self._restore_zero_state(checkpoint, strict=True)
+            share_buffers(self.lightning_module)  # rank 0 has read them
+        else:
+            self.lightning_module.load_state_dict(checkpoint["state_dict"])
         return checkpoint
 
     @contextlib.contextmanager
@@ -244,13 +263,19 @@ def check_strategy(trainer: Namespace, checkpoint: str | Path | None = None, fit
         _check_deepspeed(trainer, name)
     if name in ZERO_STAGES or name == FSDP2_NAME:
         _check_sharding(trainer, name)
-    if checkpoint is not None and Path(checkpoint).is_dir():
-        _check_folder(Path(checkpoint), name, trainer)
-    elif checkpoint is not None and fitting and is_consolidated(Path(checkpoint)):
+    if checkpoint is None:
+        return
+    path = Path(checkpoint)
+    if path.is_dir():
+        _check_folder(path, name)
+    if fitting and is_consolidated(path):
         raise UserError(
-            f"{checkpoint} was consolidated: it has no optimizer states to go on with (--ckpt_path); continue from the "
-            f"folder it was made of, or start from its weights with --model.init_args.checkpoint={checkpoint}"
+            f"{path} was consolidated: it has no optimizer states to go on with (--ckpt_path); continue from the "
+            f"folder it was made of, or start from its weights with --model.init_args.checkpoint={path}"
         )
+    processes = _processes(trainer)
+    if fitting and name in ZERO_STAGES and processes is not None:
+        _check_parts(path, processes)
 
 
 def _check_deepspeed(trainer: Namespace, name: str) -> None:
@@ -280,21 +305,30 @@ def _check_sharding(trainer: Namespace, name: str) -> None:
         raise UserError("--trainer.sync_batchnorm needs GPUs: PyTorch has no synchronised BatchNorm on a CPU")
 
 
-def _check_folder(folder: Path, name: str | None, trainer: Namespace) -> None:
+def _check_folder(folder: Path, name: str | None) -> None:
     kind = folder_kind(folder)
-    one_file = f"evmamba consolidate {folder} makes one file of it"
     if kind is None:
         raise UserError(f"{folder} is no checkpoint, or was not written to its end (--ckpt_path)")
-    wrote = "deepspeed_stage_N" if kind == "deepspeed" else FSDP2_NAME
     if (kind == "deepspeed") != (name in ZERO_STAGES) or (kind == "fsdp2") != (name == FSDP2_NAME):
+        wrote = "deepspeed_stage_N" if kind == "deepspeed" else FSDP2_NAME
         raise UserError(
-            f"{folder} is a sharded checkpoint of --strategy {wrote} (--ckpt_path); give that, or {one_file}"
+            f"{folder} is a sharded checkpoint of --strategy {wrote} (--ckpt_path); give that, or make one file of it: "
+            f"evmamba consolidate {folder}"
         )
-    now = _processes(trainer)
-    if kind == "deepspeed" and now is not None and now != processes_of(folder):
+
+
+def _check_parts(folder: Path, processes: int) -> None:
+    """See that DeepSpeed can continue from a folder with so many processes."""
+    if folder_kind(folder) != "deepspeed":
         raise UserError(
-            f"{folder} was written by {processes_of(folder)} processes, this run has {now}: DeepSpeed cannot split it "
-            f"anew (--ckpt_path); use as many, or {one_file}, for test or for --model.init_args.checkpoint"
+            f"{folder} was not written by DeepSpeed, which continues from its own folders only (--ckpt_path); use the "
+            f"strategy that wrote it, or start from its weights with --model.init_args.checkpoint={folder}"
+        )
+    if processes != processes_of(folder):
+        raise UserError(
+            f"{folder} was written by {processes_of(folder)} processes, this training has {processes}: DeepSpeed "
+            f"cannot split it anew (--ckpt_path); use as many, or evmamba consolidate {folder} and start from its "
+            "weights with --model.init_args.checkpoint"
         )
 
 
