@@ -10,6 +10,7 @@ Ds `[K D]`.
 import importlib
 import logging
 import os
+import shutil
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -123,7 +124,21 @@ def _triton_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
     if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"Triton runs on CUDA tensors, this one is on {device_type} (TRITON_INTERPRET=1 would interpret it)"
     module = _triton_backend()
-    return None if isinstance(module, ModuleType) else module
+    if not isinstance(module, ModuleType):
+        return module
+    return _machine_obstacle() if device_type == "cuda" else None
+
+
+@lru_cache(maxsize=1)
+def _machine_obstacle() -> str | None:
+    # Known before the first launch, which would fail in the middle of a training.
+    if torch.cuda.is_available() and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability()
+        if major < 8:
+            return f"its kernels need compute capability 8.0, this GPU has {major}.{minor}"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "it needs a C compiler to start kernels, and there is neither gcc nor clang"
+    return None
 
 
 @lru_cache(maxsize=1)

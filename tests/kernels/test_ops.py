@@ -285,3 +285,30 @@ def test_without_triton_a_gpu_falls_back_and_says_so_once(monkeypatch, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "scan backend for torch.float32 on cuda: torch, because it cannot be imported (no module)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("capability", "compiler", "reason"),
+    [
+        ((7, 5), "/usr/bin/gcc", "compute capability 8.0, this GPU has 7.5"),
+        ((9, 0), None, "needs a C compiler"),
+        ((8, 0), "/usr/bin/gcc", None),
+    ],
+)
+def test_a_machine_that_cannot_run_triton_falls_back(monkeypatch, capability, compiler, reason):
+    monkeypatch.delenv("EVMAMBA_BACKEND", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(ops, "_triton_backend", lambda: chunked)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(ops.shutil, "which", lambda name: compiler)
+    ops._machine_obstacle.cache_clear()
+    try:
+        assert ops.backend_name("cuda", torch.bfloat16) == ("torch" if reason else "triton")
+        monkeypatch.setenv("EVMAMBA_BACKEND", "triton")
+        if reason:
+            with pytest.raises(ValueError, match=f"cannot be followed: .*{reason}"):
+                ops.backend_name("cuda", torch.bfloat16)
+    finally:
+        ops._machine_obstacle.cache_clear()
