@@ -150,11 +150,16 @@ def create_model(
     else:
         network = FeaturePyramid if features_only else EfficientVMamba
         model = network(VARIANTS[base].dims, VARIANTS[base].depths, **options, **switches)
-    model.variant = name
+    model.variant = _tagged_name(base, switches) if base in VARIANTS else base
     model.pretrained_cfg = model.default_cfg = default_cfgs[base].default.to_dict()
     if checkpoint_path is not None:
         load_checkpoint(model, checkpoint_path)
     return model
+
+
+def _tagged_name(base: str, switches: dict[str, Any]) -> str:
+    """The name that alone makes the same network, however its switches were given."""
+    return "-".join([base, *(tag for tag, (switch, value) in TAGS.items() if switches[switch] == value)])
 
 
 def _option_names() -> list[str]:

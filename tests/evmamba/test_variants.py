@@ -111,3 +111,6 @@ def test_a_tag_is_the_switch():
         k: v.shape for k, v in switched.state_dict().items()
     }
     assert tagged(torch.randn(1, 3, 40, 52)).shape == (1, 5)
+    assert tagged.variant == switched.variant == "efficientvmamba_t-iiee-step4"
+    assert create_model("efficientvmamba_t").variant == "efficientvmamba_t"
+    assert create_model("vim_tiny").variant == "vim_tiny"
