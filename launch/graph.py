@@ -108,7 +108,7 @@ class Batch:
         if self.lr is None:
             return text
         if self.total == self.recipe:
-            return f"{text}, lr {self.lr:.3g} as in the recipe"
+            return f"{text}, the recipe's; lr {self.lr:.3g}"
         factor = self.total / self.recipe
         if self.scaled:
             return f"{text} (recipe {self.recipe}), lr {self.lr:.3g}: x {factor:.3g}, linearly"

@@ -164,8 +164,9 @@ def table(states: Sequence[RunState]) -> Table:
         shown.add_column(header, no_wrap=True)
     for state in states:
         name = Text(state.run, style="bold" if state.state == "running" else "")
-        if state.said:
-            name.append(f"\n  {state.said}", style="dim")
+        said, separator, _ = state.said.partition(", which failed: ")  # its reason stands a few lines above
+        if said:
+            name.append(f"\n  {said}{separator.rstrip(': ')}", style="dim")
         job = "" if state.job is None else str(state.job)
         shown.add_row(name, Text(state.state, style=STYLES[state.state]), job, Text(state.nodes), state.elapsed)
     return shown

@@ -123,7 +123,7 @@ def test_a_batch_of_the_users_own_is_per_process_and_the_learning_rate_is_said()
     tiny = RunSpec("classification", "resnet18", "linear", 0, "cpu", None, recipe="conf/classification/tiny.yaml")
     tiny.recipe = str(recipe_of("classification", "tiny", "linear", "resnet18"))
     shared = on(1, 2, tiny)
-    assert str(batch_of(shared)) == "16 images a step = 8 x 2 processes, lr 0.002 as in the recipe"
+    assert str(batch_of(shared)) == "16 images a step = 8 x 2 processes, the recipe's; lr 0.002"
     assert shared.hash == on(1, 1, tiny).hash == tiny.hash
     own = on(1, 2, replace(tiny, arguments=["--data.init_args.batch_size=16"]))
     assert "32 images a step = 16 x 2 processes (recipe 16), lr 0.002: not scaled" in str(batch_of(own))

@@ -81,7 +81,7 @@ def test_every_run_becomes_a_job_after_those_it_needs_and_the_report_comes_last(
     assert book["jobs"] == {name: [100 + i] for i, name in enumerate([*names.values(), "report"])}
     printed = " ".join(capsys.readouterr().out.split())
     assert f"{names['classification']} submitted as job 101" in printed
-    assert "2 nodes x 1 process; 16 images a step = 8 x 2 processes, lr 0.002 as in the recipe" in printed
+    assert "2 nodes x 1 process; 16 images a step = 8 x 2 processes, the recipe's; lr 0.002" in printed
 
 
 def test_an_edit_of_the_recipe_after_the_submission_changes_no_job(tmp_path: Path, fake: FakeSlurm):
