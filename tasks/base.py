@@ -1,6 +1,7 @@
 """What the three tasks share: the LightningModule's steps, optimizers and results, and the data module's loaders."""
 
 import hashlib
+import heapq
 import math
 import os
 import warnings
@@ -25,6 +26,7 @@ from evmamba.tasks.samplers import EvaluationSampler, TrainingLoader, TrainingSa
 from evmamba.tasks.sharding import is_finite, shard, share_buffers
 
 EMBEDDED = "embedded"
+WORST_CASES = 4
 MAX_HASHED_BYTES = 64 * 2**20
 
 
@@ -36,7 +38,7 @@ class TaskModule(L.LightningModule):
 
     Attributes:
         output_dir: where the test stage writes its files (gallery, detections); nothing is written while it is None.
-        gallery_size: at most so many pictures of predictions in ``output_dir/gallery``.
+        gallery_size: at most so many pictures of predictions in ``output_dir/gallery``, and `WORST_CASES` more.
         details: JSON-able extras of the last evaluation (per class, confusion matrix, counts).
         exact_metrics: metrics of the last evaluation by name, without the stage, as computed; Lightning rounds what is
             logged to float32.
@@ -56,6 +58,8 @@ class TaskModule(L.LightningModule):
         self.exact_metrics: dict[str, float] = {}
         self._tested = 0
         self._pictures = 0
+        self._offered = 0
+        self._worst: list[tuple[float, int, Image.Image]] = []
         self._seed = 0
 
     def training_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -120,7 +124,8 @@ class TaskModule(L.LightningModule):
     def on_test_epoch_start(self) -> None:
         share_buffers(self)
         self._reset_metrics()
-        self._tested = self._pictures = 0
+        self._tested = self._pictures = self._offered = 0
+        self._worst = []
 
     def _reset_metrics(self) -> None:
         """Reset at the start too: states left by validate() are inference tensors, which fit() could not add to."""
@@ -130,6 +135,9 @@ class TaskModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
+        for n, (_, _, picture) in enumerate(sorted(self._worst, reverse=True)):
+            self._write_picture(picture, f"worst_{n:03d}")
+        self._worst = []
 
     def _log_metrics(self, stage: str) -> None:
         self.exact_metrics = {name: float(value) for name, value in self.evaluation_end(stage).items()}
@@ -150,11 +158,31 @@ class TaskModule(L.LightningModule):
 
     def add_picture(self, picture: Image.Image) -> None:
         """Write a picture to ``output_dir/gallery/NNN.jpg``; for an image that :meth:`wants_picture`."""
+        self._write_picture(picture, f"{self._pictures:03d}")
+        self._pictures += 1
+
+    def offer_worst(self, badness: float, draw: Callable[[], Image.Image]) -> None:
+        """Keep a test image for ``output_dir/gallery/worst_NNN.jpg`` while none of this process are worse; the first of
+        equally bad ones stays. It is drawn at once: few ever are, and a picture is smaller than what it shows.
+
+        Args:
+            badness: how wrong the prediction is, in the task's own measure; nan and 0 are no case.
+            draw: makes the picture.
+        """
+        if self.output_dir is None or not self.trainer.is_global_zero or not badness > 0:
+            return
+        place = (badness, -self._offered)
+        self._offered += 1
+        if len(self._worst) < min(WORST_CASES, self.gallery_size):
+            heapq.heappush(self._worst, (*place, draw()))
+        elif self._worst and place > self._worst[0][:2]:
+            heapq.heapreplace(self._worst, (*place, draw()))
+
+    def _write_picture(self, picture: Image.Image, name: str) -> None:
         assert self.output_dir is not None
         folder = self.output_dir / "gallery"
         folder.mkdir(parents=True, exist_ok=True)
-        picture.convert("RGB").save(folder / f"{self._pictures:03d}.jpg", quality=88)
-        self._pictures += 1
+        picture.convert("RGB").save(folder / f"{name}.jpg", quality=88)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A finite loss can still give infinite gradients; such weights must not replace the last good checkpoint.

@@ -1,8 +1,10 @@
 """Classification: cross-entropy with mixup and cutmix, top-1 and top-5."""
 
+import functools
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
@@ -113,14 +115,20 @@ class ClassificationModule(TaskModule):
     def evaluation_step(self, batch: dict[str, Any], stage: str) -> None:
         logits, labels = self(batch["image"]).float(), batch["label"]
         self.metrics.update(logits, labels)
-        self.mean_loss.update(F.cross_entropy(logits, labels, reduction="none"))
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        self.mean_loss.update(losses)
         if stage == "test":
-            names = self.class_names
-            for path, scores, label in zip(batch["path"], logits.softmax(1), labels.tolist(), strict=True):
+            cases = zip(batch["path"], logits.softmax(1), labels.tolist(), losses.tolist(), strict=True)
+            for path, scores, label, loss in cases:
+                draw = functools.partial(self._draw, path, scores, label)
                 if self.wants_picture():
-                    predicted = int(scores.argmax())
-                    image = self.trainer.datamodule.read_image(path)  # type: ignore[attr-defined]
-                    self.add_picture(draw_prediction(image, names[predicted], float(scores[predicted]), names[label]))
+                    self.add_picture(draw())
+                self.offer_worst(loss if int(scores.argmax()) != label else 0.0, draw)
+
+    def _draw(self, path: str, scores: Tensor, label: int) -> Image.Image:
+        predicted = int(scores.argmax())
+        image = self.trainer.datamodule.read_image(path)  # type: ignore[attr-defined]
+        return draw_prediction(image, self.class_names[predicted], float(scores[predicted]), self.class_names[label])
 
     def evaluation_end(self, stage: str) -> dict[str, Tensor | float]:
         values: dict[str, Tensor] = self.metrics.compute()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import box_iou, nms
 
 from evmamba.tasks.detection.metrics import MASK_THRESHOLD
 
@@ -17,6 +17,7 @@ MIN_SCORE = 0.3
 # Shown of a detector that is not sure of anything.
 FALLBACK_COUNT = 5
 SAME_PLACE = 0.6  # intersection over union
+SAME_OBJECT = 0.5  # likewise, of a detection and an object
 MASK_OPACITY = 0.45
 
 
@@ -54,6 +55,26 @@ def draw_comparison(
     for k, panel in enumerate(panels):
         canvas.paste(panel, (k * step[0], k * step[1]))
     return canvas
+
+
+def error_share(prediction: dict[str, Tensor], target: dict[str, Any]) -> float:
+    """Which part of what is there or was found is wrong: (missed + false) / (missed + false + right), nan for nothing.
+
+    A detection of `MIN_SCORE` or more is right when its class and place (`SAME_OBJECT`) are those of an object that no
+    better detection took; `prediction` and `target` as in `draw_comparison`.
+    """
+    sure = prediction["scores"] >= MIN_SCORE
+    boxes, labels = prediction["boxes"][sure].cpu(), prediction["labels"][sure].cpu()
+    order = prediction["scores"][sure].cpu().argsort(descending=True)
+    true_boxes, true_labels = target["boxes"].cpu(), target["labels"].cpu()
+    overlaps = box_iou(boxes.float(), true_boxes.float()) * (labels[:, None] == true_labels[None])
+    right = 0
+    for k in order.tolist():
+        if len(true_boxes) and overlaps[k].max() >= SAME_OBJECT:
+            overlaps[:, int(overlaps[k].argmax())] = 0
+            right += 1
+    wrong = len(boxes) + len(true_boxes) - 2 * right
+    return wrong / (wrong + right) if wrong + right else float("nan")
 
 
 def distinct(prediction: dict[str, Tensor]) -> dict[str, Tensor]:

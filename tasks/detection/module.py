@@ -1,5 +1,6 @@
 """Detection: a torchvision detector over any backbone, trained on boxes (and masks), measured by COCO AP."""
 
+import functools
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from evmamba.tasks.base import TaskModule
 from evmamba.tasks.detection.data import DetectionData
 from evmamba.tasks.detection.detectors import DetectorName, build_detector
-from evmamba.tasks.detection.gallery import draw_comparison
+from evmamba.tasks.detection.gallery import draw_comparison, error_share
 from evmamba.tasks.detection.metrics import CocoDetections, evaluate_coco, write_detections
 from evmamba.tasks.optim import DEFAULT_OPTIMIZER, DEFAULT_SCHEDULE, OptimizerConfig, ScheduleConfig
 
@@ -100,8 +101,11 @@ class DetectionModule(TaskModule):
     def evaluation_step(self, batch: dict[str, Any], stage: str) -> None:
         for image, target, prediction in zip(batch["images"], batch["targets"], self(batch["images"]), strict=True):
             self._detections.add(target["image_id"], prediction)
-            if stage == "test" and self.wants_picture():
-                self.add_picture(draw_comparison(image, prediction, target, self._data.class_names))
+            if stage == "test":
+                draw = functools.partial(draw_comparison, image, prediction, target, self._data.class_names)
+                if self.wants_picture():
+                    self.add_picture(draw())
+                self.offer_worst(error_share(prediction, target), draw)
 
     def evaluation_end(self, stage: str) -> dict[str, Tensor | float]:
         gathered = self._detections.gather(self._data.category_ids)

@@ -1,5 +1,6 @@
 """Segmentation: cross-entropy of UPerNet and its auxiliary head, mean IoU over the data set."""
 
+import functools
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -113,8 +114,12 @@ class SegmentationModule(TaskModule):
         if stage == "test" and self.multi_scale:
             config = InferenceConfig(**{**vars(self.inference), "scales": MULTI_SCALE_RATIOS, "flip": True})
             self._metric("test_ms").update(predict_labels(self, images, size, config), labels)
-        if stage == "test" and self.wants_picture():
-            self._draw(batch["path"][0], labels[0], predicted[0])
+        if stage == "test":
+            draw = functools.partial(self._draw, batch["path"][0], labels[0], predicted[0])
+            if self.wants_picture():
+                self.add_picture(draw())
+            labelled = labels[0] != IGNORE_INDEX
+            self.offer_worst((predicted[0] != labels[0])[labelled].float().mean().item(), draw)
 
     def evaluation_end(self, stage: str) -> dict[str, Tensor | float]:
         metric = self._metric(stage)
@@ -185,7 +190,7 @@ class SegmentationModule(TaskModule):
             "confusion": confusion.tolist(),
         }
 
-    def _draw(self, path: str, label: Tensor, predicted: Tensor) -> None:
+    def _draw(self, path: str, label: Tensor, predicted: Tensor) -> Image.Image:
         truth, prediction = (x.to(torch.uint8).cpu().numpy() for x in (label, predicted))
         image = read_image(path)
         if image.size != truth.shape[::-1]:
@@ -194,7 +199,7 @@ class SegmentationModule(TaskModule):
         own.update(torch.from_numpy(prediction), torch.from_numpy(truth))
         score = own.compute()["mIoU"].item()
         title = Path(path).name + ("" if np.isnan(score) else f"   mIoU of this image {100 * score:.1f} %")
-        self.add_picture(draw_comparison(image, truth, prediction, self.class_names, title))
+        return draw_comparison(image, truth, prediction, self.class_names, title)
 
     def _write(self, path: str, label: np.ndarray) -> str:
         assert self.output_dir is not None

@@ -147,7 +147,7 @@ def test_test_stage_writes_details_and_gallery_and_predict_names_classes(tmp_pat
     module = ClassificationModule("resnet10t", 3)
     module.output_dir, module.gallery_size = tmp_path, 5
     trainer(tmp_path).test(module, data(coloured), verbose=False)
-    assert len(list((tmp_path / "gallery").glob("*.jpg"))) == 5
+    assert len(list((tmp_path / "gallery").glob("[0-9]*.jpg"))) == 5
     assert {name: entry["images"] for name, entry in module.details["per_class"].items()} == dict.fromkeys(COLOURS, 4)
 
     predictions = trainer(tmp_path).predict(module, data(coloured))

@@ -1,9 +1,12 @@
 """Pictures of detections: what is drawn, and that it stays inside."""
 
+import math
+
 import numpy as np
+import pytest
 import torch
 
-from evmamba.tasks.detection.gallery import PANEL_SIDE, TITLE_HEIGHT, draw_comparison
+from evmamba.tasks.detection.gallery import PANEL_SIDE, TITLE_HEIGHT, draw_comparison, error_share
 
 NAMES = ["disc", "square"]
 
@@ -51,3 +54,20 @@ def test_strips_keep_a_pixel() -> None:
     truth = {"boxes": torch.tensor([[0.0, 0, 900, 1]]), "labels": torch.tensor([1])}
     picture = draw_comparison(torch.rand(3, 1, 2000), prediction(), truth, NAMES)
     assert picture.size == (PANEL_SIDE, 2 * (1 + TITLE_HEIGHT) + 8)
+
+
+def test_the_share_of_errors_counts_missed_false_doubled_and_misnamed_objects():
+    target = {"boxes": torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]]), "labels": torch.tensor([0, 1])}
+
+    def found(boxes: list, labels: list, scores: list) -> float:
+        prediction = {"boxes": torch.tensor(boxes).reshape(-1, 4), "labels": torch.tensor(labels)}
+        return error_share(prediction | {"scores": torch.tensor(scores)}, target)
+
+    first, second = [0.0, 0, 10, 10], [20.0, 20, 40, 40]
+    assert found([first, second], [0, 1], [0.9, 0.8]) == 0
+    assert found([first, second], [0, 1], [0.9, 0.1]) == pytest.approx(1 / 2)  # too unsure: one of two is missed
+    assert found([first, first, second], [0, 0, 1], [0.9, 0.8, 0.8]) == pytest.approx(1 / 3)  # found twice
+    assert found([first, second], [1, 1], [0.9, 0.8]) == pytest.approx(2 / 3)  # misnamed: missed and false
+    assert found([], [], []) == 1
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    assert math.isnan(error_share(nothing | {"scores": torch.zeros(0)}, nothing))

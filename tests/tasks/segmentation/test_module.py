@@ -52,7 +52,8 @@ def test_training_test_and_predict_on_the_scenes(scenes: Path, tmp_path: Path):
     assert metrics["test/mIoU"] == pytest.approx(iou.mean(), abs=1e-6)
     labels = [np.asarray(Image.open(path)) for path in (scenes / "annotations" / "validation").iterdir()]
     assert confusion.sum(1).tolist() == [sum(int((x == k).sum()) for x in labels) for k in (1, 2, 3)]
-    assert len(list((tmp_path / "gallery").iterdir())) == 3
+    names = sorted(path.stem for path in (tmp_path / "gallery").iterdir())
+    assert names == ["000", "001", "002", "worst_000", "worst_001", "worst_002"]
 
     results = [item for step in run.predict(module, data) for item in step]
     assert [Path(item["path"]).name for item in results] == [f"scene{k}.jpg" for k in range(5)]
