@@ -8,7 +8,7 @@ sums on tensor cores or by folds, and below how many programs a scan is cut into
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -47,11 +47,12 @@ def tune(shapes: Sequence[bench.Shape], device: torch.device) -> list[dict[str, 
 def _times(shape: bench.Shape, device: torch.device) -> dict[str, Any]:
     inputs = bench.make_inputs(shape, device, torch.bfloat16)
     dy = torch.randn(inputs[0].shape, device=device)
+    scan: Callable[..., torch.Tensor] = es2d_scan
     try:
         with bench.forced_backend("triton"):
             with torch.inference_mode():
-                forward = bench.measure(lambda: es2d_scan(*inputs), device, seconds=0.3)
-            training = bench.measure(lambda: torch.autograd.grad(es2d_scan(*inputs), inputs, dy), device, seconds=0.3)
+                forward = bench.measure(lambda: scan(*inputs), device, seconds=0.3)
+            training = bench.measure(lambda: torch.autograd.grad(scan(*inputs), inputs, dy), device, seconds=0.3)
     except RuntimeError as error:
         return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     return {"forward_ms": forward.median, "training_ms": training.median}

@@ -211,3 +211,32 @@ def test_autograd_through_the_public_op(monkeypatch):
     exact = [t.detach().double().cpu().requires_grad_() for t in inputs]
     reference.scan(*exact, "es2d").square().sum().backward()
     assert all(relative_error(t.grad, e.grad) < 1e-5 for t, e in zip(inputs, exact, strict=True))
+
+
+def test_operators_keep_the_rules_of_torch_library(monkeypatch):
+    from evmamba.kernels import ops
+
+    monkeypatch.setenv("EVMAMBA_BACKEND", "triton")
+    torch.use_deterministic_algorithms(False)  # opcheck compares two runs and takes NaN for a difference
+    inputs = make_inputs(1, 3, 2, 8, 2, 1, "es2d")
+    torch.library.opcheck(ops.scan2d, (*inputs, "es2d"))
+    torch.library.opcheck(ops.scan2d_train, (*(t.requires_grad_() for t in inputs), "es2d"))
+
+
+def test_autocast_leaves_the_scan_in_float32_and_gradients_in_their_types(monkeypatch):
+    from evmamba.kernels import es2d_scan
+
+    monkeypatch.setenv("EVMAMBA_BACKEND", "triton")
+    inputs = [t.requires_grad_() for t in make_inputs(1, 3, 3, 8, 4, 2, "es2d", torch.float16)]
+    inputs[1:] = [t.detach().float().requires_grad_() for t in inputs[1:]]
+    with torch.autocast(DEVICE, torch.float16):
+        y = es2d_scan(*inputs)
+        gradients = torch.autograd.grad(y.square().sum(), inputs)
+    exact = [t.detach().double().cpu().requires_grad_() for t in inputs]
+    expected = reference.scan(*exact, "es2d")
+    assert y.dtype == torch.float32
+    assert relative_error(y, expected) < Y_TOLERANCE[torch.float16]
+    assert [g.dtype for g in gradients] == [torch.float16, *[torch.float32] * 5]
+    wanted = torch.autograd.grad(expected.square().sum(), exact)
+    errors = [relative_error(g, w) for g, w in zip(gradients, wanted, strict=True)]
+    assert all(error < GRADIENT_TOLERANCE[torch.float16] for error in errors), errors
