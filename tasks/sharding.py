@@ -72,16 +72,18 @@ def unsharded(module: nn.Module) -> Iterator[None]:
     parameters must not be changed.
     """
     units = [unit for unit in module.modules() if isinstance(unit, FSDPModule)]
-    hooks = [unit._state_dict_pre_hooks for unit in units]  # which would split the parameters again
+    parts = list(module.modules())
+    hooks = [part._state_dict_pre_hooks for part in parts]  # which would split the parameters again
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
-        unit._state_dict_pre_hooks = OrderedDict()
+    for part in parts:
+        part._state_dict_pre_hooks = OrderedDict()
     try:
         yield
     finally:
-        for unit, before in zip(units, hooks, strict=True):
-            unit._state_dict_pre_hooks = before
+        for part, before in zip(parts, hooks, strict=True):
+            part._state_dict_pre_hooks = before
             unit.reshard()
             unit.set_reshard_after_forward(True, recurse=False)
 

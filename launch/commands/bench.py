@@ -10,6 +10,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser(prog="evmamba bench", description="Train briefly, evaluate, measure cost; one table of it all.")
     add_bench_options(parser)
     parser.add_argument("--force", action="store_true", help="repeat finished runs too")
+    parser.add_argument("--strategy", help="ddp, deepspeed_stage_2, fsdp2 ... for the trainings (default: none)")
     given = parser.parse_args(arguments)
     need_extra()
 
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str]) -> int:
     quiet_logs()
     options = bench_options(given)
     options.force = given.force
+    if given.strategy is not None:
+        options.overrides = [*options.overrides, f"trainer.strategy={given.strategy}"]
     console = Console()
     with console.status("checking models and data"):
         specs = benchmark.plan(options)
