@@ -21,6 +21,8 @@ def quiet_warnings() -> None:
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=module)
     # Of DeepSpeed's calls to what PyTorch has renamed.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+    # A line for every checkpoint that is saved, on a default that stays as it is.
+    logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
 
 
