@@ -111,11 +111,13 @@ def build_table(results: Iterable[Result], models: Sequence[str] | None = None) 
     results = [r for r in results if not (r.finished and r.protocol.get("stage") == "fit")]
     whole = [result for result in results if not split_tags(result.model)[1]]
     ablated = {split_tags(result.model)[0] for result in results if split_tags(result.model)[1]}
-    table = _table(whole or results, models if whole else None)
+    plain = [model for model in models if not split_tags(model)[1]] if models and whole else models
+    table = _table(whole or results, plain)
     if whole and ablated:
         kinds = {(r.task, r.head) for r in results if split_tags(r.model)[1]}
         table.ablations = _table(
-            [r for r in results if split_tags(r.model)[0] in ablated and (r.task, r.head) in kinds]
+            [r for r in results if split_tags(r.model)[0] in ablated and (r.task, r.head) in kinds],
+            [model for model in models if split_tags(model)[0] in ablated] if models else None,
         )
     return table
 

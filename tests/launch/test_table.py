@@ -185,3 +185,12 @@ def test_costs_at_two_sizes_share_no_column_and_whole_models_show_what_was_count
     assert [group.title for group in table.groups] == ["cost", "cost · Mask R-CNN at 1280 x 800"]
     assert [column.key for column in table.groups[1].columns] == ["parameters", "macs"]
     assert texts(table, 1, 1) == ["11", "60"]  # table 7
+
+
+def test_a_suites_order_of_models_holds_in_both_tables_and_misses_no_ablated_one():
+    names = ["efficientvmamba_t", "efficientvmamba_t-ss2d", "efficientvmamba_t-eeee"]
+    table = build_table([made_result("classification", name) for name in reversed(names)], models=names)
+    assert [row.model for row in table.rows if row.kind == "measured"] == names[:1]
+    assert table.ablations is not None
+    assert [row.model for row in table.ablations.rows if row.kind == "measured"] == names
+    assert not [note for note in [*table.notes, *table.ablations.notes] if "not run" in note]
