@@ -232,6 +232,12 @@ class FSDP2(WholeInEvaluation, ModelParallelStrategy):
         with replaced_folder(Path(self.broadcast(filepath)), self) as partial:
             super().save_checkpoint(checkpoint, partial, storage_options)
 
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        # What all processes have is written by any of them: BatchNorm's statistics would be a mixture.
+        assert self.lightning_module is not None
+        share_buffers(self.lightning_module)
+        return super().lightning_module_state_dict()
+
     def gathered(self) -> contextlib.AbstractContextManager:
         assert self.lightning_module is not None
         return unsharded(self.lightning_module)
