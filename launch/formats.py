@@ -120,6 +120,7 @@ def to_latex(table: Table) -> str:
     lines = [
         f"% {' '.join(table.caption.split())}",
         *(f"% {' '.join(note.split())}" for note in table.notes),
+        r"\resizebox{\linewidth}{!}{%",
         r"\begin{tabular}{l" + "".join(" " + "r" * len(names) for names in groups) + "}",
         r"\toprule",
         _latex_line(["", *spans]),
@@ -135,7 +136,7 @@ def to_latex(table: Table) -> str:
             style = r"\textit" if published else r"\textbf" if cell.best else ""
             texts.append(f"{style}{{{text}}}" if style and text else text)
         lines.append(_latex_line(texts))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", "}"]) + "\n"
 
 
 def _latex_line(cells: Iterable[str]) -> str:
