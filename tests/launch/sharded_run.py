@@ -80,7 +80,7 @@ def run(job: dict[str, Any]) -> None:
 
 
 def main(jobs: list[dict[str, Any]]) -> None:
-    faulthandler.dump_traceback_later(200, exit=True)  # two processes that wait for each other: say where
+    faulthandler.dump_traceback_later(500, exit=True)  # two processes that wait for each other: say where
     torch.set_num_threads(1)
     quiet_warnings()
     quiet_logs()

@@ -106,7 +106,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "jobs.json").write_text(json.dumps(jobs))
     environment = loopback() | {"DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
-        [sys.executable, PROGRAM, root / "jobs.json"], env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, PROGRAM, root / "jobs.json"], env=environment, capture_output=True, text=True, timeout=540
     )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
     return root
