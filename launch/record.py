@@ -129,6 +129,17 @@ class TrainingRecord(Callback):
         self.loss: float | None = None
         self._last: float | None = None
         self._start = time.monotonic()
+        self._before = 0.0  # seconds of the training ahead of an interruption, as far as they were saved
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"curve": self.curve, "validation": self.validation, "seconds": self._elapsed()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.curve, self.validation = list(state_dict["curve"]), list(state_dict["validation"])
+        self._before = state_dict["seconds"]
+
+    def _elapsed(self) -> float:
+        return self._before + time.monotonic() - self._start
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start = time.monotonic()
@@ -152,6 +163,8 @@ class TrainingRecord(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
+            # A continued training may repeat the validation at which it stopped.
+            self.validation = [entry for entry in self.validation if entry[0] != trainer.global_step]
             self.validation.append((trainer.global_step, dict(pl_module.exact_metrics)))  # type: ignore[arg-type]
 
     def summary(self, trainer: L.Trainer) -> dict[str, Any]:
@@ -161,7 +174,7 @@ class TrainingRecord(Callback):
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
             "images": trainer.global_step * trainer.accumulate_grad_batches * self.images * trainer.world_size,
-            "seconds": round(time.monotonic() - self._start, 1),
+            "seconds": round(self._elapsed(), 1),
         }
         if self.seconds:
             median = statistics.median(self.seconds)

@@ -152,14 +152,13 @@ def write_config(root: Path, text: str) -> None:
     partial.replace(root / CONFIG_FILE)
 
 
-def move_aside(root: Path) -> None:
-    """Move what an earlier training left into ``root/earlier-N``; nothing is deleted.
+def is_restarted() -> bool:
+    """Whether SLURM has started this job before: a ``--fresh`` in its script was meant for that first time."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
 
-    Not in a job that SLURM has started again: there ``--fresh`` stands in the script, but was meant for its first time.
-    """
-    if int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0:
-        rank_zero_info("--fresh is ignored: the job was started again and continues")
-        return
+
+def move_aside(root: Path) -> None:
+    """Move what an earlier training left into ``root/earlier-N`` (rank 0 does it); nothing is deleted."""
     left = [path for pattern in LEFT_BEHIND for path in root.glob(pattern)]
     if not left or process_rank() != 0:
         return

@@ -1,8 +1,9 @@
 """One run: ``python -m evmamba.launch.run FOLDER/spec.json``, alone, or as one of many processes (srun, torchrun).
 
 Fits and tests what the spec names, or measures the cost of a bare backbone, and leaves ``result.json`` beside the spec,
-also when it fails. Exit status: 0 finished, 1 failed. While it works, ``progress.json`` says how far it is. Of several
-processes the first writes all this; a failure is told by the process that failed first.
+also when it fails. Exit status: 0 finished, 1 failed, 75 stopped by a signal: started again, it continues. While it
+works, ``progress.json`` says how far it is. Of several processes the first writes all this; a failure is told by the
+process that failed first.
 """
 
 import dataclasses
@@ -154,10 +155,9 @@ class RunSpec:
             *self.resources.cli_arguments(),
             *([f"--trainer.precision={self.precision}"] if self.precision else []),
             f"--trainer.default_root_dir={folder}",
-            "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
+            "--trainer.logger=evmamba.tasks.metrics_log.MetricsLog",
             f"--trainer.logger.save_dir={folder}",
-            "--trainer.logger.name=log",
-            "--trainer.logger.version=csv",
+            "--trainer.logger.tensorboard=false",
             "--trainer.enable_progress_bar=false",
             "--trainer.enable_model_summary=false",
             *(
@@ -217,6 +217,8 @@ def run(spec: RunSpec, folder: Path) -> None:
 def fit_and_test(spec: RunSpec, folder: Path) -> None:
     """Train as the recipe says, then test the weights that the training ends with (averaged ones if it averages).
 
+    A training that was interrupted in this folder is continued.
+
     Leaves those weights in the folder. A "fit" stops there; its result has no metrics.
     """
     from evmamba.launch.record import ProgressWriter, ResultWriter, TrainingRecord, add_callbacks, weights_in_memory
@@ -230,7 +232,9 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
     writer = ResultWriter(folder, cli.plain_config(), spec.name, weights_in_memory(cli.trainer), origin_of(spec))
     writer.suite = spec.suite
     add_callbacks(cli.trainer, record, ProgressWriter(folder, record))
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    # Also a training that is finished: its last validation is repeated, and the module holds its weights again.
+    checkpoint = cli.continuation().checkpoint
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint and str(checkpoint))
     if cli.trainer.interrupted:
         raise KeyboardInterrupt
     writer.training = record.summary(cli.trainer)
@@ -329,6 +333,10 @@ def main(argv: list[str] | None = None) -> int:
     start = datetime.datetime.now(datetime.UTC)
     quiet_warnings()
     quiet_logs()
+    if spec.task != "cost":
+        from evmamba.launch.resume import leave_on_warning
+
+        leave_on_warning()
     who = f"process {process_rank()} on {node_name()}" if spec.resources.processes > 1 else ""
     try:
         with told_once():

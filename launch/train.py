@@ -33,7 +33,14 @@ from evmamba.launch.quiet import quiet_warnings
 from evmamba.launch.recipes import find_recipe
 from evmamba.launch.record import ResultWriter, add_callbacks
 from evmamba.launch.results import check_writable
-from evmamba.launch.resume import Continuation, find_continuation, leave_on_warning, move_aside, write_config
+from evmamba.launch.resume import (
+    Continuation,
+    find_continuation,
+    is_restarted,
+    leave_on_warning,
+    move_aside,
+    write_config,
+)
 from evmamba.launch.sharded import settle
 from evmamba.launch.strategies import build_strategy, check_strategy, spell_out
 from evmamba.tasks.base import TaskDataModule, TaskModule
@@ -148,7 +155,7 @@ class EvmambaCLI(LightningCLI):
         root = Path(self.trainer.default_root_dir)
         config = self.config[self.subcommand] if self.subcommand else self.config
         text = self._parser(self.subcommand).dump(config, skip_none=False)
-        if self.fresh:
+        if self.fresh and not is_restarted():
             move_aside(root)
             found = Continuation()
         else:

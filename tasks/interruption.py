@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 from types import FrameType
+from typing import Any
 
 import lightning as L
 import torch
@@ -20,8 +21,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 
-# BSD's EX_TEMPFAIL, "try again later": the training was stopped from outside and the same command continues it.
-EXIT_CONTINUE = 75
+# "Try again later" (75): the training was stopped from outside and the same command continues it.
+EXIT_CONTINUE = os.EX_TEMPFAIL
 EXIT_CTRL_C = 130
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
@@ -60,7 +61,7 @@ class StopSignals(_SignalConnector):
         self.noted = self.noted or signal.Signals(number)
         launcher = self.trainer.strategy.launcher
         if launcher is not None and number != signal.SIGINT:  # a terminal sends Ctrl-C to every process itself
-            launcher.kill(number)  # type: ignore[arg-type]
+            launcher.kill(number)
 
 
 class Agreement:
@@ -74,7 +75,7 @@ class Agreement:
     def __init__(self, wishes: int) -> None:
         self._wishes = torch.zeros(wishes, dtype=torch.int32)
         self._work: dist.Work | None = None
-        self._group: dist.ProcessGroup | None = None
+        self._group: Any = None
 
     def exchange(self, wishes: list[bool]) -> list[bool]:
         """Say what this process wants; return what some process wanted. Every process calls this after every step."""

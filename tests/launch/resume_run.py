@@ -1,9 +1,10 @@
 """Trainings in processes of their own that can be killed; the program that test_train_resume.py starts.
 
 Libraries are imported once, every training is a fork. Reads one JSON object a line from stdin and answers with one:
-``{"arguments": [...], "folder": DIR, "ranks": 1, "rows": number or null, "delay": seconds, "signal": "SIGKILL", "rank":
-rank that gets the signal or null for all}`` is answered by the ranks' exit statuses (negative: the signal that killed
-it). The signal comes `delay` seconds after the log has so many rows; rows are written just ahead of a checkpoint.
+``{"arguments": [...], "folder": DIR, "ranks": 1, "rows": number or null, "delay": seconds, "signal": "SIGKILL",
+"rank": rank that gets the signal or null for all, "environment": {...}}`` is answered by the ranks' exit statuses
+(negative: the signal that killed it). The signal comes `delay` seconds after the log has so many rows; rows are written
+just ahead of a checkpoint.
 """
 
 import json
@@ -27,7 +28,7 @@ import evmamba.tasks.segmentation  # noqa: F401
 from evmamba.launch import cli, train  # noqa: F401
 
 
-def start(arguments: list[str], folder: Path, ranks: int) -> list[int]:
+def start(arguments: list[str], folder: Path, ranks: int, environment: dict[str, str]) -> list[int]:
     """Fork the ranks as torchrun would and return their process numbers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -39,6 +40,7 @@ def start(arguments: list[str], folder: Path, ranks: int) -> list[int]:
             log = os.open(folder / f"log{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
+            os.environ |= environment
             if ranks > 1:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
                 os.environ |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "TORCHELASTIC_RUN_ID": "test"}
@@ -71,7 +73,7 @@ def run(job: dict[str, Any]) -> list[int]:
     folder = Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     due = None
-    pids = start(job["arguments"], folder, job["ranks"])
+    pids = start(job["arguments"], folder, job["ranks"], job["environment"])
     statuses: dict[int, int] = {}
     while len(statuses) < len(pids):
         if job["rows"] is not None and rows(folder) >= job["rows"]:

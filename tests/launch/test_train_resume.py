@@ -65,7 +65,14 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fit]:
     )
 
     def fit(recipe: Path, folder: Path, *arguments: str, ranks: int = 1, **ending: Any) -> list[int]:
-        job = {"ranks": ranks, "rows": None, "delay": 0.0, "signal": "SIGKILL", "rank": None} | ending
+        job = {
+            "ranks": ranks,
+            "rows": None,
+            "delay": 0.0,
+            "signal": "SIGKILL",
+            "rank": None,
+            "environment": {},
+        } | ending
         options = [f"--trainer.default_root_dir={folder}", f"--trainer.devices={ranks}", *arguments]
         job["arguments"] = ["fit", f"--config={recipe}", *options]
         assert server.stdin is not None
@@ -173,4 +180,45 @@ def test_two_processes_stop_at_the_same_step_and_continue(tmp_path: Path, fit: F
     assert fit(path, folder, ranks=2, rows=1, signal="SIGTERM", rank=1) == [75, 75]
     assert fit(path, folder, ranks=2, rows=6) == [-9, -9]
     assert fit(path, folder, ranks=2) == [0, 0]
+    assert_same_training(folder, whole)
+
+
+@pytest.mark.slow
+def test_fresh_begins_anew_but_not_in_a_job_that_is_started_again(tmp_path: Path, fit: Fit, images: Path):
+    path = recipe(tmp_path, CLASSIFICATION, "val/top1", data_dir=str(images), num_workers=0)
+    folder = tmp_path / "run"
+    assert fit(path, folder, rows=2) == [-9]
+    assert fit(path, folder, "--fresh", rows=6, environment={"SLURM_RESTART_COUNT": "1"}) == [-9]
+    assert "continuing the training" in log_of(folder)
+    assert fit(path, folder, "--fresh") == [0]
+    assert (folder / "earlier-1" / "checkpoints" / "last.ckpt").is_file()
+    assert torch.load(folder / "checkpoints" / "last.ckpt")["global_step"] == 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_detection_and_segmentation_killed_between_two_steps(tmp_path: Path, fit: Fit, task: str):
+    """Multi-scale training sizes and flips; random scale, crop, colours and dropout. On a few embedded images."""
+    module = {"detection": "Detection", "segmentation": "Segmentation"}[task]
+    models = {
+        "detection": {"min_size": [64, 80, 96], "max_size": 128, "channels": 16, "group_norm": True},
+        "segmentation": {"decoder_channels": 16, "aux_channels": 8},
+    }
+    data = {"detection": {"photometric_distortion": True}, "segmentation": {"crop_size": 64}}
+    base = {
+        "trainer": TRAINER | {"max_epochs": 2, "limit_train_batches": 3, "limit_val_batches": 1},
+        "model": {
+            "class_path": f"evmamba.tasks.{task}.{module}Module",
+            "init_args": {"backbone": "resnet10t", "schedule": {"kind": "cosine"}} | models[task],
+        },
+        "data": {
+            "class_path": f"evmamba.tasks.{task}.{module}Data",
+            "init_args": {"batch_size": 2, "num_workers": 1} | data[task],
+        },
+    }
+    path = recipe(tmp_path, base, {"detection": "val/AP", "segmentation": "val/mIoU"}[task])
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    assert fit(path, whole) == [0], log_of(whole)
+    assert fit(path, folder, rows=5) == [-9]
+    assert fit(path, folder) == [0]
     assert_same_training(folder, whole)
