@@ -43,6 +43,8 @@ BATCHES = {
 MAY_BE_ZERO = ("warmup_steps", "training_batch", "max_batch")
 DEFAULT_BACKBONE = "efficientvmamba_t"
 POLL_SECONDS = 0.2
+# In a failed result's provenance: ended from outside; started again, the run goes on.
+INTERRUPTED = "interrupted"
 
 
 @dataclass
@@ -257,18 +259,22 @@ def run_one(spec: RunSpec, folder: Path, while_waiting: Callable[[], None]) -> R
     code = process.returncode
     how = f"killed by signal {-code}{' (out of memory?)' if code == -9 else ''}" if code < 0 else f"exit status {code}"
     result = failed_result(spec, f"{how}; last words: {last} (see {folder / LOG_FILE})", start)
+    result.provenance[INTERRUPTED] = code < 0 or code == os.EX_TEMPFAIL  # the second: it saved and left in order
     write_result(result, folder)
     return result
 
 
 def _make_room(folder: Path) -> None:
-    """Remove what an earlier run left; an unfinished one with checkpoints goes to ``NAME.failed-N``, as it may be all
-    that is left of a long training."""
+    """Remove what an earlier run left, except that an interrupted one goes on from its checkpoints, and a failed one
+    with checkpoints goes to ``NAME.failed-N``, as it may be all that is left of a long training."""
     try:
-        finished = read_result(folder / FILE_NAME).finished
+        result = read_result(folder / FILE_NAME)
     except UserError:
-        finished = False
-    if not finished and next(folder.rglob("*.ckpt"), None):
+        return  # stopped before it could say anything
+    if result.provenance.get(INTERRUPTED):
+        (folder / FILE_NAME).unlink()
+        return
+    if not result.finished and next(folder.rglob("*.ckpt"), None):
         n = 1
         while (kept := folder.with_name(f"{folder.name}.failed-{n}")).exists():
             n += 1
@@ -289,7 +295,7 @@ def _terminated_is_interrupted() -> Iterator[None]:
 def _stop(process: subprocess.Popen) -> None:
     process.terminate()
     try:
-        process.wait(10)
+        process.wait(30)  # it finishes its step and writes a checkpoint
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -308,3 +308,13 @@ def test_a_small_bench_from_command_line_to_report(tmp_path: Path, capsys: pytes
     assert trained.protocol["weights"] == "last epoch"
     assert trained.provenance["spec_hash"]
     assert results["segmentation"].status == "failed"
+
+
+def test_a_run_that_was_killed_goes_on_from_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = "cd $(dirname $3); mkdir -p checkpoints; echo once >> checkpoints/a.ckpt; kill -9 $$"
+    replace_python(tmp_path, monkeypatch, script)
+    for _ in range(2):
+        result = benchmark.run_one(spec_of("cost"), tmp_path / "run", lambda: None)
+        assert result.provenance["interrupted"] is True
+    assert (tmp_path / "run/checkpoints/a.ckpt").read_text() == "once\nonce\n"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("run")] == ["run"]
