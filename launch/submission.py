@@ -14,7 +14,7 @@ import filelock
 from rich.console import Console
 from rich.markup import escape
 
-from evmamba.errors import UserError
+from evmamba.errors import UserError, unknown_name
 from evmamba.launch import benchmark, slurm
 from evmamba.launch.benchmark import RUNS_FOLDER, BenchOptions, finished_before
 from evmamba.launch.cluster import Cluster
@@ -36,10 +36,19 @@ def plan_graph(options: BenchOptions, cluster: Cluster) -> list[RunSpec]:
     Raises:
         UserError: see `benchmark.plan` and `build_graph`.
     """
+    _check_strategies(cluster)
     with_gpus = cluster["classification"].gpus_per_node or cluster["classification"].gres
     device = {"auto": "cuda" if with_gpus else "cpu"}.get(options.device, options.device)
     specs = benchmark.plan(dataclasses.replace(options, device=device, elsewhere=True))
     return build_graph(specs, cluster.resources)
+
+
+def _check_strategies(cluster: Cluster) -> None:
+    from evmamba.launch.strategies import strategy_names
+
+    for job in cluster.jobs.values():
+        if job.strategy is not None and job.strategy not in strategy_names():
+            raise unknown_name("strategy", job.strategy, strategy_names())
 
 
 def plan_here(options: BenchOptions, cluster: Cluster) -> list[RunSpec]:

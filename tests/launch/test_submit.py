@@ -231,6 +231,7 @@ def test_without_slurm_the_other_ways_are_named(
     [
         ("--node=2", "did you mean --nodes"),
         ("--cluster=/nowhere.yaml", "/nowhere.yaml: cannot be read"),
+        ("--strategy=deepspeed_stage1", "unknown strategy 'deepspeed_stage1'; did you mean deepspeed_stage_"),
         ("--nodes=classification=0", "nodes must be at least 1, not 0"),
         ("--resume", "nothing was submitted to .* yet"),
     ],
