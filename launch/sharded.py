@@ -152,6 +152,7 @@ def _read_deepspeed(folder: Path) -> dict[str, Any]:
 
 def _read_fsdp2(folder: Path) -> dict[str, Any]:
     from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
 
     reader = FileSystemReader(folder)
@@ -160,7 +161,7 @@ def _read_fsdp2(folder: Path) -> dict[str, Any]:
     weights = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in stored.items()
-        if name.startswith(prefix) and hasattr(entry, "size")
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
     }
     load(weights, storage_reader=reader, no_dist=True)
     rest = torch.load(folder / REST_FILE, "cpu", weights_only=False)

@@ -130,11 +130,12 @@ class ZeRO(WholeInEvaluation, DeepSpeedStrategy):
             # DeepSpeed's own bf16 rounds the parameters too, the scan's decay rates among them. No module is named
             # whose gradients could be added up in bf16.
             config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
-        super().__init__(config=config, precision_plugin=KeptInputs(precision))
+        super().__init__(config=config, precision_plugin=KeptInputs(precision))  # type: ignore[arg-type]
 
     def setup(self, trainer: L.Trainer) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING
         if fitting and self._layer_sync:
+            assert self.model is not None
             self.model = self._layer_sync.apply(self.model)  # Lightning leaves it out
         super().setup(trainer)
         batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
