@@ -97,11 +97,13 @@ def loopback() -> dict[str, str]:
     return kept | {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": here}
 
 
-def run(command: Sequence[Any], timeout: float = 200) -> subprocess.CompletedProcess[str]:
-    """Run a command that starts processes in `loopback`; after `timeout` seconds all of them are killed."""
+def run(
+    command: Sequence[Any], timeout: float = 200, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command that may start processes, by default in `loopback`; after `timeout` seconds all are killed."""
     with subprocess.Popen(
         list(map(str, command)),
-        env=loopback(),
+        env=environment or loopback(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

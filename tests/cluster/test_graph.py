@@ -1,0 +1,84 @@
+"""`evmamba submit` on two nodes: all jobs of a benchmark in their order, from pretraining to the table."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..launch.tiny import EVMAMBA, TASKS, free_port, run, write_images
+from .cluster import Cluster
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+
+SETTINGS = [
+    "trainer.max_steps=2",
+    *(f"{task}.data.init_args.batch_size=2" for task in TASKS),
+    "classification.data.init_args.image_size=32",
+    "detection.model.init_args.channels=16",
+    "segmentation.data.init_args.crop_size=32",
+]
+
+
+@pytest.fixture
+def submission(tmp_path: Path) -> list[str]:
+    """A command that submits all three tasks on a few images, the classification on two nodes."""
+    command = [*map(str, EVMAMBA), "submit", "--preset=tiny", "--backbones=resnet10t", f"--output={tmp_path / 'bench'}"]
+    for task in TASKS:
+        write_images(task, tmp_path / task)
+        command.append(f"--{task}={tmp_path / task}")
+    meet = f"export GLOO_SOCKET_IFNAME=lo MASTER_ADDR=127.0.0.1 MASTER_PORT={free_port()} OMP_NUM_THREADS=1"
+    command += ["--gpus-per-node=0", "--nodes=classification=2", f"--environment={meet}"]
+    return command + [f"--set={setting}" for setting in SETTINGS]
+
+
+def states(cluster: Cluster, output: Path) -> list[dict[str, Any]]:
+    done = run([*EVMAMBA, "status", output, "--json"], environment=cluster.environment())
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def logs(output: Path) -> str:
+    return "\n".join(f"== {log}\n{log.read_text()[-2000:]}" for log in output.rglob("*.log"))
+
+
+def test_a_submitted_benchmark_ends_in_its_table(cluster: Cluster, submission: list[str], tmp_path: Path):
+    output = tmp_path / "bench"
+    done = run(submission, environment=cluster.environment())
+    assert done.returncode == 0, done.stderr
+    waiting = {state["run"].split("-")[0]: state for state in states(cluster, output)}
+    assert set(waiting) == {
+        "cost",
+        "classification",
+        "detection",
+        "segmentation_training",
+        "segmentation_evaluation",
+        "report",
+    }
+    jobs = {name: str(state["job"]) for name, state in waiting.items()}
+    cluster.wait_for(jobs["report"], lambda job: job["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"), 400)
+
+    ended = {name: cluster.job(number) for name, number in jobs.items()}
+    assert {job["JobState"] for job in ended.values()} == {"COMPLETED"}, logs(output)
+    assert ended["classification"]["NodeList"] == "n[1-2]"
+    for later, earlier in (
+        ("detection", "classification"),
+        ("segmentation_training", "classification"),
+        ("segmentation_evaluation", "segmentation_training"),
+        ("report", "segmentation_evaluation"),
+    ):
+        assert ended[later]["StartTime"] >= ended[earlier]["EndTime"], (later, earlier)  # ISO dates sort as text
+    assert {state["state"] for state in states(cluster, output)} == {"finished"}
+
+    results = {path.parent.name.split("-")[0]: json.loads(path.read_text()) for path in output.rglob("result.json")}
+    assert results["classification"]["provenance"]["nodes"] == 2
+    assert results["classification"]["provenance"]["processes"] == 2
+    for name in ("detection", "segmentation_training"):
+        assert results[name]["provenance"]["init_from"] == results["classification"]["run"]
+    (row,) = csv.DictReader((output / "report.csv").open(encoding="utf-8"))
+    for column, name, metric in (
+        ("classification: top-1 (%)", "classification", "top1"),
+        ("segmentation · UPerNet: mIoU (%)", "segmentation_evaluation", "mIoU"),
+    ):
+        assert row[column] == f"{100 * results[name]['metrics'][metric]:.1f}"
