@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import math
 import os
 import shutil
 import signal
@@ -24,11 +23,10 @@ import yaml
 
 from evmamba.errors import UserError, unknown_name
 from evmamba.launch.progress import RunProgress
-from evmamba.launch.recipes import CONF
+from evmamba.launch.recipes import has_drop_path, recipe_of
 from evmamba.launch.results import FILE_NAME, Result, check_writable, config_hash, git_state, read_result, write_result
 from evmamba.launch.run import SPEC_FILE, RunSpec, failed_result
 from evmamba.launch.suites import SUITES, TASKS, Entry, Suite, entries_of
-from evmamba.variants import VARIANTS, split_name
 
 DETECTORS = ("retinanet", "maskrcnn", "fasterrcnn")
 PRESETS = ("tiny", "small", "paper")
@@ -370,57 +368,6 @@ def _training_spec(
         arguments=arguments,
         test_scales=list(suite.test_scales) if suite and task == "classification" else [],
     )
-
-
-def recipe_of(task: str, preset: str, head: str, model: str, schedule: str | None = None) -> Path:
-    """The recipe of a preset: tiny.yaml, small.yaml, or for "paper" the model's own.
-
-    Ablated networks have that of the published one. Networks of others have that of the variant which is nearest in
-    parameters, and so the same as their equals; the recipes of T, S and B differ in nothing but stochastic depth,
-    the decoder's width and how a step's images are split. Of Mask R-CNN's two schedules 1x is the default.
-
-    Raises:
-        UserError: the package has no recipe for this head.
-    """
-    if preset != "paper":
-        return CONF / task / f"{preset}.yaml"
-    kind = {"classification": "imagenet", "segmentation": f"ade20k_{head}"}.get(task, f"coco_{head}")
-    if head == "maskrcnn":
-        kind += f"_{schedule or '1x'}"
-    variant = split_name(model)[0]
-    if variant not in VARIANTS:
-        variant = _nearest_variant(model)
-    path = CONF / task / f"{kind}_{variant}.yaml"
-    if not path.exists():
-        raise UserError(f"there is no paper recipe for {task} with {head}")
-    return path
-
-
-@functools.cache
-def _nearest_variant(model: str) -> str:
-    size = math.log(_parameters(model))
-    return min(VARIANTS, key=lambda variant: abs(math.log(_parameters(variant)) - size))
-
-
-@functools.cache
-def _parameters(model: str) -> int:
-    from evmamba.tasks.backbones import build_backbone
-
-    return sum(p.numel() for p in build_backbone(model, features_only=False, num_classes=1000).parameters())
-
-
-@functools.cache
-def has_drop_path(model: str) -> bool:
-    """Whether a network knows stochastic depth; one that does not is trained without it, the rest of a recipe kept."""
-    from evmamba.tasks.backbones import build_backbone
-
-    try:
-        build_backbone(model, features_only=False, drop_path_rate=0.1)
-    except UserError as error:
-        if "drop_path_rate" in str(error):
-            return False
-        raise
-    return True
 
 
 def _check_training(spec: RunSpec, output: Path, elsewhere: bool = False) -> str:

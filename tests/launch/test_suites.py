@@ -10,7 +10,7 @@ import torch
 import yaml
 
 import evmamba
-from evmamba.launch import benchmark
+from evmamba.launch import benchmark, recipes
 from evmamba.launch.benchmark import BenchOptions, plan
 from evmamba.launch.run import RunSpec
 from evmamba.launch.suites import ABLATED, OURS, PEERS, SUITES, entries_of, paper_entries
@@ -26,7 +26,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "_check_backbone", lambda name, pyramid: None)
     monkeypatch.setattr(benchmark, "_check_training", lambda *arguments: "fingerprint")
     monkeypatch.setattr(benchmark, "has_drop_path", lambda model: True)
-    monkeypatch.setattr(benchmark, "_nearest_variant", lambda model: "efficientvmamba_t")
+    monkeypatch.setattr(recipes, "_nearest_variant", lambda model: "efficientvmamba_t")
 
 
 def planned(tmp_path: Path, suite: str, **options: Any) -> list[RunSpec]:
