@@ -108,7 +108,8 @@ def per_class(results: Sequence[Result]) -> dict[str, Any] | None:
 
 
 def confusion(result: Result) -> tuple[list[list[float]], list[str], int] | None:
-    """The matrix of the most frequent classes (rows true, columns predicted), their names, how many are left out."""
+    """Of the most frequent classes, which share of each (rows) was predicted as which (columns); their names, and how
+    many classes are left out. Shares are of all predictions, also of those not shown."""
     matrix, classes = result.details.get("confusion"), result.details.get("per_class")
     if not matrix or not isinstance(classes, dict) or len(matrix) != len(classes):
         return None
@@ -118,7 +119,8 @@ def confusion(result: Result) -> tuple[list[list[float]], list[str], int] | None
     if len(kept) < 2:
         return None
     names = list(classes)
-    return [[matrix[r][c] for c in kept] for r in kept], [names[k] for k in kept], len(present) - len(kept)
+    shares = [[matrix[r][c] / sizes[r] for c in kept] for r in kept]
+    return shares, [names[k] for k in kept], len(present) - len(kept)
 
 
 def pictures(result: Result) -> list[dict[str, Any]]:

@@ -109,9 +109,8 @@ def curve_figure(
     return _svg(f"{y_label} over {x_label}, {title}", draw)
 
 
-def confusion_figure(title: str, where: str, matrix: Sequence[Sequence[float]], names: Sequence[str]) -> str:
+def confusion_figure(title: str, where: str, shares: Sequence[Sequence[float]], names: Sequence[str]) -> str:
     """Rows are true classes, columns predicted ones; the opacity is the share of the row."""
-    shares = [[value / sum(row) if sum(row) else 0.0 for value in row] for row in matrix]
 
     def draw(axes: Any) -> None:
         axes.imshow([[(*SEQUENTIAL, share) for share in row] for row in shares], interpolation="nearest")

@@ -1,0 +1,64 @@
+"""Figures and curves: what is drawn is what was measured."""
+
+import re
+
+import pytest
+
+from evmamba.launch.figures import Point, _front, curve_figure, exponent
+from evmamba.launch.results import Result
+from evmamba.launch.series import POINTS, Curve, batch_curves, size_curves, thinned, training_curves
+
+from .handmade import made_result
+
+
+def test_the_front_holds_what_no_other_beats_in_both():
+    points = [Point("a", 1, 70), Point("b", 2, 65), Point("c", 3, 80), Point("d", 3, 75), Point("e", 4, 80)]
+    assert [point.label for point in _front(points)] == ["a", "c"]
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_the_growth_of_a_cost_is_its_power(power: float):
+    assert exponent([(x, 3 * x**power) for x in (10, 20, 50)]) == pytest.approx(power)
+    assert exponent([(10, 1)]) is None
+
+
+def test_thinning_averages_and_keeps_short_curves_as_they_are():
+    short = [(1.0, 2.0), (2.0, 4.0)]
+    assert thinned(short) == short
+    long = thinned([(float(x), 1.0 + (-1) ** x) for x in range(2 * POINTS)])
+    assert len(long) == POINTS
+    assert {y for _, y in long} == {1.0}
+
+
+def test_curves_come_from_the_sweeps_in_the_printed_unit_without_what_failed():
+    cost = made_result("cost", "resnet18")
+    cost.sweeps = {
+        "input_size": [{"input_size": 224, "macs": 2.0}, {"input_size": [3, 448, 448], "macs": 8.0}],
+        "batch_size": [
+            {"batch_size": 1, "images_per_s": 10.0},
+            {"batch_size": 2, "images_per_s": 18.0},
+            {"batch_size": 4, "failed": "out of memory"},
+        ],
+    }
+    assert [(c.label, list(c.points)) for c in size_curves([cost], "macs")] == [("resnet18", [(224, 2.0), (448, 8.0)])]
+    assert size_curves([cost], "macs", where="another device") == []
+    assert [list(curve.points) for curve in batch_curves([cost], "images_per_s")] == [[(1, 10.0), (2, 18.0)]]
+    trained = made_result("classification", "resnet18")
+    trained.sweeps = {"input_size": [{"input_size": 64, "top1": 0.25}, {"input_size": 96, "top1": 0.5}]}
+    assert [list(curve.points) for curve in size_curves([trained], "top1")] == [[(64, 25.0), (96, 50.0)]]
+
+
+def test_a_training_without_a_curve_has_none():
+    assert training_curves([made_result("classification", "resnet18"), Result("r", "cost", "resnet18")]) == []
+
+
+def test_a_figure_follows_the_pages_colours_and_names_seeds_once():
+    curves = [Curve("T", [(1, 2), (2, 1)]), Curve("T", [(1, 3), (2, 1)]), Curve("<S>", [(1, 1), (2, 2)])]
+    svg = curve_figure("loss & more", "steps", "loss", curves)
+    assert not re.findall(r"#0[0-9a-f]00ff|#0[1-4]0[1-4]0[1-4]", svg)
+    assert "var(--s1)" in svg
+    assert "var(--s2)" in svg
+    assert "var(--s3)" not in svg
+    assert svg.count(">T</text>") == 1
+    assert "<S>" not in svg
+    assert 'aria-label="loss over steps, loss &amp; more"' in svg
