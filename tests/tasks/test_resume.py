@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from evmamba.tasks import callbacks
 from evmamba.tasks.base import TaskDataModule, TaskModule
 from evmamba.tasks.callbacks import BestCheckpoint, LastCheckpoint, WeightEMA
 from evmamba.tasks.checkpoint_files import candidates, newest_whole
@@ -185,3 +186,43 @@ def test_killed_at_any_moment_and_continued_it_ends_the_same(tmp_path: Path, set
         assert train(folder, setup, moment) is None
         train(folder, setup)
         assert_same_training(folder, expected)
+
+
+@pytest.mark.parametrize("where", ["half a file", "before the renames", "between the renames"])
+def test_killed_while_a_checkpoint_is_written_it_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+):
+    expected, folder = tmp_path / "whole", tmp_path / "killed"
+    train(expected, "within epochs")
+    save, replace, replace_last = torch.save, Path.replace, callbacks.replace_last
+    writes = 0
+
+    def half(content: Any, file: Any) -> None:
+        file.write(b"PK\x03\x04 half")
+        raise Killed
+
+    def dying(partial: Path, target: Path) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == 4 and where == "before the renames":
+            raise Killed
+        if writes == 4 and where == "between the renames":
+            replace(target / "last.ckpt", target / "previous.ckpt")
+            raise Killed
+        replace_last(partial, target)
+        if writes == 3 and where == "half a file":
+            monkeypatch.setattr(torch, "save", half)
+
+    monkeypatch.setattr(callbacks, "replace_last", dying)
+    assert train(folder, "within epochs") is None
+    monkeypatch.undo()
+    assert torch.save is save
+    train(folder, "within epochs")
+    assert_same_training(folder, expected)
+
+
+def test_loading_processes_do_not_change_a_training(tmp_path: Path):
+    train(tmp_path / "alone", "epochs")
+    train(tmp_path / "workers", "epochs", moment=70, workers=2)
+    train(tmp_path / "workers", "epochs", workers=1)
+    assert_same_training(tmp_path / "workers", tmp_path / "alone")
