@@ -41,4 +41,4 @@ def test_a_training_is_tested_at_other_sizes_too(tmp_path: Path):
     assert points[0]["loss"] != points[2]["loss"]
     assert result.protocol["image_size"] == 64
     assert result.training["images"] == 3 * 16
-    assert "train/loss" in (tmp_path / "log" / "csv" / "metrics.csv").read_text().splitlines()[0]
+    assert "train/loss" in (tmp_path / "metrics.csv").read_text().splitlines()[0]
