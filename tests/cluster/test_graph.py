@@ -12,6 +12,7 @@ from .cluster import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 
+KINDS = ("cost", "classification", "detection", "segmentation_training", "segmentation_evaluation")
 SETTINGS = [
     "trainer.max_steps=2",
     *(f"{task}.data.init_args.batch_size=2" for task in TASKS),
@@ -33,45 +34,71 @@ def submission(tmp_path: Path) -> list[str]:
     return command + [f"--set={setting}" for setting in SETTINGS]
 
 
-def states(cluster: Cluster, output: Path) -> list[dict[str, Any]]:
+def kind(name: str) -> str:
+    """What kind of run a run's name stands for."""
+    return name.split("-")[0]
+
+
+def states(cluster: Cluster, output: Path) -> dict[str, dict[str, Any]]:
+    """What `evmamba status` says, by the kind of run."""
     done = run([*EVMAMBA, "status", output, "--json"], environment=cluster.environment())
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return {kind(state["run"]): state for state in json.loads(done.stdout)}
 
 
 def logs(output: Path) -> str:
     return "\n".join(f"== {log}\n{log.read_text()[-2000:]}" for log in output.rglob("*.log"))
 
 
-def test_a_submitted_benchmark_ends_in_its_table(cluster: Cluster, submission: list[str], tmp_path: Path):
-    output = tmp_path / "bench"
-    done = run(submission, environment=cluster.environment())
+def submit(cluster: Cluster, command: list[str], output: Path) -> dict[str, str]:
+    """Submit; return the numbers of all jobs by the kind of run, when the last of them has ended."""
+    done = run(command, environment=cluster.environment())
     assert done.returncode == 0, done.stderr
-    waiting = {state["run"].split("-")[0]: state for state in states(cluster, output)}
-    assert set(waiting) == {
+    jobs = {name: str(state["job"]) for name, state in states(cluster, output).items()}
+    cluster.wait_for(jobs["report"], lambda job: job["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"), 400)
+    return jobs
+
+
+def test_a_benchmark_ends_in_its_table_with_the_failed_run_which_resume_completes(
+    cluster: Cluster, submission: list[str], tmp_path: Path
+):
+    output = tmp_path / "bench"
+    broken = tmp_path / "segmentation" / "images" / "training" / "03.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2].ljust(len(whole), b"\0"))
+
+    first = submit(cluster, submission, output)
+    assert set(first) == {*KINDS, "report"}
+    after = states(cluster, output)
+    assert {name for name in after if after[name]["state"] == "finished"} == {
         "cost",
         "classification",
         "detection",
+        "report",
+    }, logs(output)
+    assert "03.png" in after["segmentation_training"]["said"]
+    assert "03.png" in (output / "report.md").read_text()
+
+    broken.write_bytes(whole)
+    second = submit(cluster, [*map(str, EVMAMBA), "submit", "--resume", f"--output={output}"], output)
+    assert {name for name in second if second[name] != first[name]} == {
         "segmentation_training",
         "segmentation_evaluation",
         "report",
     }
-    jobs = {name: str(state["job"]) for name, state in waiting.items()}
-    cluster.wait_for(jobs["report"], lambda job: job["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"), 400)
+    assert {state["state"] for state in states(cluster, output).values()} == {"finished"}, logs(output)
 
-    ended = {name: cluster.job(number) for name, number in jobs.items()}
-    assert {job["JobState"] for job in ended.values()} == {"COMPLETED"}, logs(output)
-    assert ended["classification"]["NodeList"] == "n[1-2]"
+    jobs = {name: cluster.job(number) for name, number in second.items()}
+    assert {job["JobState"] for job in jobs.values()} == {"COMPLETED"}
+    assert jobs["classification"]["NodeList"] == "n[1-2]"
     for later, earlier in (
         ("detection", "classification"),
-        ("segmentation_training", "classification"),
         ("segmentation_evaluation", "segmentation_training"),
         ("report", "segmentation_evaluation"),
     ):
-        assert ended[later]["StartTime"] >= ended[earlier]["EndTime"], (later, earlier)  # ISO dates sort as text
-    assert {state["state"] for state in states(cluster, output)} == {"finished"}
+        assert jobs[later]["StartTime"] >= jobs[earlier]["EndTime"], (later, earlier)  # ISO dates sort as text
 
-    results = {path.parent.name.split("-")[0]: json.loads(path.read_text()) for path in output.rglob("result.json")}
+    results = {kind(path.parent.name): json.loads(path.read_text()) for path in output.rglob("result.json")}
     assert results["classification"]["provenance"]["nodes"] == 2
     assert results["classification"]["provenance"]["processes"] == 2
     for name in ("detection", "segmentation_training"):

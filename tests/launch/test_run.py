@@ -160,6 +160,8 @@ def test_of_several_processes_the_first_that_fails_tells_the_reason(
 ):
     spec = replace(cost_spec(), resources=Resources(devices=2))
     monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setattr("evmamba.launch.failures.PATIENCE_SECONDS", 0.0)
 
     def main(rank: int, message: str) -> None:
         def broken(spec: RunSpec, folder: Path) -> None:
