@@ -47,7 +47,7 @@ def test_a_new_classifier_is_saved_as_it_is(tmp_path: Path):
 
 def test_weights_of_another_network_are_refused(tmp_path: Path):
     EfficientVMamba(**SMALL, num_classes=5).save_pretrained(tmp_path)
-    with pytest.raises(RuntimeError, match="size mismatch|Missing key"):
+    with pytest.raises(RuntimeError, match=r"size mismatch|Missing key"):
         EfficientVMamba.from_pretrained(tmp_path, num_classes=6)
-    with pytest.raises(RuntimeError, match="size mismatch|Missing key|Unexpected key"):
+    with pytest.raises(RuntimeError, match=r"size mismatch|Missing key|Unexpected key"):
         EfficientVMamba.from_pretrained(tmp_path, dims=(16, 16, 24, 32), strict=True)

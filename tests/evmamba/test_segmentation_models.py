@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import evmamba  # noqa: F401  (registers the backbones in timm)
+import evmamba
 
 smp = pytest.importorskip("segmentation_models_pytorch")
 

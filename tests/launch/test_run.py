@@ -129,7 +129,7 @@ def test_what_a_training_ends_with_is_evaluated_by_a_run_of_its_own(tmp_path: Pa
     # The table shows the evaluation, and does not count the training as an older run of the same.
     table = build_table([trained, tested])
     assert [note for note in table.notes if "older" in note] == []
-    assert table.rows[0].cells[0][0].run == test.name
+    assert table.rows[0].cells[0][0].runs == [test.name]
 
 
 def test_an_evaluation_without_its_training_says_what_is_missing(tmp_path: Path):
