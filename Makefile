@@ -21,7 +21,7 @@ bench: $(READY)
 	$(BIN)/evmamba bench $(ARGS)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 cluster:
 	@$(PYTHON) tests/cluster/cluster.py start

@@ -26,8 +26,6 @@ from pathlib import Path
 
 PACKAGES = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "srun": "slurm-client"}
 NODES = ("n1", "n2")
-# SLURM's own port, then the nodes'; others are taken where these are in use.
-PORTS = {"slurmctld": 6817, "n1": 7001, "n2": 7002}
 # What sinfo calls a node that takes jobs or has some.
 AT_WORK = {"idle", "mix", "alloc", "comp"}
 # Daemons live in sbin, which is not on every user's PATH.
@@ -240,17 +238,12 @@ class Cluster:
 
 
 def _free_ports() -> dict[str, int]:
-    """The usual ports, and others for those that are in use."""
-    ports = {}
+    """A port for every daemon; not the usual ones, for there may be other clusters on this machine."""
     with contextlib.ExitStack() as taken:
-        for name, usual in PORTS.items():
-            probe = taken.enter_context(socket.socket())
-            try:
-                probe.bind(("", usual))
-            except OSError:
-                probe.bind(("", 0))
-            ports[name] = probe.getsockname()[1]
-    return ports
+        probes = {name: taken.enter_context(socket.socket()) for name in ("slurmctld", *NODES)}
+        for probe in probes.values():
+            probe.bind(("", 0))
+        return {name: probe.getsockname()[1] for name, probe in probes.items()}
 
 
 def _start_time(pid: int) -> int | None:

@@ -1,4 +1,4 @@
-"""One cluster for all tests of this folder. They share a pytest-xdist group, so one process runs them, one by one."""
+"""A cluster for the tests of this folder."""
 
 import shutil
 import tempfile
@@ -12,7 +12,10 @@ from .cluster import Cluster, missing_packages
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Two idle nodes, apart from any `make cluster`; the test is skipped where SLURM's packages are absent."""
+    """Two idle nodes; the test is skipped where SLURM's packages are absent.
+
+    Every process of pytest-xdist brings up its own, and none of them meets a `make cluster`.
+    """
     if missing := missing_packages():
         pytest.skip(f"no SLURM here: apt-get install {' '.join(missing)}")
     folder = Path(tempfile.mkdtemp(prefix="evmamba-cluster-", dir="/tmp"))  # short, for the socket's path

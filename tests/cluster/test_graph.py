@@ -10,7 +10,7 @@ import pytest
 from ..launch.tiny import EVMAMBA, TASKS, free_port, run, write_images
 from .cluster import Cluster
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 KINDS = ("cost", "classification", "detection", "segmentation_training", "segmentation_evaluation")
 SETTINGS = [

@@ -11,7 +11,7 @@ from ..launch.misbehaviour import FAILED
 from ..launch.tiny import EVMAMBA, TASKS, free_port, loopback, run, write_images, write_recipe
 from .cluster import Cluster
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 # A start takes ten seconds on idle cores; these tests share theirs.
 PATIENCE = 150
@@ -67,20 +67,19 @@ def test_every_task_trains_on_two_nodes(cluster: Cluster, tmp_path: Path, task: 
     assert torch.load(checkpoint, weights_only=False)["global_step"] == 2
 
 
-@pytest.mark.parametrize(
-    ("how", "first"),
-    [("killed", "evmamba: rank 0 on n1 lost another process"), ("error", "RuntimeError: this rank's own error")],
-)
-def test_a_failing_rank_ends_the_job_within_a_minute(
-    cluster: Cluster, tmp_path: Path, recipe: Path, how: str, first: str
-):
+@pytest.mark.parametrize("how", ["killed", "error"])
+def test_a_failing_rank_ends_the_job_within_a_minute(cluster: Cluster, tmp_path: Path, recipe: Path, how: str):
     number = submit(cluster, tmp_path, recipe, "--trainer.max_steps=1000", *misbehaving(1, how))
     job = cluster.wait_for(number, ended, PATIENCE)
     assert time.time() - (tmp_path / "run" / FAILED).stat().st_mtime < 60
     log = (tmp_path / "log").read_text()
     assert job["JobState"] == "FAILED"
-    assert first in next(line for line in log.splitlines() if "Error: " in line or line.startswith("evmamba: "))
-    assert ("n2: task 1: Killed" in log) == (how == "killed")  # who it was
+    tracebacks = [line for line in log.splitlines() if "Error: " in line]
+    if how == "killed":
+        assert "n2: task 1: Killed" in log
+        assert not tracebacks  # the other's lost connection is not the reason
+    else:
+        assert tracebacks == ["[rank1]: RuntimeError: this rank's own error"]
 
 
 def test_requeued_by_the_signal_before_the_time_limit_it_ends_with_the_same_weights(
