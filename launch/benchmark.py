@@ -25,7 +25,7 @@ from evmamba.errors import UserError, unknown_name
 from evmamba.launch.progress import RunProgress
 from evmamba.launch.recipes import has_drop_path, recipe_of
 from evmamba.launch.results import FILE_NAME, Result, check_writable, config_hash, git_state, read_result, write_result
-from evmamba.launch.run import SPEC_FILE, RunSpec, failed_result
+from evmamba.launch.run import SEED_OPTION, SPEC_FILE, RunSpec, failed_result
 from evmamba.launch.suites import SUITES, TASKS, Entry, Suite, entries_of
 
 DETECTORS = ("retinanet", "maskrcnn", "fasterrcnn")
@@ -347,7 +347,7 @@ def _training_spec(
     preset = preset_of(options, task)
     recipe = recipe_of(task, preset, entry.head, entry.model, entry.schedule)
     text = recipe.read_text(encoding="utf-8")
-    arguments = [f"--model.init_args.backbone={entry.model}", f"--data.init_args.seed={bare.seed}"]
+    arguments = [f"--model.init_args.backbone={entry.model}", f"--{SEED_OPTION}={bare.seed}"]
     if task == "detection":
         arguments.append(f"--model.init_args.detector={entry.head}")
     if task == "segmentation" and suite and suite.multi_scale:

@@ -27,6 +27,7 @@ SPEC_FILE = "spec.json"
 # Where a classification leaves its network for others to start from (see weights.py).
 BACKBONE_FILE = "backbone.safetensors"
 STAGES = ("fit_test", "fit", "test")
+SEED_OPTION = "data.init_args.seed"
 
 
 @dataclass
@@ -88,6 +89,7 @@ class RunSpec:
         init_from: name of the run whose weights (averaged ones if it averages) the backbone starts from, or which a
             "test" evaluates; its folder lies beside this run's.
         init_hash: that run's hash, so that another start is another run.
+        init_family: that run's `family`, which is the same for all seeds.
         needs: names of runs that must have finished before this one; `init_from` is among them.
         global_batch: training images per optimizer step over all processes; None: the recipe's batch, one process.
         resources: see `Resources`.
@@ -109,6 +111,7 @@ class RunSpec:
     stage: str = "fit_test"
     init_from: str | None = None
     init_hash: str | None = None
+    init_family: str | None = None
     needs: list[str] = dataclasses.field(default_factory=list)
     global_batch: int | None = None
     resources: Resources = dataclasses.field(default_factory=Resources)
@@ -123,9 +126,17 @@ class RunSpec:
     def hash(self) -> str:
         # Where the recipe lies does not matter, what it says does; so does the version, which newer code may change.
         # Names of other runs are stood for by init_hash.
-        left_out = ("recipe", "init_from", "needs", "resources", "suite")
-        decides = {k: v for k, v in dataclasses.asdict(self).items() if k not in left_out}
-        return config_hash(decides | {"evmamba": metadata.version("evmamba")})
+        return config_hash(self._decides("init_family") | {"evmamba": metadata.version("evmamba")})
+
+    @property
+    def family(self) -> str:
+        """A hash of what decides the run besides the seed: repetitions of one thing have the same."""
+        arguments = [argument for argument in self.arguments if not argument.startswith(f"--{SEED_OPTION}=")]
+        return config_hash(self._decides("seed", "init_hash") | {"arguments": arguments})
+
+    def _decides(self, *besides: str) -> dict[str, Any]:
+        left_out = ("recipe", "init_from", "needs", "resources", "suite", *besides)
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in left_out}
 
     @property
     def name(self) -> str:
@@ -143,7 +154,7 @@ class RunSpec:
 
     def start_after(self, other: "RunSpec") -> None:
         """Start from the weights of another run (for a "test": evaluate them), which must have finished before."""
-        self.init_from, self.init_hash = other.name, other.hash
+        self.init_from, self.init_hash, self.init_family = other.name, other.hash, other.family
         self.needs = [*self.needs, other.name]
 
     def cli_arguments(self, folder: Path) -> list[str]:
@@ -281,7 +292,8 @@ def evaluate(spec: RunSpec, folder: Path) -> None:
 
 def origin_of(spec: RunSpec) -> dict[str, Any]:
     """What a result's provenance says about its spec."""
-    return {"spec_hash": spec.hash} | ({"init_from": spec.init_from} if spec.init_from else {})
+    start = {"init_from": spec.init_from, "init_family": spec.init_family} if spec.init_from else {}
+    return {"spec_hash": spec.hash, **start}
 
 
 def measure_cost(spec: RunSpec, folder: Path) -> None:

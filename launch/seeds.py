@@ -7,7 +7,7 @@ otherwise nothing is said.
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,17 +82,20 @@ def _recipe(result: Result) -> str:
     """What decides a run besides its seed: numbers of two recipes must never be averaged."""
     if result.task == "cost":
         return ""  # the group it stands in says size, batch, device and precision
-    config = result.provenance.get("config") or {}
+    origin = result.provenance
+    config = origin.get("config") or {}
     trainer = config.get("trainer") or {}
-    decides = {key: _without_seed(config[key]) for key in ("model", "data") if key in config}
+    # Where a run starts from another one's weights, their path holds the seed; the other one's family stands for it.
+    left_out = {"seed", "checkpoint"} if origin.get("init_from") else {"seed"}
+    decides = {key: _without(config[key], left_out) for key in ("model", "data") if key in config}
     budget = {key: trainer.get(key) for key in ("max_epochs", "max_steps", "precision", "accumulate_grad_batches")}
     weights = str(result.protocol.get("weights", "")).split(" ")[0]  # a checkpoint's path holds the seed
-    return config_hash([decides, budget, result.training.get("steps"), weights])
+    return config_hash([decides, budget, result.training.get("steps"), weights, origin.get("init_family")])
 
 
-def _without_seed(value: Any) -> Any:
+def _without(value: Any, names: Container[str]) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without_seed(item) for key, item in value.items() if key != "seed"}
+        return {key: _without(item, names) for key, item in value.items() if key not in names}
     return value
 
 

@@ -1,7 +1,10 @@
 """Repetitions: which runs are one cell, their mean and spread, and when two models can be told apart."""
 
+from pathlib import Path
+
 import pytest
 
+from evmamba.launch.run import RunSpec, origin_of
 from evmamba.launch.seeds import Estimate, estimate, repetitions
 from evmamba.launch.table import build_table
 
@@ -40,6 +43,29 @@ def test_two_recipes_are_never_averaged():
     runs, older = repetitions(results)
     assert [result.metrics["top1"] for result in runs.finished] == [0.9]
     assert older == 1
+
+
+def test_seeds_that_start_from_their_own_classifiers_are_repetitions_unless_those_had_other_recipes():
+    def spec(seed: int, recipe_hash: str) -> RunSpec:
+        arguments = [f"--data.init_args.seed={seed}"]
+        classifier = RunSpec("classification", "resnet18", "linear", seed, "cpu", None, "r", recipe_hash, arguments)
+        detector = RunSpec("detection", "resnet18", "retinanet", seed, "cpu", None, "d", "d", arguments)
+        detector.start_after(classifier)
+        return detector
+
+    def result(seed: int, recipe_hash: str):
+        of = spec(seed, recipe_hash)
+        changed = seeded("resnet18", seed, 0.5 + seed / 10, day=seed + 1)
+        changed.provenance |= origin_of(of)
+        path = str(of.start_folder(Path("runs/detection")) / "backbone.safetensors")
+        changed.provenance["config"]["model"]["init_args"]["checkpoint"] = path
+        return changed
+
+    assert spec(0, "a").start_folder(Path()) != spec(1, "a").start_folder(Path())
+    runs, older = repetitions([result(0, "a"), result(1, "a")])
+    assert [len(runs.finished), older] == [2, 0]
+    runs, older = repetitions([result(0, "a"), result(1, "b")])
+    assert [len(runs.finished), older] == [1, 1]
 
 
 def test_a_seed_that_failed_is_said_and_not_counted():
