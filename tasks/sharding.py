@@ -84,6 +84,7 @@ def unsharded(module: nn.Module) -> Iterator[None]:
     finally:
         for part, before in zip(parts, hooks, strict=True):
             part._state_dict_pre_hooks = before
+        for unit in units:
             unit.reshard()
             unit.set_reshard_after_forward(True, recurse=False)
 
