@@ -98,6 +98,8 @@ def replace_last(partial: Path, folder: Path) -> None:
     if last.exists():
         if previous.is_dir():
             shutil.rmtree(previous)
+        elif last.is_dir():
+            previous.unlink(missing_ok=True)  # a file, of before the training went on with a sharding strategy
         last.replace(previous)
     partial.replace(last)
     sync_folder(folder)

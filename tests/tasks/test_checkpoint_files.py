@@ -89,3 +89,14 @@ def test_killed_between_any_two_renames_a_whole_checkpoint_is_left(tmp_path: Pat
     checkpoint, _ = newest_whole(candidates(tmp_path))
     assert checkpoint is not None
     assert checkpoint.step == 3
+
+
+@pytest.mark.parametrize(("first", "then"), [("file", "folder"), ("folder", "file")])
+def test_checkpoints_take_turns_also_when_files_give_way_to_folders(tmp_path: Path, first: str, then: str):
+    folder = tmp_path / "checkpoints"
+    for step, kind in enumerate((first, first, then, then, then)):
+        partial = folder / ".last.ckpt.partial"
+        write(partial / "meta.pt" if kind == "folder" else partial, step)
+        replace_last(partial, folder)
+    steps = {path.name: newest_whole([path])[0] for path in candidates(tmp_path)}
+    assert {name: found and found.step for name, found in steps.items()} == {"last.ckpt": 4, "previous.ckpt": 3}
