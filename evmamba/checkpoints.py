@@ -178,6 +178,8 @@ def read_file(path: Path, *, weights_only: bool = True) -> Mapping[str, Any]:
     Raises:
         UserError: no such file, torn or foreign file, or one that holds more than tensors (with `weights_only`).
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; of a sharded checkpoint make one file: evmamba consolidate {path}")
     if not path.is_file():
         raise UserError(f"no checkpoint file at {path}")
     try:

@@ -243,8 +243,8 @@ def test_files_that_are_no_checkpoints(tmp_path, content):
 
 
 def test_missing_file_and_folder(tmp_path):
-    for path in (tmp_path / "none.pth", tmp_path):
-        with pytest.raises(UserError, match="no checkpoint file at"):
+    for path, complaint in ((tmp_path / "none.pth", "no checkpoint file at"), (tmp_path, "evmamba consolidate")):
+        with pytest.raises(UserError, match=complaint):
             load_checkpoint(tiny(), path)
     with pytest.raises(UserError, match="cannot write the checkpoint"):
         save_checkpoint(tiny(), tmp_path / "no" / "folder.safetensors")
