@@ -150,7 +150,7 @@ class EvmambaCLI(LightningCLI):
         """Decide how the training begins, and keep its configuration in its folder.
 
         Raises:
-            UserError: see `find_continuation`.
+            UserError: see `find_continuation` and `check_strategy`.
         """
         root = Path(self.trainer.default_root_dir)
         config = self.config[self.subcommand] if self.subcommand else self.config
@@ -160,6 +160,7 @@ class EvmambaCLI(LightningCLI):
             found = Continuation()
         else:
             found = find_continuation(root, yaml.safe_load(text))
+            check_strategy(self._get(self.config, "trainer"), found.checkpoint, fitting=True)
         if not found.finished and self.trainer.is_global_zero:
             write_config(root, text)
         return found

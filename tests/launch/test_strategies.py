@@ -13,7 +13,7 @@ from evmamba.errors import UserError
 from evmamba.launch import strategies
 from evmamba.launch.sharded import consolidate, folder_kind, replaced_folder, settle
 from evmamba.launch.strategies import CONFIGS, FSDP2, ZERO_STAGES, ZeRO, build_strategy, check_strategy, spell_out
-from evmamba.launch.train import train
+from evmamba.launch.train import EvmambaCLI, train
 from evmamba.tasks.callbacks import WeightEMA
 
 STAGES = (1, 2, 3)
@@ -182,6 +182,14 @@ def test_a_folder_of_another_strategy_is_told_what_wrote_it(gpus: None, tmp_path
     ):
         with pytest.raises(UserError, match=f"--strategy {wrote}.*evmamba consolidate {folder}"):
             check_strategy(options(name), folder)
+
+
+def test_what_another_strategy_began_is_not_continued_by_itself_either(tmp_path: Path):
+    fsdp2_folder(tmp_path / "checkpoints" / "last.ckpt")
+    arguments = ["--config=conf/classification/tiny.yaml", f"--trainer.default_root_dir={tmp_path}"]
+    cli = EvmambaCLI([*arguments, "--trainer.accelerator=cpu"], run=False)
+    with pytest.raises(UserError, match=r"last\.ckpt is a sharded checkpoint of --strategy fsdp2"):
+        cli.continuation()
 
 
 @pytest.mark.parametrize(("devices", "nodes"), [(4, 1), ("1", 1), ([0, 1], 2)])
