@@ -117,14 +117,17 @@ def steps(specs: Sequence[RunSpec], output: Path, book: JobBook) -> tuple[list[S
             live[name] = number
     plan = []
     finished = set()
+    anew = set()
     for spec in specs:
+        waits = spec.name in live and told[live[spec.name]].state == "PENDING"
         if finished_before(spec, output / RUNS_FOLDER / spec.name):
             finished.add(spec.name)
             plan.append(Step(spec, "finished"))
-        elif spec.name in live:
-            state = "queued" if told[live[spec.name]].state == "PENDING" else "running"
-            plan.append(Step(spec, f"{state} as job {live[spec.name]}"))
+        # A job that waits for one that has failed never starts; SLURM may take a while to cancel it.
+        elif spec.name in live and not (waits and anew.intersection(spec.needs)):
+            plan.append(Step(spec, f"{'queued' if waits else 'running'} as job {live[spec.name]}"))
         else:
+            anew.add(spec.name)
             plan.append(Step(spec, "submit", tuple(name for name in spec.needs if name not in finished)))
     return plan, live
 
@@ -178,6 +181,8 @@ def _submit(specs: Sequence[RunSpec], output: Path, cluster: Cluster, resume: bo
             name = step.spec.name
             done[name] = step.action
             if step.action == "submit":
+                if name in live:
+                    slurm.cancel([live[name]])  # it waits for a job that has failed
                 live[name] = _submit_run(step, output, cluster, live)
                 book.add(name, live[name])
                 done[name] = f"submitted as job {live[name]}"

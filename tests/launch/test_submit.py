@@ -168,6 +168,20 @@ def test_resume_waits_for_a_need_that_is_on_its_way(tmp_path: Path, fake: FakeSl
     ]
 
 
+def test_resume_replaces_jobs_that_still_wait_for_one_that_failed(tmp_path: Path, fake: FakeSlurm):
+    output = tmp_path / "out"
+    submit(output, NO_GPUS)
+    fake.forget(101)  # the classification; those after it are pending still
+    assert submit(output, "--resume") == 0
+    assert fake.calls("scancel") == ["102", "103", "104", "105"]
+    assert [call.split()[1] for call in fake.calls("sbatch")[7:]] == [
+        "--dependency=afterok:106",
+        "--dependency=afterok:106",
+        "--dependency=afterok:108",
+        "--dependency=afterany:100:106:107:108:109",
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
