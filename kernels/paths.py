@@ -52,17 +52,16 @@ def fold_step(x: Tensor, step: int) -> Tensor:
     B, H, W, D = x.shape
     half = step // 2
     x = torch.nn.functional.pad(x, (0, 0, 0, -W % step, 0, -H % step))
-    x = x.view(
-        B, -1, half, 2, x.shape[2] // step, half, 2, D
-    )  # rows: their count, a, offset; columns: count, b, offset
-    return x.permute(0, 2, 5, 1, 3, 4, 6, 7).reshape(B * half**2, 2 * x.shape[1], 2 * x.shape[4], D)
+    rows, columns = x.shape[1] // step, x.shape[2] // step
+    x = x.view(B, rows, half, 2, columns, half, 2, D)
+    return x.permute(0, 2, 5, 1, 3, 4, 6, 7).reshape(B * half**2, 2 * rows, 2 * columns, D)
 
 
 def unfold_step(y: Tensor, step: int, H: int, W: int) -> Tensor:
     """The map `[B, H, W, D]` that :func:`fold_step` took apart."""
     half = step // 2
     rows, columns, D = y.shape[1] // 2, y.shape[2] // 2, y.shape[3]
-    y = y.view(-1, half, half, rows, 2, columns, 2, D).permute(0, 3, 1, 4, 5, 2, 6, 7)
+    y = y.view(y.shape[0] // half**2, half, half, rows, 2, columns, 2, D).permute(0, 3, 1, 4, 5, 2, 6, 7)
     return y.reshape(y.shape[0], rows * step, columns * step, D)[:, :H, :W]
 
 

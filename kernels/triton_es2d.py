@@ -187,8 +187,8 @@ def backward(
     """Gradients of x and the five parameters, each in its own type, from dy `[B, H, W, D]` and the saved states."""
     parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
     if x.numel() == 0:
-        zeros = [torch.zeros_like(p) for p in parameters]
-        return torch.zeros_like(x), zeros[0], zeros[1], zeros[2], zeros[3], zeros[4]
+        zeros = [p.new_zeros(p.shape) for p in parameters]
+        return x.new_zeros(x.shape), zeros[0], zeros[1], zeros[2], zeros[3], zeros[4]
     with on_device(x.device):
         call = _prepare(x, *parameters, pattern)
         K, D, N, R, S = (call.sizes[name] for name in "KDNRS")
@@ -215,11 +215,17 @@ def backward(
         return (
             dx.to(x.dtype),
             d_x_proj.to(x_proj_weight.dtype),
-            sums[:, N : N + R].transpose(1, 2).to(dt_projs_weight.dtype, memory_format=torch.contiguous_format),
-            sums[:, N + R].to(dt_projs_bias.dtype, copy=True),
-            d_A_logs.reshape(A_logs.shape).to(A_logs.dtype),
-            sums[:, N + R + 1].reshape(Ds.shape).to(Ds.dtype),
+            _gradient_of(dt_projs_weight, sums[:, N : N + R].transpose(1, 2)),
+            _gradient_of(dt_projs_bias, sums[:, N + R]),
+            _gradient_of(A_logs, d_A_logs),
+            _gradient_of(Ds, sums[:, N + R + 1]),
         )
+
+
+def _gradient_of(parameter: Tensor, values: Tensor) -> Tensor:
+    # Contiguous and memory of its own: torch.compile relies on the first, custom operators have to return the second.
+    values = values.reshape(parameter.shape)
+    return values.to(parameter.dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _input_gradient(call: _Call, dproj: Tensor, dx_scan: Tensor, visits: int) -> Tensor:

@@ -89,9 +89,10 @@ def test_autocast_keeps_the_scan_in_float32_and_gradients_in_their_types(
         assert_close(gradient, defined, gradient_tolerance[dtype])
 
 
-def test_empty_batch_gives_an_empty_map_and_zero_gradients(make_inputs):
+@pytest.mark.parametrize("step", [2, 4])
+def test_empty_batch_gives_an_empty_map_and_zero_gradients(make_inputs, step):
     inputs = require_grad(make_inputs(0, 4, 5, 4, 2, 1))
-    y = es2d_scan(*inputs)
+    y = es2d_scan(*inputs, step=step)
     gradients = torch.autograd.grad(y.sum(), inputs)
     assert y.shape == (0, 4, 5, 4)
     assert not any(gradient.any() for gradient in gradients)

@@ -213,14 +213,24 @@ def test_autograd_through_the_public_op(monkeypatch):
     assert all(relative_error(t.grad, e.grad) < 1e-5 for t, e in zip(inputs, exact, strict=True))
 
 
-def test_operators_keep_the_rules_of_torch_library(monkeypatch):
+@pytest.mark.parametrize("pattern", ["es2d", "forward"])
+def test_gradients_lie_as_torch_compile_expects_them(pattern):
+    inputs = make_inputs(1, 3, 3, 8, 4, 2, pattern)
+    y, states = triton_es2d.forward(*inputs, pattern, save=True)
+    gradients = triton_es2d.backward(torch.ones_like(y), *inputs, states, pattern)
+    assert [g.stride() for g in gradients] == [t.stride() for t in inputs]
+    assert len({g.untyped_storage().data_ptr() for g in gradients}) == len(gradients)
+
+
+@pytest.mark.parametrize("pattern", ["es2d", "forward"])
+def test_operators_keep_the_rules_of_torch_library(monkeypatch, pattern):
     from evmamba.kernels import ops
 
     monkeypatch.setenv("EVMAMBA_BACKEND", "triton")
     torch.use_deterministic_algorithms(False)  # opcheck compares two runs and takes NaN for a difference
-    inputs = make_inputs(1, 3, 2, 8, 2, 1, "es2d")
-    torch.library.opcheck(ops.scan2d, (*inputs, "es2d"))
-    torch.library.opcheck(ops.scan2d_train, (*(t.requires_grad_() for t in inputs), "es2d"))
+    inputs = make_inputs(1, 3, 2, 8, 2, 1, pattern)
+    torch.library.opcheck(ops.scan2d, (*inputs, pattern))
+    torch.library.opcheck(ops.scan2d_train, (*(t.requires_grad_() for t in inputs), pattern))
 
 
 def test_autocast_leaves_the_scan_in_float32_and_gradients_in_their_types(monkeypatch):
