@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 import evmamba
+from evmamba.checkpoints import read_file
 from evmamba.errors import UserError, unknown_name
 from evmamba.variants import split_name
 
 STRIDES = (4, 8, 16, 32)
+PREFIX = "network."  # before the names of a classifier's weights in the checkpoints of its training
 
 # Some timm families fix the input size unless told otherwise; the first set of options that a model accepts is used.
 FLEXIBLE_SIZE_OPTIONS: tuple[dict[str, Any], ...] = (
@@ -90,14 +92,12 @@ def build_backbone(
     options: dict[str, Any] = {"in_chans": in_chans}
     if drop_path_rate:
         options["drop_path_rate"] = drop_path_rate
-    if checkpoint is not None:
-        # Through timm's own loader: it knows how to adapt the first convolution and to leave out another classifier.
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": checkpoint}}
     if not features_only:
-        return _create_timm(name, options | {"num_classes": num_classes})
+        return _create_timm(name, options | {"num_classes": num_classes}, checkpoint)
 
     # Counted from the last level: many networks have a stride-2 level first.
-    body = _create_timm(name, options | {"features_only": True, "out_indices": tuple(i - 4 for i in out_indices)})
+    options |= {"features_only": True, "out_indices": tuple(i - 4 for i in out_indices)}
+    body = _create_timm(name, options, checkpoint)
     info: Any = body.feature_info
     reductions = list(info.reduction())
     wanted = [STRIDES[i] for i in out_indices]
@@ -125,7 +125,30 @@ def _import(module: str) -> None:
         sys.path.remove(here)
 
 
-def _create_timm(name: str, options: dict[str, Any]) -> nn.Module:
+def _create_timm(name: str, options: dict[str, Any], checkpoint: str | None) -> nn.Module:
+    """A timm model, with the weights of a file if one is given, through timm's own loader: it knows how to adapt the
+    first convolution and to leave out another classifier. A file of which nothing fits is refused: timm says nothing.
+    """
+    if checkpoint is None:
+        return _create_flexible(name, options)
+    with torch.random.fork_rng(devices=[]):
+        fresh = _create_flexible(name, options)
+    overlay = {"file": checkpoint, "state_dict": _weights_of_training(checkpoint)}  # the second one first
+    loaded = _create_flexible(name, options | {"pretrained": True, "pretrained_cfg_overlay": overlay})
+    if all(torch.equal(a, b) for a, b in zip(fresh.parameters(), loaded.parameters(), strict=True)):
+        raise UserError(f"nothing in {checkpoint} fits backbone '{name}'")
+    return loaded
+
+
+def _weights_of_training(checkpoint: str) -> dict[str, Any] | None:
+    """The network's own weights, if the file is the checkpoint of a classifier's training."""
+    if Path(checkpoint).suffix != ".ckpt":
+        return None
+    weights = read_file(Path(checkpoint)).get("state_dict", {})
+    return {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)} or None
+
+
+def _create_flexible(name: str, options: dict[str, Any]) -> nn.Module:
     """``timm.create_model`` with flexible input size where the family has it, and its complaints as UserError."""
     complaint: Exception | None = None
     for flexible in FLEXIBLE_SIZE_OPTIONS:
@@ -138,7 +161,11 @@ def _create_timm(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _shown(options: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in options.items())
+    overlay = options.get("pretrained_cfg_overlay", {})
+    shown = {key: value for key, value in options.items() if key not in ("pretrained", "pretrained_cfg_overlay")}
+    if overlay:
+        shown["checkpoint"] = overlay["file"]
+    return ", ".join(f"{key}={value}" for key, value in shown.items())
 
 
 def _is_channels_last(body: nn.Module) -> bool:

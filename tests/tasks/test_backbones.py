@@ -62,6 +62,25 @@ def test_timm_weights_come_from_the_file(tmp_path: Path, features_only: bool):
     assert torch.equal(target.state_dict()[name], source.state_dict()["layer4.0.conv1.weight"])
 
 
+@pytest.mark.parametrize("features_only", [True, False])
+def test_timm_weights_come_from_a_training_checkpoint(tmp_path: Path, features_only: bool):
+    source = build_backbone("resnet10t", features_only=False, num_classes=5)
+    weights = {f"network.{name}": value for name, value in source.state_dict().items()}
+    torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "best.ckpt")
+    target = build_backbone(
+        "resnet10t", features_only=features_only, num_classes=3, checkpoint=str(tmp_path / "best.ckpt")
+    )
+    name = next(name for name in target.state_dict() if name.endswith("layer4.0.conv1.weight"))
+    assert torch.equal(target.state_dict()[name], source.state_dict()["layer4.0.conv1.weight"])
+
+
+def test_weights_of_which_nothing_fits_are_refused(tmp_path: Path):
+    source = build_backbone("resnet10t", features_only=False, num_classes=5)
+    torch.save({f"wrapped.{name}": value for name, value in source.state_dict().items()}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"nothing in .*weights\.pth fits backbone 'resnet10t'"):
+        build_backbone("resnet10t", features_only=True, checkpoint=str(tmp_path / "weights.pth"))
+
+
 def test_missing_checkpoint_is_named():
     with pytest.raises(UserError, match=r"no/such/file\.pth"):
         build_backbone("resnet10t", features_only=False, checkpoint="no/such/file.pth")
