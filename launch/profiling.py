@@ -8,6 +8,7 @@ median of the rounds' ratios. What cannot run leaves a row with its reason.
 import contextlib
 import dataclasses
 import datetime
+import functools
 import gc
 import importlib
 import itertools
@@ -210,16 +211,19 @@ def _measure_together(
                 memory.known[name, case.setting] = case.batch_size, runner.memory
             except Exception as error:  # somebody's model may fail in any way: the row says how
                 rows.append(Row(name, case, reason=_reason(error)))
-        runners = [entry for entry in rows if isinstance(entry, Runner)]
         energy = energy_counter(options.device)
         for done in range(ROUNDS):
             report(f"measuring {cases[0].label}, round {done + 1} of {ROUNDS}")
-            for runner in runners:
-                _take_turn(runner, torch.device(options.device), options.seconds / ROUNDS, energy)
+            for i, entry in enumerate(rows):
+                if not isinstance(entry, Runner):
+                    continue
+                try:
+                    _take_turn(entry, torch.device(options.device), options.seconds / ROUNDS, energy)
+                except Exception as error:  # those prepared after it may have left too little memory
+                    rows[i] = Row(entry.name, entry.case, reason=_reason(error))
     first = rows[0] if isinstance(rows[0], Runner) else None
     measured = [_row(entry, first, energy is not None) if isinstance(entry, Runner) else entry for entry in rows]
     rows.clear()
-    runners.clear()
     first = None
     _forget(options.device)
     return measured
@@ -313,7 +317,7 @@ def _step(model: nn.Module, image: Tensor, case: Case) -> tuple[Callable[[], obj
 
 
 def _captured(step: Callable[[], None]) -> Callable[[], None]:
-    """Replay of a step's CUDA graph."""
+    """Capture a step as a CUDA graph, to be replayed in its place."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -323,7 +327,12 @@ def _captured(step: Callable[[], None]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+    return functools.partial(_replay, graph, step)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, step: Callable[[], None]) -> None:
+    # The graph uses the step's weights and images where they lie: they have to live as long as it does.
+    graph.replay()
 
 
 class _MemoryForecast:

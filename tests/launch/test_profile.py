@@ -1,16 +1,21 @@
 """Profiles: what is measured together, what cannot be measured says why, and every format agrees."""
 
+import contextlib
+import gc
 import json
 import sys
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 
+from evmamba.cost import inference_step
 from evmamba.errors import UserError
-from evmamba.launch import cli, profiling
+from evmamba.launch import cli, profile_parts, profiling
 from evmamba.launch.profiling import Case, ProfileOptions, Row, profile
 
 SLEEP = {"slow": 0.02, "fast": 0.005}
@@ -108,6 +113,59 @@ def test_a_sweep_ends_where_memory_does(calls, monkeypatch):
 
 def test_memory_that_a_gpu_refuses_is_a_reason():
     assert profiling._reason(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")) == "out of memory"
+
+
+def test_memory_that_ends_in_a_later_round_costs_one_row_only(calls, monkeypatch):
+    take_turn = profiling._take_turn
+
+    def turn(runner, *rest):
+        if runner.name == "slow" and len(runner.rounds) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+        take_turn(runner, *rest)
+
+    monkeypatch.setattr(profiling, "_take_turn", turn)
+    slow, fast = profile(ProfileOptions(["slow", "fast"], [(8, 8)], [1], seconds=0.01))
+    assert slow.reason == "out of memory"
+    assert (fast.reason, fast.ratio) == (None, None)
+    assert fast.latency_ms > 0
+
+
+def test_a_cuda_graph_keeps_the_network_it_reads(monkeypatch):
+    replayed = []
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    stand_ins = {
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": contextlib.nullcontext,
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: replayed.append(True)),
+        "graph": contextlib.nullcontext,
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    model = nn.Linear(3, 3)
+    network = weakref.ref(model)
+    replay = profiling._captured(inference_step(model, (torch.zeros(1, 3),)))
+    del model
+    gc.collect()
+    assert network() is not None
+    replay()
+    assert replayed == [True]
+
+
+def test_a_gpus_kernels_count_once_with_the_operator_that_launched_them(monkeypatch):
+    def event(key, device_type, microseconds):
+        return SimpleNamespace(key=key, device_type=device_type, self_device_time_total=microseconds, count=5)
+
+    events = [
+        event("aten::mm", DeviceType.CPU, 300),
+        event("evmamba::scan2d", DeviceType.CPU, 100),
+        event("gemm_kernel", DeviceType.CUDA, 300),
+        event("scan_forward_kernel", DeviceType.CUDA, 100),
+    ]
+    trace = SimpleNamespace(key_averages=lambda: events)
+    monkeypatch.setattr(profile_parts, "torch_profile", lambda **_: contextlib.nullcontext(trace))
+    shares = profile_parts._operators("net", lambda: None, torch.device("cuda"), 4)
+    assert [(share.name, share.share) for share in shares] == [("aten::mm", 0.75), ("evmamba::scan2d", 0.25)]
 
 
 def test_energy_is_the_rise_of_the_boards_counter(monkeypatch):
