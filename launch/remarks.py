@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from evmamba.launch.columns import title_of
 from evmamba.launch.paper import label_of
 from evmamba.launch.results import Result
 from evmamba.launch.seeds import images_seen
@@ -27,21 +26,18 @@ class Notes:
         ]
 
 
-def budgets(results: list[Result]) -> list[str]:
-    """Where runs on the same task and data saw unequal numbers of training images, the comparison is not a fair one."""
-    seen: dict[tuple[str, str], dict[int, list[str]]] = {}
+def budgets(title: str, results: list[Result]) -> list[str]:
+    """Where runs of one group of columns saw unequal numbers of training images, the comparison is not a fair one."""
+    models: dict[int, list[str]] = {}
     for result in results:
         if result.finished and (images := images_seen(result)) is not None:
-            what = (title_of(result.task, result.head), str((result.data or {}).get("name")))
-            models = seen.setdefault(what, {}).setdefault(images, [])
-            if label_of(result.model) not in models:
-                models.append(label_of(result.model))
-    return [
-        f"{title} on {data}: unequal budgets, "
-        + "; ".join(f"{images:,} training images for {', '.join(models)}" for images, models in counts.items())
-        for (title, data), counts in seen.items()
-        if len(counts) > 1
-    ]
+            labels = models.setdefault(images, [])
+            if label_of(result.model) not in labels:
+                labels.append(label_of(result.model))
+    if len(models) < 2:
+        return []
+    seen = (f"{images:,} training images for {', '.join(labels)}" for images, labels in models.items())
+    return [f"{title}: unequal budgets, {'; '.join(seen)}"]
 
 
 def memory(results: list[Result]) -> list[str]:

@@ -19,8 +19,12 @@ from evmamba.launch.seeds import RULE, Estimate, Repetitions, repetitions
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 OTHER_DATA = "other data"
+OTHER_SCHEDULE = "other schedule"
 # The table shows models at this size; what else was measured is in the curves.
 CLASSIFIER_SIZE = [3, 224, 224]
+
+# Columns whose header says the batch they were measured with.
+BATCHES = {"images_per_s": "batch_size", "train_images_per_s": "train_batch_size"}
 
 State = Literal["measured", "published", "failed", "missing", "undefined", "blank", "elsewhere"]
 
@@ -127,6 +131,7 @@ def _table(results: list[Result], models: Sequence[str] | None = None) -> Table:
     rows: list[Row] = []
     notes = Notes()
     used: list[Result] = []
+    members: dict[tuple[str, ...], list[Result]] = {key: [] for key, _ in groups}
     older = 0
     for model in list(models) if models else _by_size(results):
         label = label_of(model)
@@ -139,6 +144,7 @@ def _table(results: list[Result], models: Sequence[str] | None = None) -> Table:
             older += left_out
             measured.append(_measured_cells(runs, group, label, notes))
             used += [run for run in runs.all if run not in used]
+            members[key] += runs.all
         rows.append(Row(model, label, "measured", measured))
         cells = [_published_cells(model, group, part) for (_, group), part in zip(groups, measured, strict=True)]
         if any(cell.state != "blank" for part in cells for cell in part):
@@ -146,7 +152,8 @@ def _table(results: list[Result], models: Sequence[str] | None = None) -> Table:
 
     plain_groups = [group for _, group in groups]
     _mark_best(rows, plain_groups)
-    lines = notes.lines() + _spread_notes(rows, plain_groups) + budgets(used)
+    lines = notes.lines() + _spread_notes(rows, plain_groups)
+    lines += [line for key, group in groups for line in budgets(group.title, members[key])]
     if elsewhere := [
         group.task
         for g, group in enumerate(plain_groups)
@@ -164,7 +171,8 @@ def _group_key(result: Result) -> tuple[str, ...]:
     if result.task == "cost":
         # Throughput and memory depend on the batch.
         where = tuple(str(result.provenance.get(key)) for key in ("device", "precision"))
-        where += (str(result.cost.get("batch_size")), str(_cost_size(result)))
+        where += tuple(str(result.cost.get(key)) for key in ("batch_size", "train_batch_size"))
+        where += (str(_cost_size(result)),)
     else:
         data = result.data or {}
         where = (str(data.get("name")), str(data.get("fingerprint")), str(_schedule(result)))
@@ -218,7 +226,7 @@ def _group(results: list[Result], several: bool) -> Group:
     elif schedule or several:
         title += f" · {schedule or data.get('name')}"
     same_data = comparable(first.task, data)
-    batch = first.cost.get("batch_size") if first.task == "cost" else None
+    batches = {column: first.cost.get(key) for column, key in BATCHES.items()} if first.task == "cost" else {}
     columns = []
     for column in columns_of(first.task, first.head):
         if column.key == "elsewhere":
@@ -227,7 +235,7 @@ def _group(results: list[Result], several: bool) -> Group:
             # Of whole detectors and segmentors often only the size is counted.
             optional = column.optional or (first.task == "cost" and first.head is not None)
             shown = not optional or same_data or any(column.key in _numbers(result) for result in results)
-        if shown and column.key == "images_per_s" and batch:
+        if shown and (batch := batches.get(column.key)):
             column = dataclasses.replace(column, header=f"{column.header} (b{batch})")
         if shown:
             columns.append(column)
@@ -291,6 +299,10 @@ def _published_cells(model: str, group: Group, measured: Sequence[Cell]) -> list
     if found and not group.comparable:
         name = paper()["data"][group.task]["name"]
         blank[0] = Cell(OTHER_DATA, "elsewhere", source=f"published on {name}: {found.source}")
+        return blank
+    if found and group.task == "detection" and group.head == "maskrcnn" and group.schedule is None:
+        source = f"{found.source}: after 12 or 36 epochs, which this run does not say it had"
+        blank[0] = Cell(OTHER_SCHEDULE, "elsewhere", source=source)
         return blank
     cells = blank
     for c, column in enumerate(group.columns):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from evmamba.launch.report import report_from
-from evmamba.launch.table import DASH, OTHER_DATA, build_table
+from evmamba.launch.table import DASH, OTHER_DATA, OTHER_SCHEDULE, build_table
 
 from .handmade import made_result, origin
 
@@ -98,6 +98,9 @@ def test_throughput_says_its_batch_and_two_batches_share_no_column():
     eight = made_result("cost", "resnet18", cost=cost | kind | {"batch_size": 8})
     table = build_table([eight])
     assert [column.header for column in table.groups[0].columns][3] == "img/s (b8)"
+    training = {"batch_size": 8, "train_images_per_s": 3.0, "train_batch_size": 4}
+    columns = build_table([made_result("cost", "resnet18", cost=cost | kind | training)]).groups[0].columns
+    assert [column.header for column in columns][3:5] == ["img/s (b8)", "train img/s (b4)"]
     assert any("without the model itself" in note for note in table.notes)
     on_gpu = made_result(
         "cost", "efficientvmamba_t", cost=cost | {"batch_size": 64, "peak_memory_kind": "CUDA tensors"}
@@ -145,7 +148,8 @@ def test_mask_rcnn_shows_boxes_and_masks():
     table = build_table([made_result("detection", "efficientvmamba_t", head="maskrcnn", metrics=metrics)])
     assert [column.header for column in table.groups[0].columns][::3] == ["box AP", "mask AP"]
     data = {"name": "coco", "fingerprint": "x", "num_classes": 80, "val_images": 5000}
-    table = build_table([made_result("detection", "efficientvmamba_t", head="maskrcnn", metrics=metrics, data=data)])
+    trained = {"metrics": metrics, "data": data, "training": {"epochs": 12}}
+    table = build_table([made_result("detection", "efficientvmamba_t", head="maskrcnn", **trained)])
     assert texts(table, 1, 0) == ["35.6", "57.7", "38.0", "33.2", "54.4", "35.1"]
 
 
@@ -153,7 +157,7 @@ def test_the_papers_schedule_is_chosen_by_the_epochs_that_were_trained():
     metrics = {f"{kind}{key}": 0.4 for kind in ("", "mask_") for key in ("AP", "AP50", "AP75")}
     data = {"name": "coco", "fingerprint": "x", "num_classes": 80, "val_images": 5000}
 
-    def trained(epochs: int):
+    def trained(epochs: int | None):
         return made_result(
             "detection", "resnet50", head="maskrcnn", metrics=metrics, data=data, training={"epochs": epochs}
         )
@@ -162,6 +166,24 @@ def test_the_papers_schedule_is_chosen_by_the_epochs_that_were_trained():
     assert [group.title for group in table.groups] == ["detection · Mask R-CNN · 1x", "detection · Mask R-CNN · 3x"]
     assert [texts(table, 1, g)[0] for g in (0, 1)] == ["38.2", "41.0"]
     assert [table.rows[1].cells[g][0].difference for g in (0, 1)] == ["+1.8", "\N{MINUS SIGN}1.0"]
+    for epochs in (24, None):  # neither schedule, or a checkpoint tested by hand
+        assert texts(build_table([trained(epochs)]), 1, 0)[:2] == [OTHER_SCHEDULE, ""]
+
+
+def test_the_papers_two_schedules_are_no_unequal_budget():
+    data = {"name": "coco", "fingerprint": "x", "num_classes": 80, "val_images": 5000}
+
+    def trained(model: str, epochs: int, images: int):
+        training = {"epochs": epochs, "images": images}
+        return made_result("detection", model, head="maskrcnn", data=data, training=training)
+
+    results = [trained("resnet50", 12, 1000), trained("resnet50", 36, 3000)]
+    assert not any("unequal" in note for note in build_table(results).notes)
+    notes = build_table([*results, trained("resnet18", 36, 2000)]).notes
+    assert [note for note in notes if "unequal" in note] == [
+        "detection · Mask R-CNN · 3x: unequal budgets, 2,000 training images for resnet18; "
+        "3,000 training images for resnet50"
+    ]
 
 
 def test_ablated_networks_have_a_table_of_their_own_beside_the_whole_one():
