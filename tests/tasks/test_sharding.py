@@ -1,4 +1,4 @@
-"""Parameters that FSDP2 splits, in a group of one process: what is whole during an evaluation is split again after it."""
+"""Parameters that FSDP2 splits, in a group of one process: whole during an evaluation, split again after it."""
 
 from collections.abc import Iterator
 
