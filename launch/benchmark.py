@@ -30,6 +30,7 @@ from evmamba.launch.suites import SUITES, TASKS, Entry, Suite, entries_of
 
 DETECTORS = ("retinanet", "maskrcnn", "fasterrcnn")
 PRESETS = ("tiny", "small", "paper")
+DEVICES = ("auto", "cpu", "cuda")
 LOG_FILE = "run.log"
 RUNS_FOLDER = "runs"
 TIMING = {"warmup_steps": 10, "timed_steps": 40}
@@ -94,6 +95,7 @@ def plan(options: BenchOptions) -> list[RunSpec]:
         ("task", options.tasks or (), TASKS),
         ("detector", options.detectors or (), DETECTORS),
         ("preset", [options.preset] if options.preset else [], PRESETS),
+        ("device", [options.device], DEVICES),
     ):
         for name in names:
             if name not in valid:
@@ -399,8 +401,6 @@ def _check_backbone(name: str, pyramid: bool) -> None:
 def _device(wanted: str) -> str:
     import torch
 
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise unknown_name("device", wanted, ("auto", "cpu", "cuda"))
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device here; use --device cpu")
     return "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"

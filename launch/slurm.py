@@ -40,7 +40,11 @@ def run_script(spec: RunSpec, folder: Path, job: JobConfig) -> str:
 
 def report_script(output: Path, job: JobConfig) -> str:
     """The job script that writes the report of a folder."""
-    settings = [f"output={shlex.quote(str(output))}", f"container=({job.container or ''})", f"python={_python(job)}"]
+    settings = [
+        f"output={shlex.quote(str(output))}",
+        f"container=({job.container or ''})",
+        f"python={shlex.quote(_python(job))}",
+    ]
     header = _header(job, "evmamba-report", output / "report.log")
     return _render("report", header, [*settings, *job.environment], job.sbatch)
 
