@@ -68,8 +68,8 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
     """What started this process besides a shell; None if Lightning is to start the others.
 
     Raises:
-        UserError: a job on several nodes whose command was started once, without srun; unequal numbers of processes on
-            the nodes.
+        UserError: a job on several nodes whose command was started once, without srun; srun in an interactive job;
+            unequal numbers of processes on the nodes.
     """
     if "TORCHELASTIC_RUN_ID" in environment:
         per_node, world = int(environment["LOCAL_WORLD_SIZE"]), int(environment["WORLD_SIZE"])
@@ -77,6 +77,12 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
             return Launch("fabric run", world // per_node, per_node, ("--num-nodes", "--devices"))
         return Launch("torchrun", world // per_node, per_node, ("--nnodes", "--nproc-per-node"))
     if environment.get("SLURM_JOB_NAME") in INTERACTIVE_JOBS:
+        processes = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+        if processes > 1 and "SLURM_PTY_PORT" not in environment:
+            raise UserError(
+                f"each of these {processes} processes of an interactive job would train alone, as Lightning goes by "
+                "the job's name; give the step another: srun --job-name=evmamba ..."
+            )
         return None
     if _in_step(environment):
         return _slurm_step(environment)

@@ -44,10 +44,21 @@ ELASTIC = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE":
         (STEP | {"SLURM_STEP_TASKS_PER_NODE": "8", "SLURM_STEP_NUM_NODES": "1"}, ("srun", 1, 8), 3),
         (STEP | ELASTIC, ("torchrun", 2, 4), 5),
         (ELASTIC | {"LT_CLI_USED": "1"}, ("fabric run", 2, 4), 5),
-        (STEP | {"SLURM_JOB_NAME": "interactive"}, None, 0),
+        (STEP | {"SLURM_JOB_NAME": "interactive", "SLURM_STEP_NUM_TASKS": "1"}, None, 0),
+        (STEP | {"SLURM_JOB_NAME": "bash", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PTY_PORT": "1"}, None, 0),
         ({"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, None, 0),
     ],
-    ids=["python", "child", "srun", "one node", "torchrun in a job", "fabric", "interactive", "job without srun"],
+    ids=[
+        "python",
+        "child",
+        "srun",
+        "one node",
+        "torchrun in a job",
+        "fabric",
+        "interactive",
+        "terminal",
+        "job without srun",
+    ],
 )
 def test_launcher_is_recognised(environment: dict[str, str], launch: Launch | tuple | None, rank: int):
     found = find_launch(environment)
@@ -63,8 +74,12 @@ def test_launcher_is_recognised(environment: dict[str, str], launch: Launch | tu
             "this job has 2 nodes, but the command runs once.*put srun",
         ),
         (STEP | {"SLURM_STEP_TASKS_PER_NODE": "2,1"}, r"srun started 2,1 tasks.*--ntasks-per-node"),
+        (
+            STEP | {"SLURM_JOB_NAME": "interactive", "SLURM_STEP_NUM_TASKS": "4"},
+            "each of these 4 processes.*srun --job-name=evmamba",
+        ),
     ],
-    ids=["srun forgotten", "unequal nodes"],
+    ids=["srun forgotten", "unequal nodes", "srun in salloc"],
 )
 def test_a_start_that_would_hang_is_refused(environment: dict[str, str], message: str):
     with pytest.raises(UserError, match=message):
