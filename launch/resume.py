@@ -1,7 +1,9 @@
 """What `fit` does in a folder where a training was before: continue it, refuse it, call it finished, or begin anew."""
 
+import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +14,10 @@ import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from evmamba.errors import UserError
+from evmamba.launch.failures import PATIENCE_SECONDS
 from evmamba.launch.launchers import process_rank
 from evmamba.tasks.checkpoint_files import candidates, newest_whole
-from evmamba.tasks.interruption import EXIT_CONTINUE, TrainingStopped, requeue_job
+from evmamba.tasks.interruption import EXIT_CONTINUE, TrainingStopped, is_to_requeue, requeue_job
 
 CONFIG_FILE = "config.yaml"
 # What a training leaves in its folder, and --fresh moves away.
@@ -172,11 +175,24 @@ def move_aside(root: Path) -> None:
 
 
 def leave_on_warning() -> None:
-    """Until a training takes over: when SLURM warns that time is up, leave and have the job queued again."""
+    """Until a training takes over, and after it: when time is up, leave and have the job queued again."""
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, _leave)
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        if process_rank() == 0:
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    if process_rank() == 0:
+        if is_to_requeue(number):
             requeue_job()
-        raise TrainingStopped(EXIT_CONTINUE)
+    elif multiprocessing.parent_process() is None:
+        time.sleep(PATIENCE_SECONDS)  # as soon as one process has left, srun kills the others
+    raise TrainingStopped(EXIT_CONTINUE)
 
-    signal.signal(signal.SIGUSR1, leave)
+
+def ignore_warning() -> None:
+    """For what begins from its beginning however often it is started: queued again it would end no sooner.
+
+    The time limit is then its end, which `evmamba status` tells. Preempted it is queued again.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)

@@ -233,6 +233,7 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
     Leaves those weights in the folder. A "fit" stops there; its result has no metrics.
     """
     from evmamba.launch.record import ProgressWriter, ResultWriter, TrainingRecord, add_callbacks, weights_in_memory
+    from evmamba.launch.resume import ignore_warning
     from evmamba.launch.strategies import whole_parameters
     from evmamba.launch.train import EvmambaCLI
     from evmamba.launch.weights import save_weights
@@ -244,10 +245,12 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
     writer.suite = spec.suite
     add_callbacks(cli.trainer, record, ProgressWriter(folder, record))
     # Also a training that is finished: its last validation is repeated, and the module holds its weights again.
-    checkpoint = cli.continuation().checkpoint
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint and str(checkpoint))
+    found = cli.continuation()
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=found.checkpoint and str(found.checkpoint))
     if cli.trainer.interrupted:
         raise KeyboardInterrupt
+    if found.finished:
+        ignore_warning()  # the test is all that this start has to do
     writer.training = record.summary(cli.trainer)
     with whole_parameters(cli.trainer):
         if cli.trainer.is_global_zero:
@@ -345,9 +348,11 @@ def main(argv: list[str] | None = None) -> int:
     start = datetime.datetime.now(datetime.UTC)
     quiet_warnings()
     quiet_logs()
-    if spec.task != "cost":
-        from evmamba.launch.resume import leave_on_warning
+    from evmamba.launch.resume import ignore_warning, leave_on_warning
 
+    if spec.task == "cost" or spec.stage == "test":
+        ignore_warning()
+    else:
         leave_on_warning()
     who = f"process {process_rank()} on {node_name()}" if spec.resources.processes > 1 else ""
     try:

@@ -5,6 +5,7 @@ handlers save in the middle of whatever a process is doing, and call a collectiv
 """
 
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -93,7 +94,7 @@ class Agreement:
 
 
 def stop(trainer: L.Trainer, number: signal.Signals, saved: str) -> None:
-    """Leave the training, after asking SLURM to run the job again if its time was over.
+    """Leave the training, after asking SLURM to run the job again if its time was over or it is preempted.
 
     Args:
         trainer: whose fit is running.
@@ -106,7 +107,8 @@ def stop(trainer: L.Trainer, number: signal.Signals, saved: str) -> None:
     connector = trainer._signal_connector
     if isinstance(connector, StopSignals):
         connector.noted = None  # obeyed
-    requeued = number == signal.SIGUSR1 and trainer.is_global_zero and requeue_job()
+    requeued = trainer.is_global_zero and is_to_requeue(number) and requeue_job()
+    trainer.strategy.barrier("requeued")  # as soon as one process has left, srun kills the others
     then = "the job is queued again" if requeued else "the same command continues"
     rank_zero_info(f"stopped by {number.name} at step {trainer.global_step}; {saved}; {then}")
     launcher = trainer.strategy.launcher
@@ -117,11 +119,37 @@ def stop(trainer: L.Trainer, number: signal.Signals, saved: str) -> None:
     raise TrainingStopped(EXIT_CTRL_C if number == signal.SIGINT else EXIT_CONTINUE)
 
 
+def is_to_requeue(number: int) -> bool:
+    """Whether a signal says that the job's time is over: SLURM's warning, or a SIGTERM that makes room for another."""
+    return number == signal.SIGUSR1 or (number == signal.SIGTERM and is_preempted())
+
+
+def is_preempted() -> bool:
+    """Whether SLURM has given this job a time of grace before it makes room for another.
+
+    Only at the end of that time would SLURM requeue it; a job that leaves before has failed in its eyes.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return False
+    try:
+        command = ["scontrol", "show", "job", "--oneliner", job]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    words = dict(word.split("=", 1) for word in said.split() if "=" in word)
+    # After scancel it is COMPLETING; requeued without grace it is PENDING.
+    return words.get("JobState") == "RUNNING" and words.get("PreemptTime", "None") != "None"
+
+
 def requeue_job() -> bool:
     """Ask SLURM to queue this job (of an array: this task) again; return whether it said yes.
 
     False outside SLURM, and where the cluster does not allow it (``#SBATCH --requeue`` does); then a warning says so.
+    False also in a loading process, which has the signal and its handler from the one that asks.
     """
+    if multiprocessing.parent_process() is not None:
+        return False
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return False
