@@ -9,8 +9,6 @@ or -1 where the map was padded. A table replaces every partition, flip, transpos
     reverse  the same, from the last pixel to the first
 """
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
@@ -63,18 +61,3 @@ def unfold_step(y: Tensor, step: int, H: int, W: int) -> Tensor:
     rows, columns, D = y.shape[1] // 2, y.shape[2] // 2, y.shape[3]
     y = y.view(y.shape[0] // half**2, half, half, rows, 2, columns, 2, D).permute(0, 3, 1, 4, 5, 2, 6, 7)
     return y.reshape(y.shape[0], rows * step, columns * step, D)[:, :H, :W]
-
-
-@lru_cache(maxsize=128)
-def _kept_paths(H: int, W: int, pattern: str, device: torch.device, length: int) -> Tensor:
-    paths = scan_paths(H, W, pattern, device)
-    return torch.nn.functional.pad(paths, (0, length - paths.shape[1], 0, 1), value=-1).contiguous()
-
-
-def padded_paths(H: int, W: int, pattern: str, device: torch.device, length: int) -> Tensor:
-    """`scan_paths` lengthened to `[K + 1, length]` with -1, so that a kernel may read ahead; kept for the next call."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        # Memory allocated during a capture is only filled when the graph is replayed: never keep it.
-        return _kept_paths.__wrapped__(H, W, pattern, device, length)
-    with torch.inference_mode(False):
-        return _kept_paths(H, W, pattern, device, length)

@@ -14,11 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .paths import GROUPS, VISITS, padded_paths, path_length
+from .paths import GROUPS, VISITS, path_length
 from .triton_backward import scan_backward_kernel
 from .triton_forward import CHECKPOINT, carry_kernel, decay_kernel, scan_forward_kernel, segment_state_kernel
 from .triton_math import on_device
-from .triton_project import input_gradient_kernel, project_kernel, projection_width, weight_gradient_kernel
+from .triton_project import (
+    input_gradient_kernel,
+    paths_kernel,
+    project_kernel,
+    projection_width,
+    weight_gradient_kernel,
+)
 
 BLOCK = 32  # channels of a program of one warp
 # Programs below which a GPU is far from full: scanning in segments then pays for twice the exponentials.
@@ -55,6 +61,19 @@ def plan(B: int, D: int, L: int, K: int) -> Plan:
 def states_shape(B: int, H: int, W: int, D: int, N: int, pattern: str) -> tuple[int, ...]:
     """Shape of the float32 states that the forward saves: the state before every 16th token."""
     return GROUPS[pattern], B, (path_length(H, W, pattern) + CHECKPOINT - 1) // CHECKPOINT, N, D
+
+
+def path_table(H: int, W: int, pattern: str, device: torch.device, length: int) -> Tensor:
+    """`paths.scan_paths` lengthened to int32 `[K + 1, length]` with -1, so that a kernel may read ahead.
+
+    Computed in every call: memory that is kept would belong to one stream, or to the pool of one CUDA graph.
+    """
+    K = GROUPS[pattern]
+    table = torch.empty(K + 1, length, dtype=torch.int32, device=device)
+    paths_kernel[(K + 1, triton.cdiv(length, 256))](
+        table, H, W, path_length(H, W, pattern), length, K=K, PATTERN=pattern, BT=256
+    )
+    return table
 
 
 @dataclass(frozen=True)
@@ -119,7 +138,7 @@ def _prepare(
     nvidia = x.is_cuda and torch.version.hip is None
     # Products of float32 keep its digits (three tf32 products are one of float32); gradients of half types get tf32's.
     precision = ("tf32x3" if x.dtype == torch.float32 else "tf32") if nvidia else "ieee"
-    table = padded_paths(H, W, pattern, x.device, Lp)
+    table = path_table(H, W, pattern, x.device, Lp)
     decay = torch.empty(K, N, D, dtype=torch.float32, device=x.device)
     A_logs = A_logs.contiguous()
     NP = triton.next_power_of_2(N)

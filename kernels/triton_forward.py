@@ -152,10 +152,12 @@ def scan_forward_kernel(
 def _prefetch_tokens(
     x, dt_low, p_table, D: tl.constexpr, S: tl.constexpr, BD: tl.constexpr, NVIDIA: tl.constexpr
 ):  # fmt: skip
-    # Sixteen tokens of x (two 32-byte sectors of a half type's 32 channels) and their rows of proj.
+    # Sixteen tokens of x (two 32-byte sectors of a half type's 32 channels) and their rows of proj. Where the last
+    # block has fewer channels, a second sector could lie past the map.
+    SECOND: tl.constexpr = BD // 2 if D % BD == 0 else 0
     i = tl.arange(0, 32)
     pixel = tl.maximum(tl.load(p_table + i // 2), 0)
-    prefetch(x + pixel.to(tl.int64) * D + (i % 2) * (BD // 2), NVIDIA)
+    prefetch(x + pixel.to(tl.int64) * D + (i % 2) * SECOND, NVIDIA)
     SECTORS: tl.constexpr = triton.next_power_of_2(2 * S)
     prefetch(dt_low + tl.minimum(8 * tl.arange(0, SECTORS), 16 * S - 1), NVIDIA)
 

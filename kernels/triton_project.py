@@ -15,6 +15,27 @@ def projection_width(N: int, R: int) -> int:
 
 
 @triton.jit
+def paths_kernel(table, H, W, L, LP, K: tl.constexpr, PATTERN: tl.constexpr, BT: tl.constexpr):
+    """table[k, t] = pixel of token t of group k (paths.scan_paths), -1 for padding, from L on, and in row K."""
+    k = tl.program_id(0)
+    t = tl.program_id(1) * BT + tl.arange(0, BT)
+    if PATTERN == "es2d":
+        height = (H + 1) // 2
+        width = (W + 1) // 2
+        down = k % 2 == 1
+        row = 2 * tl.where(down, t % height, t // width) + k % 2
+        column = 2 * tl.where(down, t // height, t % width) + k // 2
+    else:
+        backwards = (k >= 2) if PATTERN == "ss2d" else (PATTERN == "reverse")
+        i = tl.where(backwards, L - 1 - t, t)
+        down = k % 2 == 1
+        row = tl.where(down, i % H, i // W)
+        column = tl.where(down, i // H, i % W)
+    is_pixel = (t < L) & (row < H) & (column < W) & (k < K)
+    tl.store(table + k * LP + t, tl.where(is_pixel, row * W + column, -1), mask=t < LP)
+
+
+@triton.jit
 def _weight_row(column, N: tl.constexpr, R: tl.constexpr):
     return tl.where(column < 2 * N, R + (column % 2) * N + column // 2, column - 2 * N)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evmamba.kernels import es2d_scan, ops, reference, ss2d_scan
+from evmamba.kernels import es2d_scan, ops, reference, selective_scan_1d, ss2d_scan
 from evmamba.kernels.norm_gate import fused_norm_gate, norm_gate
 
 pytestmark = [
@@ -166,6 +166,30 @@ def test_torch_compile_has_no_graph_break():
     wanted = torch.autograd.grad(expected, [*inputs, z, weight, bias], dout)
     for got, want in zip(torch.autograd.grad(compiled, [*inputs, z, weight, bias], dout), wanted, strict=True):
         torch.testing.assert_close(got, want)
+
+
+def test_compiled_scans_replay_as_cuda_graphs():
+    # Such a graph's memory must hold nothing that outlives a call, not even at the first one of a new size.
+    inputs = make_inputs(2, 10, 6, 96)
+    compiled = torch.compile(es2d_scan, mode="reduce-overhead", fullgraph=True)
+    dy = torch.randn(2, 10, 6, 96, device="cuda")
+    for _ in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        got = [g.clone() for g in gradients(compiled, inputs, dy)]
+    for gradient, wanted in zip(got, gradients(es2d_scan, inputs, dy), strict=True):
+        torch.testing.assert_close(gradient, wanted)
+
+
+def test_gradients_of_plain_sequences_equal_the_definition():
+    x, *parameters = make_inputs(2, 1, 150, 96)
+    parameters = [t.detach()[:1] if t.dim() == 3 else t.detach()[: len(t) // 4] for t in parameters]
+    inputs = [t.requires_grad_() for t in (x.detach()[:, 0], *(t[0] if i < 3 else t for i, t in enumerate(parameters)))]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    dy = torch.randn(2, 150, 96, device="cuda")
+    for got, wanted in zip(
+        gradients(selective_scan_1d, inputs, dy), gradients(selective_scan_1d, exact, dy.double()), strict=True
+    ):
+        assert (got - wanted).norm() < 1e-5 * wanted.norm()
 
 
 def test_operators_pass_opcheck():

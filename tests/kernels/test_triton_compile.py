@@ -27,7 +27,7 @@ POINTERS = dict.fromkeys(("x", "dx", "dx_scan", "dproj", "z", "dz", "out", "dout
     "bc": "*i64",
     "table": "*i32",
 }
-SCALARS = dict.fromkeys(("B", "HW", "L", "LP", "NC", "M", "segments", "tokens", "rows", "z_stride"), "i32")
+SCALARS = dict.fromkeys(("B", "H", "W", "HW", "L", "LP", "NC", "M", "segments", "tokens", "rows", "z_stride"), "i32")
 NOT_ALIGNED = ("decay", "states", "starts", "ends")  # do_not_specialize_on_alignment of the forward kernels
 
 FORWARD = {"K": 4, "N": 16, "NP": 16, "START": False, "PER_GROUP": False, "DTYPE": tl.bfloat16, "IN_REGISTERS": True}
@@ -142,7 +142,8 @@ OTHER_KERNELS = {
 
 @pytest.mark.parametrize("target", [80, 100, "gfx942"], ids=str)
 def test_other_kernels_compile(target):
-    for name, (kernel, constants) in OTHER_KERNELS.items():
+    paths = {"paths": (triton_project.paths_kernel, {"K": 4, "PATTERN": "es2d", "BT": 256})}
+    for name, (kernel, constants) in (OTHER_KERNELS | paths).items():
         precision = {"PRECISION": "ieee" if target == "gfx942" else "tf32"} if "PRECISION" in kernel.arg_names else {}
         num_warps = 1 if name == "segments" else 4
         assert compile_for(target, kernel, {**constants, **precision}, num_warps=num_warps).asm

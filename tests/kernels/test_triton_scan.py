@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evmamba.kernels import reference
-from evmamba.kernels.paths import GROUPS
+from evmamba.kernels.paths import GROUPS, scan_paths
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -153,6 +153,16 @@ def test_segments_equal_one_long_scan(pattern, monkeypatch):
     monkeypatch.setattr(triton_es2d, "SHORTEST_SEGMENT", 16)
     assert triton_es2d.plan(1, 8, 39, 1).segments == 3
     check((1, 1, 39, 8, 2, 1), pattern)
+
+
+@pytest.mark.parametrize("pattern", GROUPS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 1), (4, 7), (6, 4)], ids=str)
+def test_table_holds_the_paths_and_padding_to_read_ahead(size, pattern):
+    paths = scan_paths(*size, pattern)
+    table = triton_es2d.path_table(*size, pattern, torch.device(DEVICE), 48).cpu()
+    assert torch.equal(table[:-1, : paths.shape[1]], paths)
+    assert (table[:-1, paths.shape[1] :] == -1).all()
+    assert (table[-1] == -1).all()
 
 
 def test_plan_cuts_long_and_few_sequences_only():
