@@ -13,7 +13,7 @@ from typing import Any, Literal
 from evmamba.launch.columns import HEADS, Column, columns_of, title_of
 from evmamba.launch.paper import claims, comparable, label_of, paper, published, split_tags
 from evmamba.launch.remarks import Notes, budgets, caption, memory
-from evmamba.launch.results import Result
+from evmamba.launch.results import TASKS, Result
 from evmamba.launch.seeds import RULE, Estimate, Repetitions, repetitions
 
 DASH = "\N{EN DASH}"
@@ -199,12 +199,11 @@ def _groups(results: list[Result]) -> list[tuple[tuple[str, ...], Group]]:
             continue
         members.setdefault(_group_key(result), []).append(result)
     # The cost of whole detectors and segmentors comes last: what they reach matters more.
-    order = ["cost", "classification", "detection", "segmentation"]
     heads = ["", *HEADS]
     keys = sorted(
         members,
         key=lambda k: (
-            len(order) if k[0] == "cost" and k[1] else order.index(k[0]),
+            len(TASKS) if k[0] == "cost" and k[1] else TASKS.index(k[0]),
             heads.index(k[1]) if k[1] in heads else len(heads),
             k,
         ),

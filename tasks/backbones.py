@@ -156,7 +156,8 @@ def _create_flexible(name: str, options: dict[str, Any]) -> nn.Module:
             return timm.create_model(name, **options, **flexible)
         except (TypeError, AssertionError, IndexError, ValueError, RuntimeError, AttributeError) as error:
             complaint = error  # the last one, without extra options, is the one that counts
-    reason = str(complaint).strip().split("\n")[0]
+    few = isinstance(complaint, IndexError) and "out_indices" in options
+    reason = "it has fewer levels of feature maps" if few else str(complaint).strip().split("\n")[0]
     raise UserError(f"timm cannot build backbone '{name}' with {_shown(options)}: {reason}") from complaint
 
 

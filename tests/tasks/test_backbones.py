@@ -45,6 +45,12 @@ def test_network_without_four_stages_is_refused():
         build_backbone("vit_tiny_patch16_224", features_only=True)
 
 
+def test_network_with_too_few_maps_is_refused():
+    assert build_backbone("efficientvit_m0", features_only=False, num_classes=3)
+    with pytest.raises(UserError, match=r"efficientvit_m0.*fewer levels of feature maps"):
+        build_backbone("efficientvit_m0", features_only=True)
+
+
 def test_network_without_stochastic_depth_is_refused_only_if_asked():
     assert build_backbone("vgg11", features_only=True, drop_path_rate=0.0)
     with pytest.raises(UserError, match=r"vgg11.*drop_path_rate"):
