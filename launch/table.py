@@ -6,6 +6,7 @@ cannot disagree. Published numbers (paper.yaml) stand in rows of their own and a
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -112,7 +113,7 @@ def build_table(results: Iterable[Result], models: Sequence[str] | None = None) 
         models: order of the rows; by default the models follow their number of parameters.
     """
     # A training that another run evaluates has no numbers of its own.
-    results = [r for r in results if not (r.finished and r.protocol.get("stage") == "fit")]
+    results = _named_apart([r for r in results if not (r.finished and r.protocol.get("stage") == "fit")])
     whole = [result for result in results if not split_tags(result.model)[1]]
     ablated = {split_tags(result.model)[0] for result in results if split_tags(result.model)[1]}
     plain = [model for model in models if not split_tags(model)[1]] if models and whole else models
@@ -124,6 +125,17 @@ def build_table(results: Iterable[Result], models: Sequence[str] | None = None) 
             [model for model in models if split_tags(model)[0] in ablated] if models else None,
         )
     return table
+
+
+def _named_apart(results: list[Result]) -> list[Result]:
+    """Results whose run has the name of another one (the same on another machine, say) bear their folder's name too."""
+    counts = Counter(result.run for result in results)
+    return [
+        dataclasses.replace(result, run=f"{result.run} in {result.folder}")
+        if result.folder and counts[result.run] > 1
+        else result
+        for result in results
+    ]
 
 
 def _table(results: list[Result], models: Sequence[str] | None = None) -> Table:

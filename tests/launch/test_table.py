@@ -186,6 +186,17 @@ def test_the_papers_two_schedules_are_no_unequal_budget():
     ]
 
 
+def test_runs_of_one_name_on_two_machines_are_told_apart(tmp_path: Path):
+    results = [made_result("cost", "resnet18", run="cost-resnet18-abc") for _ in range(2)]
+    for n, result in enumerate(results):
+        result.provenance["device"] = f"machine {n}"
+        result.folder = tmp_path / str(n)
+    table = build_table(results)
+    behind = [part[0].runs for part in table.rows[0].cells]
+    assert behind == [[f"cost-resnet18-abc in {tmp_path / str(n)}"] for n in range(2)]
+    assert [run.run for run in table.results] == [names[0] for names in behind]
+
+
 def test_ablated_networks_have_a_table_of_their_own_beside_the_whole_one():
     data = {"name": "imagenet", "fingerprint": "x", "num_classes": 1000, "val_images": 50000}
     names = ["efficientvmamba_t", "efficientvmamba_t-ss2d", "efficientvmamba_t-eeee", "resnet18"]
