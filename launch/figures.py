@@ -61,9 +61,11 @@ def cost_quality_figures(table: Table) -> list[str]:
         if group.task == "cost":
             continue
         for key, name in COSTS.items():
-            points = _measured(table, group, key)
+            costs, where = _costs(table, key)
+            points = _measured(table, group, costs)
             if not points:
                 continue
+            name = f"{name}, {where}" if where else name
             reference = _published(group) if group.comparable and key == "macs" else []
             label = f"{group.columns[0].header} over {name}, {group.title}"
             pictures.append(
@@ -207,15 +209,22 @@ def _describe(axes: Any, title: str, x_label: str, y_label: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _measured(table: Table, group: Group, cost: str) -> list[Point]:
-    costs: dict[str, float] = {}
-    for g, other in enumerate(table.groups):
-        keys = [column.key for column in other.columns]
-        if other.task == "cost" and other.head is None and cost in keys:
-            for row in table.rows:
-                value = row.cells[g][keys.index(cost)].value
-                if row.kind == "measured" and value is not None:
-                    costs.setdefault(row.model, value)
+def _costs(table: Table, key: str) -> tuple[dict[str, float], str]:
+    """Model -> what the bare networks cost, and where it was measured, if that was in several places: times of two
+    devices are never mixed, the one with most models counts. Multiply-adds are the same everywhere."""
+    found: list[tuple[dict[str, float], str]] = []
+    for g, group in enumerate(table.groups):
+        keys = [column.key for column in group.columns]
+        if group.task == "cost" and group.head is None and key in keys:
+            cells = {row.model: row.cells[g][keys.index(key)].value for row in table.rows if row.kind == "measured"}
+            costs = {model: value for model, value in cells.items() if value is not None}
+            found.append((costs, group.title.partition(" · ")[2]))
+    if key == "macs":
+        return {model: value for costs, _ in reversed(found) for model, value in costs.items()}, ""
+    return max(found, key=lambda one: len(one[0]), default=({}, ""))
+
+
+def _measured(table: Table, group: Group, costs: Mapping[str, float]) -> list[Point]:
     g = table.groups.index(group)
     points = []
     for row in table.rows:

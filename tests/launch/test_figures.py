@@ -4,9 +4,10 @@ import re
 
 import pytest
 
-from evmamba.launch.figures import Point, _front, curve_figure, exponent
+from evmamba.launch.figures import Point, _costs, _front, cost_quality_figures, curve_figure, exponent
 from evmamba.launch.results import Result
 from evmamba.launch.series import POINTS, Curve, batch_curves, size_curves, thinned, training_curves
+from evmamba.launch.table import build_table
 
 from .handmade import made_result
 
@@ -62,3 +63,20 @@ def test_a_figure_follows_the_pages_colours_and_names_seeds_once():
     assert svg.count(">T</text>") == 1
     assert "<S>" not in svg
     assert 'aria-label="loss over steps, loss &amp; more"' in svg
+
+
+def test_latencies_of_two_devices_are_never_in_one_figure():
+    def measured(model: str, device: str, latency: float):
+        cost = made_result("cost", model, run=f"{model} on {device}")
+        cost.provenance["device"] = device
+        cost.cost["latency_ms_median"] = latency
+        return cost
+
+    slow = [measured(model, "CPU", 40.0) for model in ("resnet18", "efficientvmamba_t")]
+    fast = [measured("resnet18", "A GPU", 2.0)]
+    trained = [made_result("classification", model) for model in ("resnet18", "efficientvmamba_t")]
+    table = build_table(slow + fast + trained)
+    assert _costs(table, "latency_ms_median") == ({"resnet18": 40.0, "efficientvmamba_t": 40.0}, "CPU")
+    assert len(_costs(table, "macs")[0]) == 2
+    labels = [re.findall('aria-label="([^"]*)"', svg)[0] for svg in cost_quality_figures(table)]
+    assert labels[1] == "top-1 (%) over latency of one image (ms), CPU, classification"
