@@ -268,8 +268,8 @@ def check_strategy(trainer: Namespace, checkpoint: str | Path | None = None, fit
         raise unknown_name("strategy", name, strategy_names())
     if name in ZERO_STAGES:
         _check_deepspeed(trainer, name)
-    if name in ZERO_STAGES or name == FSDP2_NAME:
-        _check_sharding(trainer, name)
+    if name is not None:
+        check_sharding(name, trainer, _on_gpu(trainer))
     if checkpoint is None:
         return
     path = Path(checkpoint)
@@ -292,7 +292,19 @@ def _check_deepspeed(trainer: Namespace, name: str) -> None:
         raise UserError(f"--strategy {name} needs GPUs; on a CPU use --strategy ddp or {FSDP2_NAME}")
 
 
-def _check_sharding(trainer: Namespace, name: str) -> None:
+def check_sharding(name: str, trainer: Namespace, on_gpu: bool) -> None:
+    """Refuse options of a recipe that do not go with a strategy that splits what DDP holds whole.
+
+    Args:
+        name: of any strategy.
+        trainer: precision, gradient_clip_algorithm, gradient_clip_val, callbacks and sync_batchnorm.
+        on_gpu: whether the training will be on GPUs.
+
+    Raises:
+        UserError: with what to use instead.
+    """
+    if name not in ZERO_STAGES and name != FSDP2_NAME:
+        return
     if str(trainer.precision or "32-true") not in PRECISIONS:
         raise UserError(
             f"--strategy {name} keeps parameters in float32 and computes in float32 or bf16: use "
@@ -308,7 +320,7 @@ def _check_sharding(trainer: Namespace, name: str) -> None:
             f"averaged weights (EMA) do not work with the split parameters of --strategy {name}; use deepspeed_stage_2 "
             "or ddp, or leave WeightEMA out of trainer.callbacks"
         )
-    if trainer.sync_batchnorm and not _on_gpu(trainer):
+    if trainer.sync_batchnorm and not on_gpu:
         raise UserError("--trainer.sync_batchnorm needs GPUs: PyTorch has no synchronised BatchNorm on a CPU")
 
 

@@ -18,7 +18,7 @@ from evmamba.errors import UserError, unknown_name
 from evmamba.launch import benchmark, slurm
 from evmamba.launch.benchmark import RUNS_FOLDER, BenchOptions, finished_before
 from evmamba.launch.cluster import Cluster
-from evmamba.launch.graph import batch_of, build_graph, kind_of, share_batch, tree
+from evmamba.launch.graph import batch_of, build_graph, kind_of, setting, share_batch, tree
 from evmamba.launch.jobs import JOBS_FILE, REPORT, JobBook, read_specs
 from evmamba.launch.progress import PROGRESS_FILE
 from evmamba.launch.results import FILE_NAME, write_text
@@ -40,7 +40,29 @@ def plan_graph(options: BenchOptions, cluster: Cluster) -> list[RunSpec]:
     with_gpus = cluster["classification"].gpus_per_node or cluster["classification"].gres
     device = {"auto": "cuda" if with_gpus else "cpu"}.get(options.device, options.device)
     specs = benchmark.plan(dataclasses.replace(options, device=device, elsewhere=True))
-    return build_graph(specs, cluster.resources)
+    graph = build_graph(specs, cluster.resources)
+    _check_recipes(graph)
+    return graph
+
+
+def _check_recipes(specs: Sequence[RunSpec]) -> None:
+    """Refuse now what `check_strategy` would refuse in the job, in the night."""
+    from jsonargparse import Namespace
+
+    from evmamba.launch.strategies import check_sharding
+
+    for spec in specs:
+        strategy = spec.resources.strategy
+        if strategy is None or spec.task == "cost" or spec.stage == "test":
+            continue
+        names = ("precision", "gradient_clip_algorithm", "gradient_clip_val", "sync_batchnorm", "callbacks")
+        trainer = Namespace(**{name: setting(spec, f"trainer.{name}") for name in names})
+        trainer.precision = spec.precision or trainer.precision
+        trainer.callbacks = [Namespace(**item) for item in trainer.callbacks or [] if isinstance(item, dict)]
+        try:
+            check_sharding(strategy, trainer, on_gpu=spec.device == "cuda")
+        except UserError as error:
+            raise UserError(f"{spec.task}: {error} (--strategy {spec.task}=NAME is for its runs alone)") from None
 
 
 def _check_strategies(cluster: Cluster) -> None:
@@ -87,6 +109,7 @@ def graph_of(output: Path, cluster: Cluster) -> list[RunSpec]:
                 f"{spec.resources.processes} processes would change the global batch of {name} (its batch is given by "
                 "--set); keep its nodes and GPUs, or use another --output"
             )
+    _check_recipes(list(specs.values()))
     return list(specs.values())
 
 
@@ -130,6 +153,21 @@ def steps(specs: Sequence[RunSpec], output: Path, book: JobBook) -> tuple[list[S
             anew.add(spec.name)
             plan.append(Step(spec, "submit", tuple(name for name in spec.needs if name not in finished)))
     return plan, live
+
+
+def check_alone(output: Path) -> None:
+    """See that no job is at work in a folder, before its runs are run here.
+
+    Raises:
+        UserError: one is, or waits to be.
+    """
+    book = JobBook.read(output)
+    live = [job.id for job in (book.ask() or {}).values() if job.live]
+    if live:
+        raise UserError(
+            f"jobs are on their way in {output} ({', '.join(map(str, sorted(live)))}); wait for them, scancel them, "
+            "or use another --output"
+        )
 
 
 def check_slurm() -> None:

@@ -64,6 +64,8 @@ def main(arguments: Sequence[str]) -> int:
     quiet_logs()
     console = Console()
     given.output = given.output.expanduser().resolve()
+    if given.local and given.resume:
+        parser.error("--local goes on by itself when the same command is given again; leave out --resume")
     before = JobBook.read(given.output) if given.resume else None
     options = {key: values for key in CLUSTER_OPTIONS if (values := getattr(given, f"job_{key}"))}
     cluster = read_cluster(given.cluster, options, before.cluster if before else None)
@@ -94,6 +96,7 @@ def _run_here(given: argparse.Namespace, cluster: "Cluster", console: "Console")
     from evmamba.launch.report import print_table, write_report
     from evmamba.launch.table import build_table
 
+    submission.check_alone(given.output)
     with console.status("checking models and data"):
         specs = submission.plan_here(bench_options(given), cluster)
     results, interrupted = benchmark.run_here(specs, given.output, RunProgress(console, len(specs)))

@@ -11,6 +11,7 @@ import pytest
 
 from evmamba.launch import benchmark, cli, jobs
 from evmamba.launch.benchmark import BenchOptions
+from evmamba.launch.recipes import find_recipe
 from evmamba.launch.results import Result, write_result
 from evmamba.launch.run import RunSpec, failed_result
 
@@ -247,17 +248,49 @@ def test_without_slurm_the_other_ways_are_named(
         ("--cluster=/nowhere.yaml", "/nowhere.yaml: cannot be read"),
         ("--strategy=deepspeed_stage1", "unknown strategy 'deepspeed_stage1'; did you mean deepspeed_stage_"),
         ("--nodes=classification=0", "nodes must be at least 1, not 0"),
+        ("--local --resume", "--local goes on by itself"),
         ("--resume", "nothing was submitted to .* yet"),
     ],
 )
 def test_a_wrong_option_is_one_line(
     tmp_path: Path, fake: FakeSlurm, capsys: pytest.CaptureFixture[str], option: str, complaint: str
 ):
-    assert submit(tmp_path / "out", option) == 2
+    assert submit(tmp_path / "out", *option.split()) == 2
     said = capsys.readouterr().err
     assert re.search(complaint, said)
     assert said.count("\n") == 1
     assert fake.calls("sbatch") == []
+
+
+@pytest.mark.parametrize("option", ["--strategy=deepspeed_stage_3", "--strategy=classification=fsdp2"])
+def test_a_strategy_that_does_not_go_with_a_recipe_is_refused_before_it_waits_for_nodes(
+    tmp_path: Path,
+    fake: FakeSlurm,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+):
+    monkeypatch.setattr(benchmark, "recipe_of", lambda task, *_: find_recipe(f"{task}/small"))  # it averages weights
+    output = tmp_path / "out"
+    assert submit(output, "--gpus-per-node=2", option) == 2
+    name = option.rpartition("=")[2]
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"classification: averaged weights (EMA) do not work with the split parameters of --strategy {name}" in said
+    assert "--strategy classification=NAME" in said
+    assert fake.calls("sbatch") == []
+    assert submit(output, "--gpus-per-node=2", "--strategy=deepspeed_stage_2") == 0
+    capsys.readouterr()
+    assert submit(output, "--resume", option) == 2
+    assert "averaged weights" in capsys.readouterr().err
+
+
+def test_the_graph_does_not_run_here_while_its_jobs_are_on_their_way(
+    tmp_path: Path, fake: FakeSlurm, capsys: pytest.CaptureFixture[str]
+):
+    output = tmp_path / "out"
+    submit(output, NO_GPUS)
+    assert submit(output, "--local") == 2
+    assert "jobs are on their way in" in capsys.readouterr().err
 
 
 def test_here_too_a_run_is_not_started_when_what_it_needs_failed(
