@@ -168,7 +168,6 @@ class RunSpec:
             f"--trainer.default_root_dir={folder}",
             "--trainer.logger=evmamba.tasks.metrics_log.MetricsLog",
             f"--trainer.logger.save_dir={folder}",
-            "--trainer.logger.tensorboard=false",
             "--trainer.enable_progress_bar=false",
             "--trainer.enable_model_summary=false",
             *(

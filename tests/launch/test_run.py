@@ -119,6 +119,7 @@ def test_what_a_training_ends_with_is_evaluated_by_a_run_of_its_own(tmp_path: Pa
     both = replace(fit, stage="fit_test")
     for spec in (fit, test, both):
         assert run.main([written(tmp_path / spec.name, spec)]) == 0
+    assert list((tmp_path / both.name / "tensorboard").glob("events.*"))
     trained, tested, whole = (read_result(tmp_path / spec.name / "result.json") for spec in (fit, test, both))
     assert trained.metrics == {}
     assert trained.protocol["stage"] == "fit"
