@@ -44,6 +44,7 @@ class Explained:
         classify: from the last map to logits; None where the network has no classifier.
         class_names: empty where they are not known.
         size: side of the input in pixels.
+        num_classes: of the classifier.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Explained:
     classify: Callable[[Tensor], Tensor] | None
     class_names: list[str]
     size: int
+    num_classes: int = 0
 
 
 def explain_images(given: argparse.Namespace) -> list[Path]:
@@ -133,6 +135,7 @@ def _classifier(model: nn.Module, class_names: list[str], size: int) -> Explaine
         lambda features: body.forward_head(turned(features, False)),
         class_names,
         size,
+        body.num_classes,
     )
 
 
@@ -144,6 +147,8 @@ def _label(network: Explained, name: str | None) -> int | None:
     if name in network.class_names:
         return network.class_names.index(name)
     if name.isdecimal() and not network.class_names:
+        if int(name) >= network.num_classes:
+            raise UserError(f"--class {name}: the network has {network.num_classes} classes, counted from 0")
         return int(name)
     raise unknown_name("class", name, network.class_names or ["a number"])
 

@@ -119,6 +119,7 @@ def test_every_picture_is_there(backbone: str, pictures: set[str], tmp_path: Pat
         ("explain a.png --backbone resnet18 --checkpoint b.ckpt", "name one network"),
         ("explain a.png --backbone resnet18", "a.png: no such image"),
         ("explain a.png --backbone resnet18 --class ant", "unknown class 'ant'"),
+        ("explain a.png --backbone resnet18 --class 1000", "the network has 1000 classes, counted from 0"),
         ("explain a.png --backbone deit_tiny_patch16_224", "no maps"),
     ],
 )
