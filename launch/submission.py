@@ -140,7 +140,7 @@ def steps(specs: Sequence[RunSpec], output: Path, book: JobBook) -> tuple[list[S
             live[name] = number
     plan = []
     finished = set()
-    anew = set()
+    anew: set[str] = set()
     for spec in specs:
         waits = spec.name in live and told[live[spec.name]].state == "PENDING"
         if finished_before(spec, output / RUNS_FOLDER / spec.name):
