@@ -77,6 +77,13 @@ def disassemble(compiled, tmp_path):
     return int(resources[1]), int(resources[2]), min(loops, key=lambda loop: loop.total(), default=Counter())
 
 
+# Registers and instructions are the compiler's as much as ours: 3.6 takes up to ten registers, eight instructions more.
+reached_with_triton_3_8 = pytest.mark.skipif(
+    not triton.__version__.startswith("3.8."), reason=f"figures of Triton 3.8's compiler, this is {triton.__version__}"
+)
+
+
+@reached_with_triton_3_8
 @pytest.mark.parametrize(
     ("capability", "save", "registers", "instructions"),
     [
@@ -96,6 +103,7 @@ def test_forward_spends_its_loop_on_exponentials(capability, save, registers, in
     assert loop.total() <= instructions
 
 
+@reached_with_triton_3_8
 @pytest.mark.parametrize(
     ("capability", "tensor", "stack", "instructions"),
     [
