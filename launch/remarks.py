@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from evmamba.launch.paper import label_of
+from evmamba.launch.paper import comparable, label_of, paper
 from evmamba.launch.results import Result
 from evmamba.launch.seeds import images_seen
 
@@ -38,6 +38,24 @@ def budgets(title: str, results: list[Result]) -> list[str]:
         return []
     seen = (f"{images:,} training images for {', '.join(labels)}" for images, labels in models.items())
     return [f"{title}: unequal budgets, {'; '.join(seen)}"]
+
+
+def other_lengths(task: str, head: str | None, results: list[Result]) -> list[str]:
+    """On the paper's data, runs that were not trained as long as the published networks, of which they stand above."""
+    lines = []
+    for unit, wanted in paper()["trainings"].get(task, {}).get(head, {}).items():
+        models: dict[int, list[str]] = {}
+        for result in results:
+            length = result.training.get(unit) if result.finished and comparable(task, result.data or {}) else None
+            if length is not None and length != wanted:
+                labels = models.setdefault(int(length), [])
+                if label_of(result.model) not in labels:
+                    labels.append(label_of(result.model))
+        lines += [
+            f"trained for {length:,} {unit}, the published networks for {wanted:,}: {', '.join(labels)}"
+            for length, labels in models.items()
+        ]
+    return lines
 
 
 def memory(results: list[Result]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from evmamba.launch.columns import HEADS, Column, columns_of, title_of
 from evmamba.launch.paper import claims, comparable, label_of, paper, published, split_tags
-from evmamba.launch.remarks import Notes, budgets, caption, memory
+from evmamba.launch.remarks import Notes, budgets, caption, memory, other_lengths
 from evmamba.launch.results import TASKS, Result
 from evmamba.launch.seeds import RULE, Estimate, Repetitions, repetitions
 
@@ -165,7 +165,9 @@ def _table(results: list[Result], models: Sequence[str] | None = None) -> Table:
     plain_groups = [group for _, group in groups]
     _mark_best(rows, plain_groups)
     lines = notes.lines() + _spread_notes(rows, plain_groups)
-    lines += [line for key, group in groups for line in budgets(group.title, members[key])]
+    for key, group in groups:
+        lines += budgets(group.title, members[key])
+        lines += [f"{group.title}: {line}" for line in other_lengths(group.task, group.head, members[key])]
     if elsewhere := [
         group.task
         for g, group in enumerate(plain_groups)

@@ -186,6 +186,20 @@ def test_the_papers_two_schedules_are_no_unequal_budget():
     ]
 
 
+def test_a_shorter_training_than_the_papers_is_told_where_it_stands_above_it():
+    imagenet = {"name": "imagenet", "fingerprint": "x", "num_classes": 1000, "val_images": 50000}
+
+    def notes(epochs: int, data: dict) -> list[str]:
+        result = made_result("classification", "efficientvmamba_t", data=data, training={"epochs": epochs})
+        return [note for note in build_table([result]).notes if "trained for" in note]
+
+    assert notes(8, imagenet) == [
+        "classification: trained for 8 epochs, the published networks for 300: EfficientVMamba-T"
+    ]
+    assert notes(300, imagenet) == []
+    assert notes(8, imagenet | {"val_images": 341}) == []
+
+
 def test_runs_of_one_name_on_two_machines_are_told_apart(tmp_path: Path):
     results = [made_result("cost", "resnet18", run="cost-resnet18-abc") for _ in range(2)]
     for n, result in enumerate(results):
