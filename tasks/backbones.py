@@ -141,10 +141,11 @@ def _create_timm(name: str, options: dict[str, Any], checkpoint: str | None) -> 
 
 
 def _weights_of_training(checkpoint: str) -> dict[str, Any] | None:
-    """The network's own weights, if the file is the checkpoint of a classifier's training."""
-    if Path(checkpoint).suffix != ".ckpt":
+    """The network's own weights, if the file is the checkpoint of a classifier's training or was consolidated of one."""
+    if Path(checkpoint).suffix not in (".ckpt", ".safetensors"):
         return None
-    weights = read_file(Path(checkpoint)).get("state_dict", {})
+    content = read_file(Path(checkpoint))
+    weights = content.get("state_dict", content)
     return {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)} or None
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from evmamba.errors import UserError
@@ -69,13 +70,15 @@ def test_timm_weights_come_from_the_file(tmp_path: Path, features_only: bool):
 
 
 @pytest.mark.parametrize("features_only", [True, False])
-def test_timm_weights_come_from_a_training_checkpoint(tmp_path: Path, features_only: bool):
+@pytest.mark.parametrize("file", ["best.ckpt", "weights.safetensors"])
+def test_timm_weights_come_from_a_training_checkpoint(tmp_path: Path, file: str, features_only: bool):
     source = build_backbone("resnet10t", features_only=False, num_classes=5)
     weights = {f"network.{name}": value for name, value in source.state_dict().items()}
-    torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "best.ckpt")
-    target = build_backbone(
-        "resnet10t", features_only=features_only, num_classes=3, checkpoint=str(tmp_path / "best.ckpt")
-    )
+    if file == "best.ckpt":
+        torch.save({"state_dict": weights, "epoch": 3}, tmp_path / file)
+    else:  # as `evmamba consolidate` writes it
+        safetensors.torch.save_file(weights, tmp_path / file)
+    target = build_backbone("resnet10t", features_only=features_only, num_classes=3, checkpoint=str(tmp_path / file))
     name = next(name for name in target.state_dict() if name.endswith("layer4.0.conv1.weight"))
     assert torch.equal(target.state_dict()[name], source.state_dict()["layer4.0.conv1.weight"])
 
