@@ -141,7 +141,7 @@ def _create_timm(name: str, options: dict[str, Any], checkpoint: str | None) -> 
 
 
 def _weights_of_training(checkpoint: str) -> dict[str, Any] | None:
-    """The network's own weights, if the file is the checkpoint of a classifier's training or was consolidated of one."""
+    """The network's own weights, if the file is a classifier's training checkpoint or was consolidated of one."""
     if Path(checkpoint).suffix not in (".ckpt", ".safetensors"):
         return None
     content = read_file(Path(checkpoint))
