@@ -10,7 +10,7 @@
     mem: 0
     environment:
       - module load cuda
-      - source /work/venv/bin/activate
+      - source /scratch/me/venv/bin/activate
     runs:                     # for one kind of run: cost, classification, detection, segmentation, evaluation, report
       classification: {nodes: 2, time: 48:00:00}
 
