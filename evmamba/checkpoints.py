@@ -151,19 +151,32 @@ def save_checkpoint(model: Trunk | VimTrunk, path: str | os.PathLike[str], *, or
     Raises:
         UserError: the file cannot be written.
     """
-    path = Path(path)
-    state = {name: value.detach().contiguous().cpu() for name, value in model.state_dict().items()}
+    state = model.state_dict()
     if original_names:
         names = original_key_names(model)
         state = {names[name]: value for name, value in state.items()}
     described = {name: getattr(model, name, None) for name in ("variant", "dims", "depths", "layout", "in_chans")}
-    metadata = {"format": "pt", "evmamba": json.dumps(described)}
+    write_safetensors(state, Path(path), {"evmamba": json.dumps(described)})
+
+
+def write_safetensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, readable for whoever may read new files here; whole or not at all.
+
+    Args:
+        state: of any strides and devices.
+        path: the file; its folder must exist.
+        metadata: of the file's header, beside the format.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    plain = {name: value.detach().contiguous().cpu() for name, value in state.items()}
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             unfinished.touch()
             mode = unfinished.stat().st_mode
-            safetensors.torch.save_file(state, unfinished, metadata=metadata)
+            safetensors.torch.save_file(plain, unfinished, metadata={"format": "pt", **(metadata or {})})
             unfinished.chmod(mode)  # safetensors leaves files that only their owner can read
             unfinished.replace(path)
         finally:

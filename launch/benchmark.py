@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from evmamba.errors import UserError, unknown_name
+from evmamba.launch.devices import DEVICES, choose_device
 from evmamba.launch.progress import RunProgress
 from evmamba.launch.recipes import has_drop_path, recipe_of
 from evmamba.launch.results import FILE_NAME, Result, check_writable, config_hash, git_state, read_result, write_result
@@ -30,7 +31,6 @@ from evmamba.launch.suites import SUITES, TASKS, Entry, Suite, entries_of
 
 DETECTORS = ("retinanet", "maskrcnn", "fasterrcnn")
 PRESETS = ("tiny", "small", "paper")
-DEVICES = ("auto", "cpu", "cuda")
 LOG_FILE = "run.log"
 RUNS_FOLDER = "runs"
 TIMING = {"warmup_steps": 10, "timed_steps": 40}
@@ -110,7 +110,7 @@ def plan(options: BenchOptions) -> list[RunSpec]:
     wanted = options.tasks if options.tasks is not None else options.data or (suite.tasks if suite else TASKS)
     tasks = [task for task in TASKS if task in wanted]
     entries = entries_of(suite, models, tasks, options.detectors)
-    device = options.device if options.elsewhere else _device(options.device)
+    device = options.device if options.elsewhere else choose_device(options.device)
     precision = options.precision or _precision(device)
     overrides = _split_overrides(options.overrides)
     timing = _timing(overrides, device, suite)
@@ -396,14 +396,6 @@ def _check_backbone(name: str, pyramid: bool) -> None:
     from evmamba.tasks.backbones import build_backbone
 
     build_backbone(name, features_only=pyramid)
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device here; use --device cpu")
-    return "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
 
 
 def _precision(device: str) -> str | None:

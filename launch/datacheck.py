@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from evmamba.errors import UserError, unknown_name
 from evmamba.launch.datafindings import SPLITS, DataCheck, count_of
+from evmamba.launch.suites import TASKS
 from evmamba.tasks.classification.folders import list_split
 from evmamba.tasks.classification.shards import list_shards, read_shards
 from evmamba.tasks.detection.annotations import CocoAnnotations, read_annotations
@@ -26,8 +27,6 @@ from evmamba.tasks.segmentation.data import SPLITS as FOLDERS
 from evmamba.tasks.segmentation.data import find_pairs, read_class_names
 from evmamba.tasks.segmentation.labels import LabelMap
 from evmamba.tasks.segmentation.scan import look_at_pair
-
-TASKS = ("classification", "detection", "segmentation")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Choosing a device by name."""
 
-import torch
-
 from evmamba.errors import UserError, unknown_name
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -13,6 +11,8 @@ def choose_device(wanted: str) -> str:
     Raises:
         UserError: another name, or CUDA asked for where there is none.
     """
+    import torch  # not needed for the names
+
     if wanted not in DEVICES:
         raise unknown_name("device", wanted, DEVICES)
     if wanted == "cuda" and not torch.cuda.is_available():

@@ -4,11 +4,11 @@ import contextlib
 import json
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
 
-from evmamba.checkpoints import save_checkpoint
+from evmamba.checkpoints import save_checkpoint, write_safetensors
 from evmamba.errors import UserError
 from evmamba.export import export_onnx, export_program
 from evmamba.launch.networks import Network
@@ -35,20 +35,23 @@ def write_network(network: Network, path: Path) -> str:
         deviations = export_onnx(network.model, path, metadata=facts)
         sizes = ", ".join(f"{height}x{width}" for _, height, width in deviations)
         return f"{network.outputs}, {weights}; within {max(deviations.values()):.0e} of PyTorch at {sizes}"
+    if path.suffix == ".pt2":
+        _write_program(network.model, path, facts)
+        return f"{network.outputs}, {weights}; import evmamba before torch.export.load"
+    if isinstance(network.model, Trunk):
+        save_checkpoint(network.model, path)
+    else:
+        write_safetensors(network.model.state_dict(), path, facts)
+    return f"{network.outputs}, {weights}"
+
+
+def _write_program(model: nn.Module, path: Path, facts: dict[str, str]) -> None:
     partial = path.with_name(f".{path.name}.partial{path.suffix}")  # torch.export looks at the suffix
     try:
-        if path.suffix == ".pt2":
-            torch.export.save(export_program(network.model), partial, extra_files=facts)
-        elif isinstance(network.model, Trunk):
-            save_checkpoint(network.model, partial)
-        else:
-            state = {name: value.detach().contiguous().cpu() for name, value in network.model.state_dict().items()}
-            safetensors.torch.save_file(state, partial, metadata={"format": "pt"} | facts)
+        torch.export.save(export_program(model), partial, extra_files=facts)
         partial.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
-    needs = "; import evmamba before torch.export.load" if path.suffix == ".pt2" else ""
-    return f"{network.outputs}, {weights}{needs}"

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
-from evmamba.checkpoints import LIGHTNING_RAW_SLOT
+from evmamba.checkpoints import LIGHTNING_RAW_SLOT, write_safetensors
 from evmamba.errors import UserError
 from evmamba.tasks.callbacks import AtomicCheckpointIO
 
@@ -110,7 +109,11 @@ def consolidate(folder: Path, output: Path | None = None) -> Path:
         raise UserError(f"{output} is a folder; name a file with --output")
     checkpoint = read_whole(folder)
     if output.suffix == ".safetensors":
-        _write_weights(checkpoint["state_dict"], output)
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+        write_safetensors(checkpoint["state_dict"], output)
     else:
         AtomicCheckpointIO().save_checkpoint(checkpoint | {ORIGIN: str(folder)}, output)
     return output
@@ -180,17 +183,3 @@ LIGHTNING_KEYS = (
     "datamodule_hparams_name",
     "datamodule_hyper_parameters",
 )
-
-
-def _write_weights(weights: dict[str, Tensor], output: Path) -> None:
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(
-            {name: value.detach().contiguous() for name, value in weights.items()}, partial, metadata={"format": "pt"}
-        )
-        partial.replace(output)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -6,14 +6,14 @@ timm's) and `evmamba.load_checkpoint` take. Both appear whole or not at all, and
 run that finds them may start. To continue a training is another matter: ``last.ckpt``.
 """
 
-import os
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
-from torch import Tensor, nn
+from torch import nn
 
 import evmamba
+from evmamba.checkpoints import write_safetensors
 from evmamba.errors import UserError
 from evmamba.launch.run import BACKBONE_FILE
 from evmamba.model import Trunk
@@ -34,9 +34,9 @@ def save_weights(module: TaskModule, folder: Path) -> None:
         if isinstance(network, Trunk):
             evmamba.save_checkpoint(network, folder / BACKBONE_FILE)
         else:
-            _write(network.state_dict(), folder / BACKBONE_FILE)
+            write_safetensors(network.state_dict(), folder / BACKBONE_FILE)
     # Last: who finds it finds the other one too.
-    _write(module.state_dict(), folder / WEIGHTS_FILE)
+    write_safetensors(module.state_dict(), folder / WEIGHTS_FILE)
 
 
 def load_weights(module: TaskModule, folder: Path) -> None:
@@ -53,16 +53,3 @@ def load_weights(module: TaskModule, folder: Path) -> None:
     except (safetensors.SafetensorError, RuntimeError) as error:
         first = [line.strip() for line in str(error).splitlines() if line.strip()][:2]
         raise UserError(f"{path} does not fit the model: {' '.join(first)}") from error
-
-
-def _write(state: dict[str, Tensor], path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        safetensors.torch.save_file(
-            {name: value.detach().cpu().contiguous() for name, value in state.items()}, partial, {"format": "pt"}
-        )
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write the weights {path}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -32,10 +32,10 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     need_extra()
 
-    import torch
     from rich.console import Console
 
     from evmamba.launch import profiling
+    from evmamba.launch.devices import choose_device
     from evmamba.launch.profile_parts import shares
     from evmamba.launch.profile_report import print_profile, write_profile
     from evmamba.launch.results import check_writable
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         phases=["inference", "training"] if given.training else ["inference"],
         precisions=names(given.precisions),
         layouts=names(given.layouts),
-        device=given.device if given.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu",
+        device=choose_device(given.device),
         pyramid=given.pyramid,
         seconds=given.seconds,
         operators=given.operators,

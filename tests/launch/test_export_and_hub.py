@@ -64,6 +64,13 @@ def test_exported_weights_load_again(tmp_path: Path, image: torch.Tensor):
         assert torch.equal(again(image), module(image))
 
 
+def test_weights_of_other_networks_are_readable_for_others_too(tmp_path: Path):
+    target = tmp_path / "weights.safetensors"
+    assert cli.main(["export", "resnet18", "-o", str(target)]) == 0
+    assert target.stat().st_mode & 0o044
+    assert list(tmp_path.iterdir()) == [target]
+
+
 @pytest.mark.parametrize("task", KINDS)
 def test_the_backbone_of_every_task_has_the_trained_weights(task: str, tmp_path: Path):
     path, module = checkpoint(task, tmp_path)
