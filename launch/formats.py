@@ -82,6 +82,7 @@ def to_json(table: Table) -> dict[str, Any]:
             "state": cell.state,
             "best": cell.best,
             "tied": cell.tied,
+            "like": cell.like,
             "difference": cell.difference,
             "runs": cell.runs,
             "source": cell.source,

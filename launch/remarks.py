@@ -10,6 +10,12 @@ from evmamba.launch.seeds import images_seen
 PRECISIONS = {"32-true": "float32", "64-true": "float64", "bf16-mixed": "mixed bfloat16", "16-mixed": "mixed float16"}
 
 
+def precision_of(result: Result) -> str:
+    """For people: float32, mixed bfloat16 ...; empty where a run does not say."""
+    name = str(result.provenance.get("precision", ""))
+    return PRECISIONS.get(name, name)
+
+
 class Notes:
     """What has to be said below the table, gathered while it is made, so that one line speaks for many cells."""
 
@@ -77,8 +83,7 @@ def caption(results: list[Result]) -> str:
             data.setdefault(result.data["name"], {}).setdefault(result.task, result.data.get("val_images", "?"))
         origin = result.provenance
         if origin.get("device"):
-            precision = str(origin.get("precision", ""))
-            places.setdefault(origin["device"], {}).setdefault(PRECISIONS.get(precision, precision))
+            places.setdefault(origin["device"], {}).setdefault(precision_of(result))
         if origin.get("versions"):
             names = ("evmamba", "torch")
             software.setdefault(", ".join(f"{n} {origin['versions'][n]}" for n in names if n in origin["versions"]))

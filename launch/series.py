@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evmamba.launch.paper import label_of
+from evmamba.launch.remarks import precision_of
 from evmamba.launch.results import Result
 
 POINTS = 120
@@ -59,25 +60,35 @@ def size_curves(results: Iterable[Result], key: str, where: str | None = None) -
         where: only results on this device; None takes all.
     """
     found: dict[str, dict[float, float]] = {}
-    for result in results:
-        if where in (None, result.provenance.get("device")):
-            scale = 100.0 if key in result.metrics else 1.0
-            for point in result.sweeps.get("input_size", []):
-                side, value = side_of(point.get("input_size")), point.get(key)
-                if side and value is not None:
-                    found.setdefault(label_of(result.model), {})[side] = float(value) * scale
+    for label, result in _told_apart(r for r in results if where in (None, r.provenance.get("device"))):
+        scale = 100.0 if key in result.metrics else 1.0
+        for point in result.sweeps.get("input_size", []):
+            side, value = side_of(point.get("input_size")), point.get(key)
+            if side and value is not None:
+                found.setdefault(label, {})[side] = float(value) * scale
     return _curves(found)
 
 
 def batch_curves(results: Iterable[Result], key: str) -> list[Curve]:
     """A cost over the batch size, from results with a sweep over ``batch_size``."""
     found: dict[str, dict[float, float]] = {}
-    for result in results:
+    for label, result in _told_apart(results):
         for point in result.sweeps.get("batch_size", []):
             size, value = point.get("batch_size"), point.get(key)
             if size and value is not None:
-                found.setdefault(label_of(result.model), {})[float(size)] = float(value)
+                found.setdefault(label, {})[float(size)] = float(value)
     return _curves(found)
+
+
+def _told_apart(results: Iterable[Result]) -> list[tuple[str, Result]]:
+    """Results with the name of their network, and of the precision where there are several."""
+    results = list(results)
+    kinds = [precision_of(result) for result in results]
+    several = len(set(kinds)) > 1
+    return [
+        (f"{label_of(result.model)}, {kind}" if several else label_of(result.model), result)
+        for result, kind in zip(results, kinds, strict=True)
+    ]
 
 
 def side_of(size: Any) -> float | None:

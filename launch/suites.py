@@ -3,7 +3,7 @@
 A suite says what is compared, not on what: every one runs on the embedded data, on small real data or on the paper's
 (`--preset tiny | small | paper`). Within a suite all networks of a task get the same data, recipe, images
 per step and number of steps; only the paper's own recipes for T, S and B differ, in stochastic depth, in the decoder's
-width, and in how a step's images are split.
+width, and in B's images per step on ImageNet.
 """
 
 from collections.abc import Iterable, Sequence

@@ -16,6 +16,7 @@ from evmamba.launch.paper import claims, comparable, label_of, paper, published,
 from evmamba.launch.remarks import Notes, budgets, caption, memory, other_lengths
 from evmamba.launch.results import TASKS, Result
 from evmamba.launch.seeds import RULE, Estimate, Repetitions, repetitions
+from evmamba.launch.suites import OURS
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -55,6 +56,7 @@ class Cell:
         spread: standard deviation over `count` seeds, None for a single run.
         best: the best measured number of its column.
         tied: not the best, but the difference to it is within the spread.
+        like: names of all the models whose difference to this one is within the spread.
         difference: of a published number: measured - published, as printed.
         runs: names of the runs behind it.
         source: of what was not measured here: who says so.
@@ -67,6 +69,7 @@ class Cell:
     count: int = 1
     best: bool = False
     tied: bool = False
+    like: list[str] = field(default_factory=list)
     difference: str | None = None
     runs: list[str] = field(default_factory=list)
     source: str | None = None
@@ -345,30 +348,39 @@ def _signed(difference: float, column: Column) -> str:
 def _mark_best(rows: list[Row], groups: list[Group]) -> None:
     for g, group in enumerate(groups):
         for c, column in enumerate(group.columns):
-            cells = [row.cells[g][c] for row in rows if row.kind == "measured" and row.cells[g][c].value is not None]
-            if len(cells) < 2:
+            labelled = [
+                (row.label, row.cells[g][c])
+                for row in rows
+                if row.kind == "measured" and row.cells[g][c].value is not None
+            ]
+            cells = [cell for _, cell in labelled]
+            if len({cell.value for cell in cells}) < 2:
                 continue
-            if len({cell.value for cell in cells}) == 1:
-                continue
+            for cell in cells:
+                cell.like = [label for label, other in labelled if other is not cell and _within_spread(cell, other)]
             best = (max if column.better == "max" else min)(cells, key=lambda cell: cell.value or 0.0)
             for cell in cells:
                 cell.best = cell.value == best.value
-                if not cell.best and cell.estimate and best.estimate:
-                    cell.tied = bool(cell.estimate.touches(best.estimate))
+                cell.tied = not cell.best and _within_spread(cell, best)
+
+
+def _within_spread(cell: Cell, other: Cell) -> bool:
+    return bool(cell.estimate and other.estimate and cell.estimate.touches(other.estimate))
 
 
 def _spread_notes(rows: list[Row], groups: list[Group]) -> list[str]:
-    """Who cannot be told from the best of a group's first metric, and the rule behind it."""
+    """Who cannot be told from the best of a group's first metric, and from our own networks; the rule behind it."""
     notes = []
     repeated = False
     for g, group in enumerate(groups):
         if group.task == "cost":
             continue
-        entries = [(row.label, row.cells[g][0]) for row in rows if row.kind == "measured"]
+        entries = [(row, row.cells[g][0]) for row in rows if row.kind == "measured"]
         repeated |= any(cell.count > 1 for _, cell in entries)
-        best = [label for label, cell in entries if cell.best]
-        if tied := [label for label, cell in entries if cell.tied]:
-            notes.append(f"{group.title}: {', '.join(tied)} within the spread of the best, {best[0]}")
+        for row, cell in entries:
+            if cell.like and (cell.best or row.model in OURS):
+                of = f"the best, {row.label}" if cell.best else row.label
+                notes.append(f"{group.title}: {', '.join(cell.like)} within the spread of {of}")
     counts = sorted({cell.count for row in rows for part in row.cells for cell in part if cell.count > 1})
     if repeated:
         notes.insert(0, f"{RULE} ({' or '.join(map(str, counts))} seeds)")

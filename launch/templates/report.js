@@ -69,6 +69,11 @@
         text.textContent = link.dataset.source;
         content.append(text);
       }
+      if (link.dataset.like) {
+        const text = document.createElement("p");
+        text.textContent = `Within the spread of ${link.dataset.like}.`;
+        content.append(text);
+      }
       for (const n of (link.dataset.runs ?? "").split(" ").filter(Boolean)) {
         const run = document.getElementById(`run-${n}`);
         const title = document.createElement("h3");

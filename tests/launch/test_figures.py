@@ -9,7 +9,7 @@ from evmamba.launch.results import Result
 from evmamba.launch.series import POINTS, Curve, batch_curves, size_curves, thinned, training_curves
 from evmamba.launch.table import build_table
 
-from .handmade import made_result
+from .handmade import made_result, origin
 
 
 def test_the_front_holds_what_no_other_beats_in_both():
@@ -47,6 +47,19 @@ def test_curves_come_from_the_sweeps_in_the_printed_unit_without_what_failed():
     trained = made_result("classification", "resnet18")
     trained.sweeps = {"input_size": [{"input_size": 64, "top1": 0.25}, {"input_size": 96, "top1": 0.5}]}
     assert [list(curve.points) for curve in size_curves([trained], "top1")] == [[(64, 25.0), (96, 50.0)]]
+
+
+def test_precisions_are_curves_of_their_own():
+    def cost(precision: str, macs: float):
+        result = made_result("cost", "resnet18", provenance=origin() | {"precision": precision})
+        result.sweeps = {"input_size": [{"input_size": 224 * n, "macs": macs * n} for n in (1, 2)]}
+        return result
+
+    curves = size_curves([cost("32-true", 1.0), cost("bf16-mixed", 3.0)], "macs")
+    assert {curve.label: curve.points[0] for curve in curves} == {
+        "resnet18, float32": (224, 1.0),
+        "resnet18, mixed bfloat16": (224, 3.0),
+    }
 
 
 def test_a_training_without_a_curve_has_none():

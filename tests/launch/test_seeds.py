@@ -83,7 +83,17 @@ def test_a_difference_within_the_spread_is_said_with_the_rule():
     cells = {row.model: row.cells[0][0] for row in table.rows if row.kind == "measured"}
     assert (cells["resnet50"].best, cells["resnet18"].tied, cells["resnet34"].tied) == (True, True, False)
     assert "classification: resnet18 within the spread of the best, resnet50" in table.notes
+    assert (cells["resnet18"].like, cells["resnet34"].like) == (["resnet50"], [])
     assert any("intervals touch" in note and "3 seeds" in note for note in table.notes)
+
+
+def test_who_ties_with_our_networks_is_said_too():
+    ours = [seeded("efficientvmamba_t", seed, 0.70 + 0.01 * seed) for seed in range(2)]
+    like = [seeded("resnet18", seed, 0.705 + 0.01 * seed) for seed in range(2)]
+    best = [seeded("resnet50", seed, 0.90 + 0.01 * seed) for seed in range(2)]
+    notes = build_table(ours + like + best).notes
+    assert "classification: resnet18 within the spread of EfficientVMamba-T" in notes
+    assert not any("the best" in note for note in notes)
 
 
 def test_single_runs_say_nothing_about_their_difference():
