@@ -53,6 +53,7 @@ class DetectionData(TaskDataModule):
         horizontal_flip: probability.
         vertical_flip: probability; for pictures without an up, such as cells or aerial views.
         photometric_distortion: random brightness, contrast, saturation and hue.
+        random_crop: probability of a `RangeCrop` before the detector's resizing; 0.5 in DETR's and Swin's long schedules.
         train_without_boxes: keep training images without boxes (they teach what background is).
         masks: read masks; None leaves it to the module (Mask R-CNN wants them).
 
@@ -72,6 +73,7 @@ class DetectionData(TaskDataModule):
         horizontal_flip: float = 0.5,
         vertical_flip: float = 0.0,
         photometric_distortion: bool = False,
+        random_crop: float = 0.0,
         train_without_boxes: bool = True,
         masks: bool | None = None,
     ) -> None:
@@ -86,7 +88,7 @@ class DetectionData(TaskDataModule):
         self.train_without_boxes = train_without_boxes
         self.masks = masks
         self.counts: dict[str, dict[str, int]] = {}
-        self._train_transform = _transform(horizontal_flip, vertical_flip, photometric_distortion)
+        self._train_transform = _transform(horizontal_flip, vertical_flip, photometric_distortion, random_crop)
         self._sets: dict[Split, CocoDataset] = {}
 
     @property
@@ -274,12 +276,56 @@ def check_sizes(folder: Path, records: Sequence[ImageRecord], file: Path) -> Non
         raise UserError(f"{len(offenders)} images differ in size from {file}: {first_few(offenders)}")
 
 
+class RangeCrop(v2.Transform):
+    """A random part of an image, as DETR's and Swin's multi-scale training crops: scaled until the short side is one of
+    `short_sides`, a part whose sides lie between `smallest` and `largest` pixels (at most the image's own), at a random
+    place. The part is cut from the unscaled image, so that it is resampled once, by the detector. Boxes are clipped; those
+    (with labels and masks) of which less than a pixel is left are dropped.
+    """
+
+    def __init__(
+        self, short_sides: Sequence[int] = (400, 500, 600), smallest: int = 384, largest: int = 600, longest: int = 1333
+    ) -> None:
+        super().__init__()
+        self.short_sides = tuple(short_sides)
+        self.smallest, self.largest, self.longest = smallest, largest, longest
+        self._drop_empty = v2.SanitizeBoundingBoxes(min_size=1)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, int]:
+        sides = v2.functional.get_size(flat_inputs[0])
+        short = self.short_sides[_uniform(0, len(self.short_sides) - 1)]
+        scale = min(short / min(sides), self.longest / max(sides))
+        lengths = []
+        for side in sides:
+            scaled = max(1, round(side * scale))
+            length = _uniform(min(self.smallest, scaled), min(self.largest, scaled))
+            lengths.append(min(side, max(1, round(length / scale))))
+        top, left = (_uniform(0, side - length) for side, length in zip(sides, lengths, strict=True))
+        return {"top": top, "left": left, "height": lengths[0], "width": lengths[1]}
+
+    def transform(self, inpt: Any, params: dict[str, int]) -> Any:
+        return self._call_kernel(v2.functional.crop, inpt, **params)
+
+    def forward(self, *inputs: Any) -> Any:
+        return self._drop_empty(super().forward(*inputs))
+
+
+def _uniform(low: int, high: int) -> int:
+    """A whole number from low to high, both included."""
+    return int(torch.randint(low, high + 1, ()))
+
+
 def _transform(
-    horizontal_flip: float = 0.0, vertical_flip: float = 0.0, photometric_distortion: bool = False
+    horizontal_flip: float = 0.0,
+    vertical_flip: float = 0.0,
+    photometric_distortion: bool = False,
+    random_crop: float = 0.0,
 ) -> v2.Transform:
     steps: list[v2.Transform] = [v2.ToImage()]
     if photometric_distortion:
         steps.append(v2.RandomPhotometricDistort())
+    if random_crop:
+        steps.append(v2.RandomApply([RangeCrop()], p=random_crop))
     steps += [v2.RandomHorizontalFlip(horizontal_flip), v2.RandomVerticalFlip(vertical_flip)]
     return v2.Compose(
         [*steps, v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True), v2.ToPureTensor()]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from evmamba.errors import UserError
 from evmamba.tasks.detection import DetectionData
+from evmamba.tasks.detection.data import RangeCrop
 
 from .handmade import box, coco_images, write_coco
 
@@ -67,6 +68,47 @@ def test_flips_move_boxes_and_masks_with_the_pixels(coco: Path, flip: str) -> No
     assert torch.equal(flipped[1]["masks"], plain[1]["masks"].flip(axis))
     for mask, (x1, y1, x2, y2) in zip(flipped[1]["masks"], flipped[1]["boxes"].int().tolist(), strict=True):
         assert mask[y1:y2, x1:x2].all()
+
+
+def test_a_random_crop_cuts_boxes_and_masks_with_the_pixels(coco: Path) -> None:
+    """Every part that is left of a box is full of its mask, is within the image, and keeps its label."""
+    data = set_up(coco, horizontal_flip=0.0, masks=True, random_crop=1.0)
+    whole = set_up(coco, horizontal_flip=0.0, masks=True).train_set[1]
+    sizes, left = set(), []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        image, target, _ = data.train_set[1]
+        sizes.add(tuple(image.shape[1:]))
+        left.append(len(target["boxes"]))
+        assert len(target["labels"]) == len(target["masks"]) == len(target["boxes"])
+        assert set(target["labels"].tolist()) <= set(whole[1]["labels"].tolist())
+        for mask, (x1, y1, x2, y2) in zip(target["masks"], target["boxes"].int().tolist(), strict=True):
+            assert 0 <= x1 < x2 <= image.shape[2]
+            assert 0 <= y1 < y2 <= image.shape[1]
+            assert mask.sum() == mask[y1:y2, x1:x2].sum() == (x2 - x1) * (y2 - y1)
+    assert len(sizes) > 10
+    assert min(left) < len(whole[1]["boxes"]) == max(left)
+    _, empty, _ = data.train_set[3]
+    assert empty["boxes"].shape == (0, 4)
+
+
+@pytest.mark.parametrize("size", [(480, 640), (2000, 300), (427, 640), (30, 40), (1, 1)])
+def test_a_random_crop_is_384_to_600_pixels_of_an_image_scaled_to_400_to_600(size: tuple[int, int]) -> None:
+    crop = RangeCrop()
+    image = torch.empty(3, *size)
+    for _ in range(200):
+        found = crop.make_params([image])
+        short = min(size)
+        scales = [min(side / short, 1333 / max(size)) for side in (400, 500, 600)]
+        for start, length, whole in (
+            (found["top"], found["height"], size[0]),
+            (found["left"], found["width"], size[1]),
+        ):
+            assert 0 <= start <= whole - length
+            # Half a pixel of rounding in the scaled, another in the unscaled image.
+            slack = 0.5 + 0.5 / min(scales)
+            assert length >= min(384 / max(scales), whole) - slack
+            assert length <= min(600 / min(scales), whole) + slack
 
 
 def test_images_without_boxes_train_or_not_as_wanted(coco: Path) -> None:
