@@ -53,7 +53,7 @@ class DetectionData(TaskDataModule):
         horizontal_flip: probability.
         vertical_flip: probability; for pictures without an up, such as cells or aerial views.
         photometric_distortion: random brightness, contrast, saturation and hue.
-        random_crop: probability of a `RangeCrop` before the detector's resizing; 0.5 in DETR's and Swin's long schedules.
+        random_crop: probability of a `RangeCrop` before the detector resizes; 0.5 in DETR's and Swin's long schedules.
         train_without_boxes: keep training images without boxes (they teach what background is).
         masks: read masks; None leaves it to the module (Mask R-CNN wants them).
 
@@ -279,8 +279,8 @@ def check_sizes(folder: Path, records: Sequence[ImageRecord], file: Path) -> Non
 class RangeCrop(v2.Transform):
     """A random part of an image, as DETR's and Swin's multi-scale training crops: scaled until the short side is one of
     `short_sides`, a part whose sides lie between `smallest` and `largest` pixels (at most the image's own), at a random
-    place. The part is cut from the unscaled image, so that it is resampled once, by the detector. Boxes are clipped; those
-    (with labels and masks) of which less than a pixel is left are dropped.
+    place. The part is cut from the unscaled image, so that it is resampled once, by the detector. Boxes are clipped;
+    those (with labels and masks) of which less than a pixel is left are dropped.
     """
 
     def __init__(
