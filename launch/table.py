@@ -290,12 +290,11 @@ def _measured_cells(runs: Repetitions, group: Group, label: str, notes: "Notes")
         else:
             value, spread = number.mean * column.scale, None
             text = column.show(value)
-            # Parameters and MACs are the same for every seed.
-            if number.spread:
+            if number.spread is not None:
                 spread = number.spread * column.scale
-                text += f" ± {column.show(spread)}"
-            elif number.spread is not None:
-                spread = 0.0
+                # Parameters and MACs are the same for every seed.
+                if spread or group.task != "cost":
+                    text += f" ± {column.show(spread)}"
             cells.append(Cell(text, "measured", value, spread, number.count, runs=names))
     if undefined:
         columns = ", ".join(column.header.split(" (")[0] for column in undefined)

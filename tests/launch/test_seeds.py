@@ -32,6 +32,11 @@ def test_runs_that_differ_in_the_seed_alone_are_one_cell_with_mean_and_spread():
     assert not any("older" in note for note in table.notes)
 
 
+def test_seeds_that_agree_show_that_they_are_several():
+    table = build_table([seeded("resnet18", seed, 0.8) for seed in (0, 1)])
+    assert table.rows[0].cells[0][0].text == "80.0 ± 0.0"
+
+
 def test_the_same_seed_twice_is_not_a_repetition():
     runs, older = repetitions([seeded("resnet18", 0, 0.5, day=1), seeded("resnet18", 0, 0.6, day=2)])
     assert [result.metrics["top1"] for result in runs.finished] == [0.6]
