@@ -16,7 +16,7 @@ from torch._subclasses import FakeTensorMode
 
 from evmamba import cost
 from evmamba.launch.profiling import energy_counter
-from evmamba.launch.results import Result, device_name, provenance, write_result
+from evmamba.launch.results import Result, device_name, git_state, provenance, write_result
 from evmamba.launch.run import RunSpec, origin_of
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.detection.detectors import build_detector
@@ -45,6 +45,7 @@ def measure_cost(spec: RunSpec, folder: Path) -> None:
     decoder_channels.
     """
     start = datetime.datetime.now(datetime.UTC)
+    git_state()  # before anything takes long
     torch.manual_seed(spec.seed)
     result = _measure_classifier(spec) if spec.head is None else _count_whole(spec)
     result.suite = spec.suite

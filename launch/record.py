@@ -13,7 +13,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 
 from evmamba.launch.progress import PROGRESS_FILE
-from evmamba.launch.results import Result, device_name, provenance, write_result
+from evmamba.launch.results import Result, device_name, git_state, provenance, write_result
 from evmamba.tasks.base import TaskDataModule, TaskModule
 
 CURVE_POINTS = 200
@@ -49,6 +49,7 @@ class ResultWriter(Callback):
         self.suite: str | None = None
         self.sweeps: dict[str, list[dict[str, Any]]] = {}
         self.start = datetime.datetime.now(datetime.UTC)
+        git_state()  # of the code that was loaded, not of what is checked out when a long run ends
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:

@@ -244,7 +244,8 @@ def provenance(
 
 @functools.cache
 def git_state() -> dict[str, Any]:
-    """Commit and dirty flag of the checkout that this code runs from; None for an installed package."""
+    """Commit and dirty flag of the checkout that this code runs from, as of the first call; None for an installed
+    package."""
     here = Path(__file__).resolve()
 
     def git(*arguments: str) -> str:

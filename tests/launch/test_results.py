@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from evmamba.errors import UserError
+from evmamba.launch.record import ResultWriter
 from evmamba.launch.results import (
     FILE_NAME,
     Result,
     config_hash,
     find_results,
+    git_state,
     provenance,
     read_result,
     write_json,
@@ -34,6 +36,12 @@ def test_numbers_that_are_not_finite_become_null_not_broken_json(tmp_path: Path)
     path = write_result(result, tmp_path)
     assert "NaN" not in path.read_text()
     assert read_result(path).metrics == {"AP": None, "AP50": None, "AP75": 0.5}
+
+
+def test_a_commit_made_while_a_run_works_is_not_its_own(tmp_path: Path):
+    git_state.cache_clear()
+    ResultWriter(tmp_path, {}, run="r")
+    assert git_state.cache_info().currsize == 1
 
 
 def test_tensors_and_arrays_become_numbers(tmp_path: Path):
