@@ -111,7 +111,7 @@ def measure_inference(
     warmup: int = 10,
     steps: int = 40,
     device: str | torch.device | None = None,
-    amp: bool = False,
+    amp: torch.dtype | None = None,
 ) -> Timing:
     """Time forward passes in evaluation mode without gradients; every step is synchronised and timed on its own.
 
@@ -123,7 +123,7 @@ def measure_inference(
         warmup: steps before the clock starts.
         steps: timed steps.
         device: where to run; the model's own device by default.
-        amp: run under bf16 autocast.
+        amp: run under autocast to this dtype.
 
     Returns:
         Milliseconds per step (median, 95th percentile), images per second (from the median) and the peak memory in MB
@@ -135,7 +135,7 @@ def measure_inference(
         model.to(place).eval()
         arguments = inputs if inputs is not None else (_images(batch_size, input_size, place),)
 
-        step = inference_step(model, arguments, torch.bfloat16 if amp else None)
+        step = inference_step(model, arguments, amp)
         return _measure(step, batch_size, warmup, steps, place)
 
 
@@ -148,7 +148,7 @@ def measure_training(
     warmup: int = 10,
     steps: int = 40,
     device: str | torch.device | None = None,
-    amp: bool = False,
+    amp: torch.dtype | None = None,
 ) -> Timing:
     """Time training steps: forward, backward and an AdamW update with learning rate 0, which costs the same as any.
 
@@ -159,7 +159,7 @@ def measure_training(
     with _restored(model), torch.enable_grad(), torch.random.fork_rng():
         model.to(place).train()
         arguments = inputs if inputs is not None else (_images(batch_size, input_size, place),)
-        step, _ = training_step(model, arguments, torch.bfloat16 if amp else None)
+        step, _ = training_step(model, arguments, amp)
         return _measure(step, batch_size, warmup, steps, place)
 
 

@@ -23,6 +23,7 @@ import yaml
 
 from evmamba.errors import UserError, unknown_name
 from evmamba.launch.devices import DEVICES, choose_device
+from evmamba.launch.graph import CHECKPOINT_OPTION
 from evmamba.launch.progress import RunProgress
 from evmamba.launch.recipes import has_drop_path, recipe_of
 from evmamba.launch.results import FILE_NAME, Result, check_writable, config_hash, git_state, read_result, write_result
@@ -112,8 +113,10 @@ def plan(options: BenchOptions) -> list[RunSpec]:
     entries = entries_of(suite, models, tasks, options.detectors)
     device = options.device if options.elsewhere else choose_device(options.device)
     precision = options.precision or _precision(device)
+    _check_precision(precision)
     overrides = _split_overrides(options.overrides)
     timing = _timing(overrides, device, suite)
+    _check_start(options, tasks, overrides)
     fingerprints: dict[str, str] = {}
     checked: set[tuple[str, str | None]] = set()
     for model in models:
@@ -313,6 +316,23 @@ def _split_overrides(texts: Sequence[str]) -> list[tuple[str | None, str, str]]:
     return overrides
 
 
+def _check_start(options: BenchOptions, tasks: Sequence[str], overrides: list[tuple[str | None, str, str]]) -> None:
+    """The paper's detectors and segmentors start from its classifiers: without those somebody has to say from what.
+
+    Raises:
+        UserError: nobody does.
+    """
+    if "classification" in tasks and preset_of(options, "classification") == "paper":
+        return
+    for task in ("detection", "segmentation"):
+        told = any(owner in (None, task) and name == CHECKPOINT_OPTION for owner, name, _ in overrides)
+        if task in tasks and preset_of(options, task) == "paper" and not told:
+            raise UserError(
+                f"the paper's {task} starts from a classifier trained on ImageNet: add --classification IMAGENET, or "
+                f"give weights with --set {task}.{CHECKPOINT_OPTION}=FILE (null: begin with random ones)"
+            )
+
+
 def _timing(overrides: list[tuple[str | None, str, str]], device: str, suite: Suite | None) -> dict[str, Any]:
     timing: dict[str, Any] = TIMING | BATCHES[device] | {"input_sizes": list(suite.input_sizes) if suite else []}
     if suite is None:
@@ -396,6 +416,13 @@ def _check_backbone(name: str, pyramid: bool) -> None:
     from evmamba.tasks.backbones import build_backbone
 
     build_backbone(name, features_only=pyramid)
+
+
+def _check_precision(precision: str | None) -> None:
+    from evmamba.launch.measure import AUTOCAST
+
+    if precision not in (None, *AUTOCAST):
+        raise UserError(f"--precision {precision}: a benchmark runs and measures {', '.join(AUTOCAST)}")
 
 
 def _precision(device: str) -> str | None:

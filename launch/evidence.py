@@ -57,11 +57,13 @@ def sentence(values: dict[str, Any], keys: Sequence[str] | None = None) -> str:
     """``name value, name value`` of what is not None."""
     names = keys or list(values)
     return ", ".join(
-        f"{name.replace('_', ' ')} {_short(values[name])}" for name in names if values.get(name) is not None
+        f"{name.replace('_', ' ')} {_short(values[name], 'x' if name == 'input_size' else ' ')}"
+        for name in names
+        if values.get(name) not in (None, [], (), {})
     )
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, between: str = " ") -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -69,7 +71,7 @@ def _short(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, list | tuple):
-        return "x".join(map(str, value))
+        return between.join(map(str, value))
     if isinstance(value, dict):
         return f"({sentence(value)})"
     return str(value)
@@ -129,7 +131,7 @@ def pictures(result: Result) -> list[dict[str, Any]]:
     worst = [name for name in result.gallery if Path(name).name.startswith(WORST)]
     plain = [name for name in result.gallery if name not in worst]
     found = []
-    for name in [*plain[:PICTURES_A_RUN], *worst[: PICTURES_A_RUN // 2]]:
+    for name in [*plain[:PICTURES_A_RUN], *worst]:
         path = (result.folder or Path()) / name
         if not path.is_file():
             continue

@@ -31,6 +31,8 @@ SEGMENTOR_SIZE, SEGMENTOR_CLASSES = (512, 2048), 150
 REGIONS, MASKS = 1000, 100
 # A point of a curve is measured more briefly than the number of the table.
 SWEEP = {"warmup": 3, "steps": 10}
+# What is measured, by Lightning's names: float32, or autocast to a dtype.
+AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 # The board's counter moves about ten times a second.
 ENERGY_SECONDS = 3.0
 
@@ -69,7 +71,7 @@ def _measure_classifier(spec: RunSpec) -> Result:
     timing = spec.timing
     model = build_backbone(spec.model, features_only=False, num_classes=CLASSES)
     macs = count(model, SIZE)
-    where: dict[str, Any] = {"device": spec.device, "amp": (spec.precision or "").startswith("bf16")}
+    where: dict[str, Any] = {"device": spec.device, "amp": AUTOCAST[spec.precision or "32-true"]}
     steps = {"warmup": timing["warmup_steps"], "steps": timing["timed_steps"]}
     single = cost.measure_inference(model, (3, *SIZE), 1, **steps, **where)
     batch = cost.measure_inference(model, (3, *SIZE), timing["batch_size"], **steps, **where)
@@ -120,14 +122,14 @@ def _measure_classifier(spec: RunSpec) -> Result:
     )
 
 
-def _energy(model: nn.Module, batch_size: int, amp: bool, device: str) -> dict[str, float]:
+def _energy(model: nn.Module, batch_size: int, amp: torch.dtype | None, device: str) -> dict[str, float]:
     """Joule per image of inference in batches, where NVML counts the board's energy; else nothing."""
     energy = energy_counter(device)
     if energy is None:
         return {}
     images = torch.rand(batch_size, 3, *SIZE, device=device)
     model.to(device).eval()
-    step = cost.inference_step(model, (images,), torch.bfloat16 if amp else None)
+    step = cost.inference_step(model, (images,), amp)
     steps, seconds, before = 0, 0.0, energy()
     while seconds < ENERGY_SECONDS:
         seconds += cost.timed(step, images.device)
@@ -176,7 +178,7 @@ def _count_whole(spec: RunSpec) -> Result:
     if spec.device == "cuda":
         image = torch.rand(3, *size, device="cuda")
         steps = {"warmup": timing["warmup_steps"], "steps": timing["timed_steps"]}
-        amp = (spec.precision or "").startswith("bf16")
+        amp = AUTOCAST[spec.precision or "32-true"]
         inputs: tuple[Any, ...] = (image[None],) if spec.head == "upernet" else ([image],)
         numbers |= cost.measure_inference(model, inputs=inputs, device="cuda", amp=amp, **steps)
     return Result(

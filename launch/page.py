@@ -104,7 +104,7 @@ def _size_section(results: Sequence[Result]) -> dict[str, Any]:
         for key, name, unit in SIZE_COSTS:
             if key == "macs" and n:
                 continue  # they do not depend on the device
-            curves = _scaled(size_curves(costs, key, where=device), unit)
+            curves = _scaled(size_curves(costs, key, where=None if key == "macs" else device), unit)
             if not curves:
                 continue
             title = "counted" if key == "macs" else device
@@ -116,10 +116,11 @@ def _size_section(results: Sequence[Result]) -> dict[str, Any]:
                 if power is not None:
                     growth.setdefault(curve.label, {})[column] = f"{power:.2f}"
     trained = [result for result in results if result.task != "cost"]
-    for key, name in SIZE_METRICS:
-        curves = size_curves(trained, key)
-        if curves:
-            figures.append(curve_figure("one training at other sizes", "side of the image (pixels)", name, curves))
+    for title, members in _kinds(trained):
+        for key, name in SIZE_METRICS:
+            if curves := size_curves(members, key):
+                where = f"one training at other sizes, {title}"
+                figures.append(curve_figure(where, "side of the image (pixels)", name, curves))
     columns = list(dict.fromkeys(column for powers in growth.values() for column in powers))
     rows = [(label, [powers.get(column, DASH) for column in columns]) for label, powers in growth.items()]
     return {"figures": _markup(figures), "columns": columns, "rows": rows, "from": LARGE}

@@ -35,8 +35,8 @@ def recipe_of(task: str, preset: str, head: str, model: str, schedule: str | Non
     """The recipe of a preset: tiny.yaml, small.yaml, or for "paper" the model's own.
 
     Ablated networks have that of the published one. Networks of others have that of the variant which is nearest in
-    parameters, and so the same as their equals; the recipes of T, S and B differ in nothing but stochastic depth,
-    the decoder's width and how a step's images are split. Of Mask R-CNN's two schedules 1x is the default.
+    parameters, and so the same as their equals; the recipes of T, S and B differ in nothing but the
+    decoder's width and B's images per step on ImageNet. Of Mask R-CNN's two schedules 1x is the default.
 
     Raises:
         UserError: the package has no recipe for this head.

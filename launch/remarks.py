@@ -1,5 +1,6 @@
 """What stands above and below the table in words: what was run, what is missing and why, what can be told apart."""
 
+from collections.abc import Callable
 from typing import Any
 
 from evmamba.launch.paper import comparable, label_of, paper
@@ -8,6 +9,9 @@ from evmamba.launch.seeds import images_seen
 
 # Lightning's names, for people.
 PRECISIONS = {"32-true": "float32", "64-true": "float64", "bf16-mixed": "mixed bfloat16", "16-mixed": "mixed float16"}
+
+# Numbers of training images that differ by less (relatively) are one budget.
+SAME_BUDGET = 0.01
 
 
 def precision_of(result: Result) -> str:
@@ -33,35 +37,80 @@ class Notes:
 
 
 def budgets(title: str, results: list[Result]) -> list[str]:
-    """Where runs of one group of columns saw unequal numbers of training images, the comparison is not a fair one."""
-    models: dict[int, list[str]] = {}
-    for result in results:
-        if result.finished and (images := images_seen(result)) is not None:
-            labels = models.setdefault(images, [])
-            if label_of(result.model) not in labels:
-                labels.append(label_of(result.model))
-    if len(models) < 2:
+    """Where runs of one group of columns saw unequal numbers of training images, the comparison is not a fair one. What
+    the last, incomplete step of an epoch leaves out makes no difference."""
+    models = _labels_by(results, images_seen)
+    if not models or max(models) <= (1 + SAME_BUDGET) * min(models):
         return []
     seen = (f"{images:,} training images for {', '.join(labels)}" for images, labels in models.items())
     return [f"{title}: unequal budgets, {'; '.join(seen)}"]
 
 
-def other_lengths(task: str, head: str | None, results: list[Result]) -> list[str]:
-    """On the paper's data, runs that were not trained as long as the published networks, of which they stand above."""
+def sizes(title: str, results: list[Result]) -> list[str]:
+    """Where runs of one group of columns were trained at different sizes, they are not one comparison."""
+    option = paper()["trained_at"].get(results[0].task, {}) if results else {}
+    lines = []
+    for name in option:
+        models = _labels_by(results, lambda result, name=name: _side(result, name))  # type: ignore[misc]
+        if len(models) > 1:
+            trained = (f"at {side} pixels {', '.join(labels)}" for side, labels in models.items())
+            lines.append(f"{title}: trained at different sizes, {'; '.join(trained)}")
+    return lines
+
+
+def other_trainings(task: str, head: str | None, results: list[Result]) -> list[str]:
+    """On the paper's data, runs that were not trained as the published networks, of which they stand above: not as
+    long, at another size, not from ImageNet's weights."""
+    results = [result for result in results if result.finished and comparable(task, result.data or {})]
     lines = []
     for unit, wanted in paper()["trainings"].get(task, {}).get(head, {}).items():
-        models: dict[int, list[str]] = {}
-        for result in results:
-            length = result.training.get(unit) if result.finished and comparable(task, result.data or {}) else None
-            if length is not None and length != wanted:
-                labels = models.setdefault(int(length), [])
-                if label_of(result.model) not in labels:
-                    labels.append(label_of(result.model))
+        models = _labels_by(results, lambda result, unit=unit: result.training.get(unit))  # type: ignore[misc]
         lines += [
-            f"trained for {length:,} {unit}, the published networks for {wanted:,}: {', '.join(labels)}"
+            f"trained for {int(length):,} {unit}, the published networks for {wanted:,}: {', '.join(labels)}"
             for length, labels in models.items()
+            if length != wanted
         ]
+    for name, wanted in paper()["trained_at"].get(task, {}).items():
+        models = _labels_by(results, lambda result, name=name: _side(result, name))  # type: ignore[misc]
+        lines += [
+            f"trained at {side} pixels, the published networks at {wanted}: {', '.join(labels)}"
+            for side, labels in models.items()
+            if side != wanted
+        ]
+    if task != "classification" and (scratch := _labels_by(results, _from_scratch).get(1)):
+        lines.append(f"trained from random weights, the published networks from ImageNet's: {', '.join(scratch)}")
     return lines
+
+
+def _labels_by(results: list[Result], value: Callable[[Result], Any]) -> dict[Any, list[str]]:
+    """The networks of finished runs by something known of them, in their order."""
+    models: dict[Any, list[str]] = {}
+    for result in results:
+        if result.finished and (found := value(result)) is not None:
+            labels = models.setdefault(found, [])
+            if label_of(result.model) not in labels:
+                labels.append(label_of(result.model))
+    return models
+
+
+def _side(result: Result, name: str) -> int | None:
+    """A size that a run was trained at, by its option [pixels]; of several the largest."""
+    config = result.provenance.get("config") or {}
+    for part in (config.get("data"), config.get("model")):
+        value = ((part or {}).get("init_args") or {}).get(name)
+        if isinstance(value, list | tuple) and value:
+            value = max(value)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _from_scratch(result: Result) -> int | None:
+    """1 if a run began with random weights, 0 if not, None if it does not say."""
+    arguments = ((result.provenance.get("config") or {}).get("model") or {}).get("init_args")
+    if arguments is None:
+        return None
+    return 0 if result.provenance.get("init_from") or arguments.get("checkpoint") else 1
 
 
 def memory(results: list[Result]) -> list[str]:

@@ -13,6 +13,8 @@ from typing import Any
 
 from evmamba.launch.results import Result, config_hash
 
+# Where and how a run was worked on: its data is known by the fingerprint of the group it stands in.
+WHERE = {"data_dir", "num_workers", "staging_dir", "batch_size", "eval_batch_size"}
 RULE = "mean ± standard deviation over seeds; a difference is within the spread when the intervals touch"
 
 
@@ -86,11 +88,15 @@ def _recipe(result: Result) -> str:
     config = origin.get("config") or {}
     trainer = config.get("trainer") or {}
     # Where a run starts from another one's weights, their path holds the seed; the other one's family stands for it.
-    left_out = {"seed", "checkpoint"} if origin.get("init_from") else {"seed"}
+    left_out = WHERE | ({"seed", "checkpoint"} if origin.get("init_from") else {"seed"})
     decides = {key: _without(config[key], left_out) for key in ("model", "data") if key in config}
-    budget = {key: trainer.get(key) for key in ("max_epochs", "max_steps", "precision", "accumulate_grad_batches")}
+    budget = {key: trainer.get(key) for key in ("max_epochs", "max_steps", "precision")}
+    # How processes share a step's images does not change a run; how many they are does.
+    steps, images = result.training.get("steps"), images_seen(result)
+    if steps and images is not None:
+        budget["images_per_step"] = round(images / steps)
     weights = str(result.protocol.get("weights", "")).split(" ")[0]  # a checkpoint's path holds the seed
-    return config_hash([decides, budget, result.training.get("steps"), weights, origin.get("init_family")])
+    return config_hash([decides, budget, steps, weights, origin.get("init_family")])
 
 
 def _without(value: Any, names: Container[str]) -> Any:

@@ -58,25 +58,30 @@ def size_curves(results: Iterable[Result], key: str, where: str | None = None) -
     Args:
         key: of the sweep's points; a metric (one of `Result.metrics`) comes in percent.
         where: only results on this device; None takes all.
+
+    Several results of one network, e.g. of several seeds, are one curve: their mean at every side.
     """
-    found: dict[str, dict[float, float]] = {}
-    for label, result in _told_apart(r for r in results if where in (None, r.provenance.get("device"))):
+    found: dict[str, dict[float, list[float]]] = {}
+    swept = [r for r in results if r.sweeps.get("input_size") and where in (None, r.provenance.get("device"))]
+    # Multiply-accumulates are the same in every precision.
+    labelled = [(label_of(r.model), r) for r in swept] if key == "macs" else _told_apart(swept)
+    for label, result in labelled:
         scale = 100.0 if key in result.metrics else 1.0
-        for point in result.sweeps.get("input_size", []):
+        for point in result.sweeps["input_size"]:
             side, value = side_of(point.get("input_size")), point.get(key)
             if side and value is not None:
-                found.setdefault(label, {})[side] = float(value) * scale
+                found.setdefault(label, {}).setdefault(side, []).append(float(value) * scale)
     return _curves(found)
 
 
 def batch_curves(results: Iterable[Result], key: str) -> list[Curve]:
     """A cost over the batch size, from results with a sweep over ``batch_size``."""
-    found: dict[str, dict[float, float]] = {}
-    for label, result in _told_apart(results):
-        for point in result.sweeps.get("batch_size", []):
+    found: dict[str, dict[float, list[float]]] = {}
+    for label, result in _told_apart(r for r in results if r.sweeps.get("batch_size")):
+        for point in result.sweeps["batch_size"]:
             size, value = point.get("batch_size"), point.get(key)
             if size and value is not None:
-                found.setdefault(label, {})[float(size)] = float(value)
+                found.setdefault(label, {}).setdefault(float(size), []).append(float(value))
     return _curves(found)
 
 
@@ -100,8 +105,12 @@ def side_of(size: Any) -> float | None:
     return None
 
 
-def _curves(found: Mapping[str, Mapping[float, float]]) -> list[Curve]:
-    return [Curve(label, sorted(points.items())) for label, points in found.items() if len(points) > 1]
+def _curves(found: Mapping[str, Mapping[float, Sequence[float]]]) -> list[Curve]:
+    return [
+        Curve(label, [(x, sum(values) / len(values)) for x, values in sorted(points.items())])
+        for label, points in found.items()
+        if len(points) > 1
+    ]
 
 
 def devices(results: Iterable[Result]) -> list[str]:

@@ -2,8 +2,8 @@
 
 A suite says what is compared, not on what: every one runs on the embedded data, on small real data or on the paper's
 (`--preset tiny | small | paper`). Within a suite all networks of a task get the same data, recipe, images
-per step and number of steps; only the paper's own recipes for T, S and B differ, in stochastic depth, in the decoder's
-width, and in B's images per step on ImageNet.
+per step and number of steps; only the paper's own recipes for T, S and B differ, in the decoder's width and in B's
+images per step on ImageNet.
 """
 
 from collections.abc import Iterable, Sequence

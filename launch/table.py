@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from evmamba.launch.columns import HEADS, Column, columns_of, title_of
 from evmamba.launch.paper import claims, comparable, label_of, paper, published, split_tags
-from evmamba.launch.remarks import Notes, budgets, caption, memory, other_lengths
+from evmamba.launch.remarks import PRECISIONS, Notes, budgets, caption, memory, other_trainings, sizes
 from evmamba.launch.results import TASKS, Result
 from evmamba.launch.seeds import RULE, Estimate, Repetitions, repetitions
 from evmamba.launch.suites import OURS
@@ -170,7 +170,8 @@ def _table(results: list[Result], models: Sequence[str] | None = None) -> Table:
     lines = notes.lines() + _spread_notes(rows, plain_groups)
     for key, group in groups:
         lines += budgets(group.title, members[key])
-        lines += [f"{group.title}: {line}" for line in other_lengths(group.task, group.head, members[key])]
+        lines += sizes(group.title, members[key])
+        lines += [f"{group.title}: {line}" for line in other_trainings(group.task, group.head, members[key])]
     if elsewhere := [
         group.task
         for g, group in enumerate(plain_groups)
@@ -225,11 +226,29 @@ def _groups(results: list[Result]) -> list[tuple[tuple[str, ...], Group]]:
             k,
         ),
     )
-    kinds = [key[:2] for key in keys]
-    return [(key, _group(members[key], several=kinds.count(key[:2]) > 1)) for key in keys]
+    apart = {key: _apart(key, [other for other in keys if other[:2] == key[:2]]) for key in keys}
+    return [(key, _group(members[key], apart[key])) for key in keys]
 
 
-def _group(results: list[Result], several: bool) -> Group:
+def _apart(key: tuple[str, ...], kind: Sequence[tuple[str, ...]]) -> list[str]:
+    """What the title of a group has to say so that no other group of its kind has the same: the first parts of its key
+    that do."""
+    cost = key[0] == "cost"
+    # See `_group_key`; the input's size and the schedule always stand in the title.
+    shown = 6 if cost else 4
+    order = (2, 3, 4, 5) if cost else (2, 3)
+    chosen = [shown]
+    for part in order:
+        alone = len({tuple(other[c] for c in chosen) for other in kind}) == len(kind)
+        if not alone and len({other[part] for other in kind}) > 1:
+            chosen.append(part)
+    words = {3: PRECISIONS.get(key[3], key[3]), 4: f"batch {key[4]}"} if cost else {3: f"data {key[3][:8]}"}
+    if cost:
+        words[5] = f"training batch {key[5]}"
+    return [words.get(part, key[part]) for part in chosen[1:]]
+
+
+def _group(results: list[Result], apart: Sequence[str] = ()) -> Group:
     first = results[0]
     data = first.data or {}
     schedule = _schedule(first)
@@ -237,10 +256,9 @@ def _group(results: list[Result], several: bool) -> Group:
     if first.task == "cost":
         if (size := _cost_size(first)) != CLASSIFIER_SIZE:
             title += f" at {size[-1]} x {size[-2]}"
-        if several:
-            title += f" · {first.provenance.get('device')}"
-    elif schedule or several:
-        title += f" · {schedule or data.get('name')}"
+    elif schedule:
+        title += f" · {schedule}"
+    title = " · ".join([title, *apart])
     same_data = comparable(first.task, data)
     batches = {column: first.cost.get(key) for column, key in BATCHES.items()} if first.task == "cost" else {}
     columns = []

@@ -1,6 +1,8 @@
 """`evmamba fit`, `validate`, `test` and `predict`."""
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from evmamba.launch.commands.shared import need_extra
 
@@ -47,6 +49,9 @@ def main(command: str, arguments: Sequence[str]) -> int:
         print(text + MORE_HELP.get(command, ""))
         return 0 if arguments else 2
     need_extra()
+    # A recipe may name a user's own classes, in a module where the command was given, as for ``python -m``.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     from evmamba.launch.train import train
 
     train([command, *arguments])

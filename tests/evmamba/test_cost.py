@@ -110,7 +110,7 @@ def state_of(model):
         lambda model: count_macs(model, (3, 40, 40)),
         lambda model: measure_inference(model, (3, 40, 40), 2, warmup=1, steps=3),
         lambda model: measure_training(model, (3, 40, 40), 2, warmup=1, steps=3),
-        lambda model: measure_training(model, (3, 40, 40), 2, warmup=1, steps=3, amp=True),
+        lambda model: measure_training(model, (3, 40, 40), 2, warmup=1, steps=3, amp=torch.bfloat16),
     ],
     ids=["macs", "inference", "training", "training-bf16"],
 )

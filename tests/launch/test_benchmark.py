@@ -114,6 +114,11 @@ def test_a_detector_without_paper_recipe_is_refused():
         ({"suite": "paper", "backbones": ["convnext_atto"]}, "the paper's tables have nothing on convnext_atto"),
         ({"backbones": ["efficientvmamba_t-ss3d"]}, "unknown tag of efficientvmamba_t 'ss3d'; did you mean ss2d"),
         ({"seeds": []}, "no seed"),
+        ({"precision": "64-true"}, "--precision 64-true: a benchmark runs and measures 32-true, bf16-mixed, 16-mixed"),
+        (
+            {"preset": "paper", "tasks": ["detection"]},
+            "paper's detection starts from a classifier .*--set detection.model",
+        ),
     ],
 )
 def test_what_cannot_work_is_told_before_the_first_run(tmp_path: Path, changes: dict, complaint: str):

@@ -1,5 +1,6 @@
 """The `evmamba` command as people type it: what it prints, where, and with which exit status."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import yaml
 
 from evmamba.launch import cli
 from evmamba.launch.commands import report
-from evmamba.launch.recipes import recipes
+from evmamba.launch.recipes import find_recipe, recipes
 from evmamba.launch.results import read_result
 
 TINY = "conf/classification/tiny.yaml"
@@ -156,3 +157,18 @@ def test_test_writes_a_result_and_report_reads_it(capsys: pytest.CaptureFixture[
     assert cli.main(["report", "runs"]) == 0
     assert "EfficientVMamba-T" in capsys.readouterr().out
     assert "data:image/jpeg" in Path("runs/report.html").read_text()
+
+
+def test_a_recipe_may_name_classes_of_a_module_that_lies_where_one_stands(tmp_path: Path):
+    (tmp_path / "my_data.py").write_text(
+        "from evmamba.tasks.classification import ClassificationData\n\n\nclass MyData(ClassificationData):\n    pass\n"
+    )
+    recipe = find_recipe(TINY).read_text()
+    (tmp_path / "my.yaml").write_text(
+        recipe.replace("evmamba.tasks.classification.ClassificationData", "my_data.MyData")
+    )
+    # -P: the interpreter does not add the folder by itself, as it does not for a console script.
+    command = [sys.executable, "-P", "-m", "evmamba.launch.cli", "fit", "--config", "my.yaml", "--print_config"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "class_path: my_data.MyData" in done.stdout

@@ -2,7 +2,7 @@
 
 import pytest
 
-from evmamba.launch.evidence import CLASSES_SHOWN, confusion, facts_of, per_class
+from evmamba.launch.evidence import CLASSES_SHOWN, confusion, facts_of, per_class, sentence
 
 from .handmade import made_result
 
@@ -29,6 +29,11 @@ def test_classes_come_by_size_over_the_models_with_means_over_seeds():
     assert table["labels"] == ["resnet18", "resnet50"]
     assert table["rows"][0] == ("class 44", ["30.0", "90.0"])
     assert (len(table["rows"]), table["left_out"]) == (CLASSES_SHOWN, 5)
+
+
+def test_only_the_input_size_reads_like_a_shape():
+    text = sentence({"input_size": [3, 224, 224], "input_sizes": [224, 384], "min_size": [480, 800], "none": []})
+    assert text == "input size 3x224x224, input sizes 224 384, min size 480 800"
 
 
 @pytest.mark.parametrize("task", ["classification", "detection", "segmentation"])

@@ -47,19 +47,25 @@ def test_curves_come_from_the_sweeps_in_the_printed_unit_without_what_failed():
     trained = made_result("classification", "resnet18")
     trained.sweeps = {"input_size": [{"input_size": 64, "top1": 0.25}, {"input_size": 96, "top1": 0.5}]}
     assert [list(curve.points) for curve in size_curves([trained], "top1")] == [[(64, 25.0), (96, 50.0)]]
+    again = made_result("classification", "resnet18")
+    again.sweeps = {"input_size": [{"input_size": 64, "top1": 0.35}, {"input_size": 96, "top1": 0.6}]}
+    assert [list(c.points) for c in size_curves([trained, again], "top1")] == [[(64, 30.0), (96, 55.0)]]
 
 
 def test_precisions_are_curves_of_their_own():
-    def cost(precision: str, macs: float):
+    def cost(precision: str, ms: float):
         result = made_result("cost", "resnet18", provenance=origin() | {"precision": precision})
-        result.sweeps = {"input_size": [{"input_size": 224 * n, "macs": macs * n} for n in (1, 2)]}
+        result.sweeps = {
+            "input_size": [{"input_size": 224 * n, "macs": 5.0 * n, "latency_ms_median": ms * n} for n in (1, 2)]
+        }
         return result
 
-    curves = size_curves([cost("32-true", 1.0), cost("bf16-mixed", 3.0)], "macs")
-    assert {curve.label: curve.points[0] for curve in curves} == {
+    both = [cost("32-true", 1.0), cost("bf16-mixed", 3.0), made_result("cost", "resnet18", provenance={})]
+    assert {curve.label: curve.points[0] for curve in size_curves(both, "latency_ms_median")} == {
         "resnet18, float32": (224, 1.0),
         "resnet18, mixed bfloat16": (224, 3.0),
     }
+    assert [curve.label for curve in size_curves(both, "macs")] == ["resnet18"]  # counted, not measured
 
 
 def test_a_training_without_a_curve_has_none():

@@ -132,12 +132,30 @@ def test_a_prediction_of_upernet_is_what_its_cost_says(tmp_path: Path):
     assert measure.SEGMENTOR_CLASSES == 150
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [(None, None), ("32-true", None), ("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16)],
+)
+def test_what_is_measured_is_what_the_result_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str | None, dtype: torch.dtype | None
+):
+    seen = []
+    inference = measure.cost.measure_inference
+    monkeypatch.setattr(
+        measure.cost, "measure_inference", lambda *a, amp, **k: (seen.append(amp), inference(*a, amp=None, **k))[1]
+    )
+    spec = RunSpec("cost", "resnet10t", None, 0, "cpu", precision, timing=QUICK)
+    measure_cost(spec, tmp_path)
+    assert set(seen) == {dtype}
+    assert read_result(tmp_path / "result.json").provenance["precision"] == (precision or "32-true")
+
+
 def test_energy_is_that_of_the_images_between_two_readings(monkeypatch: pytest.MonkeyPatch):
     readings = iter((100.0, 160.0))
     monkeypatch.setattr(measure, "energy_counter", lambda device: lambda: next(readings))
     monkeypatch.setattr(measure.cost, "timed", lambda step, device: 1.0)
     model = build_backbone("resnet10t", features_only=False, num_classes=10)
     assert measure.ENERGY_SECONDS == 3.0  # hence three steps of four images
-    assert measure._energy(model, 4, amp=False, device="cpu") == {"energy_j_per_image": 60.0 / 12}
+    assert measure._energy(model, 4, amp=None, device="cpu") == {"energy_j_per_image": 60.0 / 12}
     monkeypatch.undo()
-    assert measure._energy(model, 4, amp=False, device="cpu") == {}
+    assert measure._energy(model, 4, amp=None, device="cpu") == {}

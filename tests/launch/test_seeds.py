@@ -43,6 +43,17 @@ def test_the_same_seed_twice_is_not_a_repetition():
     assert older == 1
 
 
+def test_where_a_run_worked_and_how_its_step_was_shared_is_no_other_recipe():
+    results = []
+    for seed, (path, batch) in enumerate([("/a", 256), ("/b", 512)]):
+        result = seeded("resnet18", seed, 0.5 + seed / 10, training={"steps": 10, "images": 20480})
+        result.provenance["config"]["data"]["init_args"] |= {"data_dir": path, "num_workers": seed, "batch_size": batch}
+        results.append(result)
+    assert build_table(results).rows[0].cells[0][0].text == "55.0 ± 7.1"
+    results[1].training["images"] = 40960  # now twice the images a step
+    assert build_table(results).rows[0].cells[0][0].count == 1
+
+
 def test_two_recipes_are_never_averaged():
     results = [seeded("resnet18", 0, 0.5, day=1), seeded("resnet18", 1, 0.9, day=2, epochs=30)]
     runs, older = repetitions(results)

@@ -241,3 +241,62 @@ def test_a_suites_order_of_models_holds_in_both_tables_and_misses_no_ablated_one
     assert table.ablations is not None
     assert [row.model for row in table.ablations.rows if row.kind == "measured"] == names
     assert not [note for note in [*table.notes, *table.ablations.notes] if "not run" in note]
+
+
+def test_another_size_and_random_weights_are_told_where_they_stand_above_the_papers():
+    imagenet = {"name": "imagenet", "fingerprint": "x", "num_classes": 1000, "val_images": 50000}
+    coco = {"name": "coco", "fingerprint": "x", "num_classes": 80, "val_images": 5000}
+
+    def notes(task: str, data: dict, options: dict, model: dict, model_name: str = "efficientvmamba_t", others=()):
+        config = {"data": {"init_args": options}, "model": {"init_args": model}}
+        result = made_result(task, model_name, data=data, provenance=origin() | {"config": config})
+        return [note for note in build_table([result, *others]).notes if "trained" in note]
+
+    assert notes("classification", imagenet, {"image_size": 96}, {}) == [
+        "classification: trained at 96 pixels, the published networks at 224: EfficientVMamba-T"
+    ]
+    assert notes("classification", imagenet, {"image_size": 224}, {}) == []
+    assert notes("detection", coco, {}, {"min_size": [480, 800]}) == [
+        "detection · RetinaNet: trained from random weights, the published networks from ImageNet's: EfficientVMamba-T"
+    ]
+    assert notes("detection", coco, {}, {"min_size": [480, 800], "checkpoint": "w.pth"}) == []
+
+
+def test_networks_trained_at_different_sizes_are_told():
+    def trained(model: str, side: int):
+        config = {"data": {"init_args": {"image_size": side}}, "model": {"init_args": {}}}
+        return made_result("classification", model, provenance=origin() | {"config": config})
+
+    note = "classification: trained at different sizes, at 64 pixels resnet18; at 96 pixels resnet50"
+    assert note in build_table([trained("resnet18", 64), trained("resnet50", 96)]).notes
+    assert not any("size" in n for n in build_table([trained("resnet18", 64), trained("resnet50", 64)]).notes)
+
+
+def test_what_an_epochs_last_step_leaves_out_is_no_other_budget():
+    def notes(*images: int):
+        models = ("resnet18", "resnet50")
+        runs = [made_result("classification", m, training={"images": n}) for m, n in zip(models, images, strict=True)]
+        return [note for note in build_table(runs).notes if "unequal" in note]
+
+    assert notes(384_000_000, 384_307_200) == []
+    assert len(notes(384_000_000, 390_000_000)) == 1
+
+
+def test_groups_of_one_kind_have_titles_of_their_own():
+    def cost(precision: str, device: str = "CPU", batch: int = 4):
+        result = made_result("cost", "resnet18", provenance=origin() | {"precision": precision, "device": device})
+        result.cost |= {"batch_size": batch}
+        return result
+
+    def titles(*results):
+        return [group.title for group in build_table(results).groups]
+
+    assert titles(cost("32-true")) == ["cost"]
+    assert titles(cost("32-true"), cost("bf16-mixed")) == ["cost · float32", "cost · mixed bfloat16"]
+    assert titles(cost("32-true"), cost("32-true", "GPU")) == ["cost · CPU", "cost · GPU"]
+    several = titles(cost("32-true"), cost("bf16-mixed", "GPU"), cost("32-true", "GPU"), cost("32-true", "GPU", 8))
+    assert len(set(several)) == 4
+    assert "cost · GPU · float32 · batch 8" in several
+    data = {"name": "mine", "num_classes": 3, "val_images": 5}
+    same_name = [made_result("classification", "resnet18", data=data | {"fingerprint": f}) for f in ("aaaa", "bbbb")]
+    assert titles(*same_name) == ["classification · data aaaa", "classification · data bbbb"]
