@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError as NotTraceable  # what torch.export raises
 
 from evmamba.errors import UserError
 from evmamba.kernels.portable import portable_scan
@@ -36,12 +37,21 @@ def export_program(model: nn.Module, *, in_chans: int = 3, portable: bool = Fals
         model: takes images `[B, in_chans, H, W]`; it is exported in evaluation mode, and left in its own.
         in_chans: channels of the image.
         portable: with the scan as standard operators in place of `evmamba::scan2d`.
+
+    Raises:
+        UserError: the network cannot be traced with dynamic sizes, as some of others' cannot.
     """
     device = next(model.parameters()).device
     image = torch.zeros(2, in_chans, *TRACED_SIZE, device=device)
     dims = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     with _evaluating(model), torch.no_grad(), portable_scan() if portable else contextlib.nullcontext():
-        return torch.export.export(model, (image,), dynamic_shapes=(dims,))
+        try:
+            return torch.export.export(model, (image,), dynamic_shapes=(dims,))
+        except NotTraceable as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{type(model).__name__} cannot be exported with dynamic batch, height and width: {reason}"
+            ) from error
 
 
 def export_onnx(

@@ -146,11 +146,12 @@ class VimTrunk(nn.Module):
                 f"not a tensor of shape {list(image.shape)}"
             )
         height, width = image.shape[-2:]
-        if height % PATCH or width % PATCH:
+        # An exported graph takes all sizes the same way.
+        if torch.compiler.is_exporting() or height % PATCH or width % PATCH:
             image = F.pad(image, (0, -width % PATCH, 0, -height % PATCH))
         patches = self.patch_embed["proj"](image)
         h, w = patches.shape[-2:]
-        x = _with_middle(patches.flatten(2).transpose(1, 2), self.cls_token.expand(len(image), -1, -1))
+        x = _with_middle(patches.flatten(2).transpose(1, 2), self.cls_token.expand(image.shape[0], -1, -1))
         x = x + self._positions(h, w)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         for layer in self.layers:
@@ -161,7 +162,7 @@ class VimTrunk(nn.Module):
         return self.norm_f(x.to(self.norm_f.weight.dtype)), h, w
 
     def _positions(self, h: int, w: int) -> Tensor:
-        if h == w == self.grid:
+        if not torch.compiler.is_exporting() and h == w == self.grid:
             return self.pos_embed
         middle = self.grid**2 // 2
         patches = _without(self.pos_embed, middle).transpose(1, 2).unflatten(2, (self.grid, self.grid))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from evmamba import EfficientVMamba, FeaturePyramid, UserError
 from evmamba.export import CHECKED_SIZES, compare_onnx, export_onnx, export_program
+from evmamba.peers.vim import Vim
 
 SMALL = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)}
 
@@ -28,6 +29,33 @@ def test_a_program_takes_any_size(height: int, width: int, program: torch.export
     image = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert torch.equal(program.module()(image), model(image))
+
+
+def test_a_program_of_vim_takes_any_batch_and_size():
+    torch.manual_seed(0)
+    model = Vim(16, 2, num_classes=5, image_size=64).eval()
+    program = export_program(model)
+    for shape in ((1, 3, 64, 64), (3, 3, 65, 111)):
+        image = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(program.module()(image), model(image))
+
+
+class WithFixedBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) * self.weight.expand(len(x), -1)  # len() is a number, not a symbol
+
+
+def test_a_network_with_a_fixed_size_is_refused_in_one_line():
+    with pytest.raises(
+        UserError, match=r"^WithFixedBatch cannot be exported with dynamic batch.*: Constraints"
+    ) as raised:
+        export_program(WithFixedBatch())
+    assert "\n" not in str(raised.value)
 
 
 def test_onnx_equals_pytorch_at_even_and_odd_sizes(tmp_path: Path):
