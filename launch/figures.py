@@ -22,6 +22,7 @@ VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", ACCENT: "var(--accent)", 
 }
 MARKERS = "os^Dv"
 LONGEST = 26  # characters of a name
+WIDE = 10  # costs that differ by more have a logarithmic axis
 SIZE = (4.2, 3.4)  # inches
 STYLE = {
     "svg.fonttype": "none",
@@ -148,6 +149,8 @@ def _svg(label: str, draw: Callable[[Any], None]) -> str:
 
 
 def _plane(axes: Any, group: Group, points: list[Point], reference: list[Point], x_label: str) -> None:
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
     if reference:
         name = paper()["data"][group.task]["name"]
         xs, ys = [p.x for p in reference], [p.y for p in reference]
@@ -162,10 +165,20 @@ def _plane(axes: Any, group: Group, points: list[Point], reference: list[Point],
             axes.errorbar(xs, ys, spreads, fmt="o", color=color, markersize=6, elinewidth=1, label=name, zorder=3)
     _describe(axes, group.title, x_label, group.columns[0].header)
     axes.margins(y=0.15)
-    axes.set_xlim(0, 1.2 * max(p.x for p in [*points, *reference]))  # room for the names
+    low, high = (f(p.x for p in [*points, *reference]) for f in (min, max))
+    if low > 0 and high > WIDE * low:
+        axes.set_xscale("log")
+        axes.set_xlim(low / 1.4, 1.8 * high)  # room for the names
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_xlim(0, 1.2 * high)
     axes.figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=8, labelcolor=MUTED)
     axes.figure.draw_without_rendering()  # the layout decides where the names have room
-    _name_points(axes, [(p, INK) for p in points] + [(p, MUTED) for p in reference])
+    # Ours and the best get their names first: where there is no room, a name is left out.
+    order = sorted(points, key=lambda p: (not p.ours, p not in front, -p.y))
+    _name_points(axes, [(p, INK) for p in order] + [(p, MUTED) for p in reference])
 
 
 def _front(points: Sequence[Point]) -> list[Point]:
@@ -178,16 +191,14 @@ def _front(points: Sequence[Point]) -> list[Point]:
 
 
 def _name_points(axes: Any, points: Sequence[tuple[Point, str]]) -> None:
-    """Write names beside their points, each on the first side where it hides no other name and no point."""
+    """Write names beside their points, each on the first side where it hides no other name and no point; one that would
+    hide some on every side is left out."""
     taken = [axes.transData.transform((p.x, p.y)) for p, _ in points]
     boxes = [(x - 4, y - 4, x + 4, y + 4) for x, y in taken]
     frame = axes.get_window_extent()
     sides = [((6, 4), "left"), ((-6, 4), "right"), ((6, -11), "left"), ((-6, -11), "right"), ((0, 9), "center")]
     for point, color in points:
-        note = None
         for offset, align in sides:
-            if note is not None:
-                note.remove()
             note = axes.annotate(
                 point.label, (point.x, point.y), offset, textcoords="offset points", ha=align, fontsize=8, color=color
             )
@@ -197,8 +208,9 @@ def _name_points(axes: Any, points: Sequence[tuple[Point, str]]) -> None:
                 box.x0 < right and left < box.x1 and box.y0 < top and bottom < box.y1
                 for left, bottom, right, top in boxes
             ):
+                boxes.append((box.x0, box.y0, box.x1, box.y1))
                 break
-        boxes.append((box.x0, box.y0, box.x1, box.y1))
+            note.remove()
 
 
 def _describe(axes: Any, title: str, x_label: str, y_label: str) -> None:

@@ -42,8 +42,8 @@ def to_html(table: Table) -> str:
     return templates.get_template("report.html.j2").render(
         table=table,
         figures=_markup(cost_quality_figures(table)),
-        sizes=_size_section(results),
-        batches=_batch_section(results),
+        sizes=_size_section([*results, *ablated]),
+        batches=_batch_section([*results, *ablated]),
         training=_training_figures(kinds) + _training_figures([(f"{t} · ablations", m) for t, m in studied if ablated]),
         classes=[(title, classes) for title, members in kinds if (classes := per_class(members))],
         confusions=_confusions(kinds),
@@ -119,8 +119,7 @@ def _size_section(results: Sequence[Result]) -> dict[str, Any]:
     for title, members in _kinds(trained):
         for key, name in SIZE_METRICS:
             if curves := size_curves(members, key):
-                where = f"one training at other sizes, {title}"
-                figures.append(curve_figure(where, "side of the image (pixels)", name, curves))
+                figures.append(curve_figure(title, "side of the image (pixels)", f"{name}, one training", curves))
     columns = list(dict.fromkeys(column for powers in growth.values() for column in powers))
     rows = [(label, [powers.get(column, DASH) for column in columns]) for label, powers in growth.items()]
     return {"figures": _markup(figures), "columns": columns, "rows": rows, "from": LARGE}
