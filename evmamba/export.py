@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import UserError as NotTraceable  # what torch.export raises
 
 from evmamba.errors import UserError
 from evmamba.kernels.portable import portable_scan
@@ -47,8 +46,8 @@ def export_program(model: nn.Module, *, in_chans: int = 3, portable: bool = Fals
     with _evaluating(model), torch.no_grad(), portable_scan() if portable else contextlib.nullcontext():
         try:
             return torch.export.export(model, (image,), dynamic_shapes=(dims,))
-        except NotTraceable as error:
-            reason = str(error).strip().splitlines()[0]
+        except (RuntimeError, AssertionError) as error:  # torch.export's own, and those of a network's checks of sizes
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"{type(model).__name__} cannot be exported with dynamic batch, height and width: {reason}"
             ) from error

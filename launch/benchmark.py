@@ -113,7 +113,7 @@ def plan(options: BenchOptions) -> list[RunSpec]:
     entries = entries_of(suite, models, tasks, options.detectors)
     device = options.device if options.elsewhere else choose_device(options.device)
     precision = options.precision or _precision(device)
-    _check_precision(precision)
+    _check_precision(precision)  # before anything is read
     overrides = _split_overrides(options.overrides)
     timing = _timing(overrides, device, suite)
     _check_start(options, tasks, overrides)
@@ -419,10 +419,9 @@ def _check_backbone(name: str, pyramid: bool) -> None:
 
 
 def _check_precision(precision: str | None) -> None:
-    from evmamba.launch.measure import AUTOCAST
+    from evmamba.launch.measure import autocast_to
 
-    if precision not in (None, *AUTOCAST):
-        raise UserError(f"--precision {precision}: a benchmark runs and measures {', '.join(AUTOCAST)}")
+    autocast_to(precision)
 
 
 def _precision(device: str) -> str | None:

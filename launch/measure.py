@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from evmamba import cost
+from evmamba.errors import UserError
 from evmamba.launch.profiling import energy_counter
 from evmamba.launch.results import Result, device_name, git_state, provenance, write_result
 from evmamba.launch.run import RunSpec, origin_of
@@ -61,6 +62,18 @@ def measure_cost(spec: RunSpec, folder: Path) -> None:
     write_result(result, folder)
 
 
+def autocast_to(precision: str | None) -> torch.dtype | None:
+    """What a forward pass is autocast to in a precision of Lightning's; None: float32, without.
+
+    Raises:
+        UserError: it is none of `AUTOCAST`.
+    """
+    name = precision or "32-true"
+    if name not in AUTOCAST:
+        raise UserError(f"--precision {name}: a benchmark runs and measures {', '.join(AUTOCAST)}")
+    return AUTOCAST[name]
+
+
 def count(model: nn.Module, size: tuple[int, int]) -> cost.Macs:
     """Multiply-accumulates for one image of a size (height, width), from shapes alone: nothing is computed."""
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -71,7 +84,7 @@ def _measure_classifier(spec: RunSpec) -> Result:
     timing = spec.timing
     model = build_backbone(spec.model, features_only=False, num_classes=CLASSES)
     macs = count(model, SIZE)
-    where: dict[str, Any] = {"device": spec.device, "amp": AUTOCAST[spec.precision or "32-true"]}
+    where: dict[str, Any] = {"device": spec.device, "amp": autocast_to(spec.precision)}
     steps = {"warmup": timing["warmup_steps"], "steps": timing["timed_steps"]}
     single = cost.measure_inference(model, (3, *SIZE), 1, **steps, **where)
     batch = cost.measure_inference(model, (3, *SIZE), timing["batch_size"], **steps, **where)
@@ -178,7 +191,7 @@ def _count_whole(spec: RunSpec) -> Result:
     if spec.device == "cuda":
         image = torch.rand(3, *size, device="cuda")
         steps = {"warmup": timing["warmup_steps"], "steps": timing["timed_steps"]}
-        amp = AUTOCAST[spec.precision or "32-true"]
+        amp = autocast_to(spec.precision)
         inputs: tuple[Any, ...] = (image[None],) if spec.head == "upernet" else ([image],)
         numbers |= cost.measure_inference(model, inputs=inputs, device="cuda", amp=amp, **steps)
     return Result(

@@ -126,18 +126,24 @@ class TrainingRecord(Callback):
         self.curve: list[tuple[int, float]] = []
         self.validation: list[tuple[int, dict[str, float]]] = []
         self.seconds: list[float] = []
-        self.images = 0
+        self.images = 0  # of one batch
         self.loss: float | None = None
         self._last: float | None = None
         self._start = time.monotonic()
         self._before = 0.0  # seconds of the training ahead of an interruption, as far as they were saved
 
     def state_dict(self) -> dict[str, Any]:
-        return {"curve": self.curve, "validation": self.validation, "seconds": self._elapsed()}
+        return {
+            "curve": self.curve,
+            "validation": self.validation,
+            "seconds": self._elapsed(),
+            "images": self.images,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.curve, self.validation = list(state_dict["curve"]), list(state_dict["validation"])
         self._before = state_dict["seconds"]
+        self.images = state_dict.get("images", 0)
 
     def _elapsed(self) -> float:
         return self._before + time.monotonic() - self._start

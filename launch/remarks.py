@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from evmamba.launch.paper import comparable, label_of, paper
-from evmamba.launch.results import Result
+from evmamba.launch.results import Result, began_at_random
 from evmamba.launch.seeds import images_seen
 
 # Lightning's names, for people.
@@ -77,7 +77,7 @@ def other_trainings(task: str, head: str | None, results: list[Result]) -> list[
             for side, labels in models.items()
             if side != wanted
         ]
-    if task != "classification" and (scratch := _labels_by(results, _from_scratch).get(1)):
+    if task != "classification" and (scratch := _labels_by(results, began_at_random).get(True)):
         lines.append(f"trained from random weights, the published networks from ImageNet's: {', '.join(scratch)}")
     return lines
 
@@ -94,7 +94,9 @@ def _labels_by(results: list[Result], value: Callable[[Result], Any]) -> dict[An
 
 
 def _side(result: Result, name: str) -> int | None:
-    """A size that a run was trained at, by its option [pixels]; of several the largest."""
+    """A size that a run was trained at, by its option [pixels]; of several the largest. None for a test alone."""
+    if not result.training.get("steps"):
+        return None
     config = result.provenance.get("config") or {}
     for part in (config.get("data"), config.get("model")):
         value = ((part or {}).get("init_args") or {}).get(name)
@@ -103,14 +105,6 @@ def _side(result: Result, name: str) -> int | None:
         if isinstance(value, int):
             return value
     return None
-
-
-def _from_scratch(result: Result) -> int | None:
-    """1 if a run began with random weights, 0 if not, None if it does not say."""
-    arguments = ((result.provenance.get("config") or {}).get("model") or {}).get("init_args")
-    if arguments is None:
-        return None
-    return 0 if result.provenance.get("init_from") or arguments.get("checkpoint") else 1
 
 
 def memory(results: list[Result]) -> list[str]:

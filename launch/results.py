@@ -203,6 +203,20 @@ def check_writable(folder: Path, option: str) -> None:
         ) from error
 
 
+def began_at_random(result: Result) -> bool | None:
+    """Whether a training began with random weights; None where a result is of no training or does not say.
+
+    A run that tests another one's weights says it of that one (`from_scratch` in its provenance).
+    """
+    origin = result.provenance
+    if "from_scratch" in origin:
+        return origin["from_scratch"]
+    arguments = ((origin.get("config") or {}).get("model") or {}).get("init_args")
+    if arguments is None or not result.training.get("steps"):
+        return None
+    return not (origin.get("init_from") or arguments.get("checkpoint"))
+
+
 def config_hash(config: Any) -> str:
     """A short name for a configuration: the same for equal content, whatever the order of its keys."""
     canonical = json.dumps(_plain(config), sort_keys=True, allow_nan=False)

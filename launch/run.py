@@ -274,7 +274,7 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
 def evaluate(spec: RunSpec, folder: Path) -> None:
     """Test the weights that the run `init_from` ended with, under this run's own options (multi-scale, say)."""
     from evmamba.launch.record import ProgressWriter, ResultWriter, TrainingRecord, add_callbacks
-    from evmamba.launch.results import FILE_NAME, read_result
+    from evmamba.launch.results import FILE_NAME, began_at_random, read_result
     from evmamba.launch.train import EvmambaCLI
     from evmamba.launch.weights import load_weights
 
@@ -284,7 +284,8 @@ def evaluate(spec: RunSpec, folder: Path) -> None:
     load_weights(cli.model, trained_folder)
     trained = read_result(trained_folder / FILE_NAME)
     weights = f"{trained.protocol.get('weights', 'last epoch')} of {trained.run}"
-    writer = ResultWriter(folder, cli.plain_config(), spec.name, weights, origin_of(spec))
+    origin = origin_of(spec) | {"from_scratch": began_at_random(trained)}
+    writer = ResultWriter(folder, cli.plain_config(), spec.name, weights, origin)
     writer.suite = spec.suite
     writer.training = trained.training
     add_callbacks(cli.trainer, ProgressWriter(folder, TrainingRecord()), writer)

@@ -108,4 +108,4 @@ def _without(value: Any, names: Container[str]) -> Any:
 def images_seen(result: Result) -> int | None:
     """Training images that a run has seen, repetitions counted; None where it does not say."""
     images = result.training.get("images")
-    return int(images) if images is not None else None
+    return int(images) if images else None

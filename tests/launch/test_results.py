@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from evmamba.errors import UserError
-from evmamba.launch.record import ResultWriter
+from evmamba.launch.record import ResultWriter, TrainingRecord
 from evmamba.launch.results import (
     FILE_NAME,
     Result,
+    began_at_random,
     config_hash,
     find_results,
     git_state,
@@ -36,6 +37,27 @@ def test_numbers_that_are_not_finite_become_null_not_broken_json(tmp_path: Path)
     path = write_result(result, tmp_path)
     assert "NaN" not in path.read_text()
     assert read_result(path).metrics == {"AP": None, "AP50": None, "AP75": 0.5}
+
+
+def test_a_test_of_other_weights_says_how_their_training_began():
+    def result(config: dict | None, **origin):
+        return made_result("segmentation", "resnet18", training={"steps": 5}, provenance={"config": config} | origin)
+
+    scratch, warm = ({"model": {"init_args": {"checkpoint": path}}} for path in (None, "w.pth"))
+    assert began_at_random(result(scratch)) is True
+    assert began_at_random(result(warm)) is False
+    assert began_at_random(result(scratch, init_from="classification-resnet18")) is False
+    assert began_at_random(result(scratch, init_from="training", from_scratch=True)) is True
+    assert began_at_random(result(None)) is None
+
+
+def test_a_continued_training_knows_its_batch_even_if_no_step_was_left():
+    before, after = TrainingRecord(), TrainingRecord()
+    before.images = 32
+    after.load_state_dict(before.state_dict())
+    assert after.images == 32
+    after.load_state_dict({"curve": [], "validation": [], "seconds": 1.0})  # of an older version
+    assert after.images == 0
 
 
 def test_a_commit_made_while_a_run_works_is_not_its_own(tmp_path: Path):
