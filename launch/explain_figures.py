@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from evmamba.launch.explain import StepMap
+from evmamba.interpret import StepMap
 
 # More tokens than this along a side make the paths' lines run together; a smaller map has the same order.
 MAX_PATH_TOKENS = 24

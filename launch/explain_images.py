@@ -14,8 +14,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from evmamba.blocks import ES2D
 from evmamba.errors import UserError, unknown_name
+from evmamba.interpret import class_activation, receptive_field, scan_groups, step_maps
 from evmamba.launch.described import load_described
-from evmamba.launch.explain import class_activation, receptive_field, scan_groups, step_maps
 from evmamba.launch.explain_figures import (
     MAX_PATH_TOKENS,
     draw_activation,

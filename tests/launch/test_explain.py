@@ -11,9 +11,9 @@ from torch import nn
 
 from evmamba import EfficientVMamba
 from evmamba.blocks import ES2D
+from evmamba.interpret import class_activation, receptive_field, scan_groups, step_maps
 from evmamba.kernels import es2d_scan
 from evmamba.launch import cli
-from evmamba.launch.explain import class_activation, receptive_field, scan_groups, step_maps
 
 
 @pytest.mark.parametrize(("step", "groups"), [(1, 1), (2, 4), (4, 16)])
