@@ -22,12 +22,20 @@ from typing import Any
 import yaml
 
 from evmamba.errors import UserError, unknown_name
-from evmamba.launch.devices import DEVICES, choose_device
 from evmamba.launch.graph import CHECKPOINT_OPTION
 from evmamba.launch.progress import RunProgress
 from evmamba.launch.recipes import has_drop_path, recipe_of
-from evmamba.launch.results import FILE_NAME, Result, check_writable, config_hash, git_state, read_result, write_result
 from evmamba.launch.run import SEED_OPTION, SPEC_FILE, RunSpec, failed_result
+from evmamba.launch.store.devices import DEVICES, choose_device
+from evmamba.launch.store.results import (
+    FILE_NAME,
+    Result,
+    check_writable,
+    config_hash,
+    git_state,
+    read_result,
+    write_result,
+)
 from evmamba.launch.suites import SUITES, TASKS, Entry, Suite, entries_of
 
 DETECTORS = ("retinanet", "maskrcnn", "fasterrcnn")

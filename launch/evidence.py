@@ -10,8 +10,8 @@ from PIL import Image
 
 from evmamba.launch.columns import HEADS
 from evmamba.launch.paper import label_of
-from evmamba.launch.results import FILE_NAME, Result
 from evmamba.launch.seeds import estimate
+from evmamba.launch.store.results import FILE_NAME, Result
 from evmamba.launch.table import DASH
 
 PICTURE_WIDTH = 900

@@ -24,7 +24,7 @@ from evmamba.launch.explain_figures import (
     draw_steps,
 )
 from evmamba.launch.predict_images import find_images
-from evmamba.launch.results import check_writable
+from evmamba.launch.store.results import check_writable
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.classification.data import NORMALISE, evaluation_transform
 from evmamba.tasks.images import read_image

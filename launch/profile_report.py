@@ -10,7 +10,7 @@ from rich.text import Text
 
 from evmamba.launch.profile_parts import Share
 from evmamba.launch.profiling import Row
-from evmamba.launch.results import write_json, write_text
+from evmamba.launch.store.results import write_json, write_text
 
 SCHEMA = 1
 DASH = "\N{EN DASH}"

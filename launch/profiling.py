@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from evmamba.cost import MEBIBYTE, inference_step, timed, training_step, watch_memory
 from evmamba.errors import UserError, unknown_name
-from evmamba.launch.results import device_name, git_state, versions
+from evmamba.launch.store.results import device_name, git_state, versions
 from evmamba.tasks.backbones import build_backbone
 
 MODES = ("eager", "compiled", "graph")

@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from evmamba.launch.columns import columns_of, title_of
 from evmamba.launch.paper import label_of
-from evmamba.launch.results import Result
 from evmamba.launch.run import RunSpec
+from evmamba.launch.store.results import Result
 
 PROGRESS_FILE = "progress.json"
 LINE_SECONDS = 20.0

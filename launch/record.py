@@ -13,7 +13,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 
 from evmamba.launch.progress import PROGRESS_FILE
-from evmamba.launch.results import Result, device_name, git_state, provenance, write_result
+from evmamba.launch.store.results import Result, device_name, git_state, provenance, write_result
 from evmamba.tasks.base import TaskDataModule, TaskModule
 
 CURVE_POINTS = 200

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from evmamba.launch.paper import comparable, label_of, paper
-from evmamba.launch.results import Result, began_at_random
 from evmamba.launch.seeds import images_seen
+from evmamba.launch.store.results import Result, began_at_random
 
 # Lightning's names, for people.
 PRECISIONS = {"32-true": "float32", "64-true": "float64", "bf16-mixed": "mixed bfloat16", "16-mixed": "mixed float16"}

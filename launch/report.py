@@ -10,7 +10,7 @@ from rich.text import Text
 
 from evmamba.launch.formats import to_csv, to_json, to_latex, to_markdown
 from evmamba.launch.page import to_html
-from evmamba.launch.results import find_results, read_result, write_json, write_text
+from evmamba.launch.store.results import find_results, read_result, write_json, write_text
 from evmamba.launch.table import Table, build_table
 
 STYLES = {

@@ -21,7 +21,7 @@ from evmamba.errors import UserError
 from evmamba.launch.failures import told_once
 from evmamba.launch.launchers import node_name, process_rank
 from evmamba.launch.quiet import quiet_logs, quiet_warnings
-from evmamba.launch.results import Result, config_hash, device_name, provenance, write_json, write_result
+from evmamba.launch.store.results import Result, config_hash, device_name, provenance, write_json, write_result
 
 SPEC_FILE = "spec.json"
 # Where a classification leaves its network for others to start from (see weights.py).
@@ -274,7 +274,7 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
 def evaluate(spec: RunSpec, folder: Path) -> None:
     """Test the weights that the run `init_from` ended with, under this run's own options (multi-scale, say)."""
     from evmamba.launch.record import ProgressWriter, ResultWriter, TrainingRecord, add_callbacks
-    from evmamba.launch.results import FILE_NAME, began_at_random, read_result
+    from evmamba.launch.store.results import FILE_NAME, began_at_random, read_result
     from evmamba.launch.train import EvmambaCLI
     from evmamba.launch.weights import load_weights
 

@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from evmamba.launch.results import Result, config_hash
+from evmamba.launch.store.results import Result, config_hash
 
 # Where and how a run was worked on: its data is known by the fingerprint of the group it stands in.
 WHERE = {"data_dir", "num_workers", "staging_dir", "batch_size", "eval_batch_size"}

@@ -7,7 +7,7 @@ from typing import Any
 
 from evmamba.launch.paper import label_of
 from evmamba.launch.remarks import precision_of
-from evmamba.launch.results import Result
+from evmamba.launch.store.results import Result
 
 POINTS = 120
 

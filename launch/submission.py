@@ -21,9 +21,9 @@ from evmamba.launch.cluster import Cluster
 from evmamba.launch.graph import batch_of, build_graph, kind_of, setting, share_batch, tree
 from evmamba.launch.jobs import JOBS_FILE, REPORT, JobBook, read_specs
 from evmamba.launch.progress import PROGRESS_FILE
-from evmamba.launch.results import FILE_NAME, write_text
 from evmamba.launch.run import Resources, RunSpec
 from evmamba.launch.slurm import SCRIPT_FILE
+from evmamba.launch.store.results import FILE_NAME, write_text
 
 RECIPE_FILE = "recipe.yaml"
 REPORT_SCRIPT = "report.sbatch"

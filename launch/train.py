@@ -32,7 +32,6 @@ from evmamba.launch.predictions import PredictionWriter
 from evmamba.launch.quiet import quiet_warnings
 from evmamba.launch.recipes import find_recipe
 from evmamba.launch.record import ResultWriter, add_callbacks
-from evmamba.launch.results import check_writable
 from evmamba.launch.resume import (
     Continuation,
     find_continuation,
@@ -42,6 +41,7 @@ from evmamba.launch.resume import (
     write_config,
 )
 from evmamba.launch.sharded import settle
+from evmamba.launch.store.results import check_writable
 from evmamba.launch.strategies import build_strategy, check_strategy, spell_out
 from evmamba.tasks.base import TaskDataModule, TaskModule
 from evmamba.tasks.metrics_log import MetricsLog

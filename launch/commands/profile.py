@@ -35,10 +35,10 @@ def main(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from evmamba.launch import profiling
-    from evmamba.launch.devices import choose_device
     from evmamba.launch.profile_parts import shares
     from evmamba.launch.profile_report import print_profile, write_profile
-    from evmamba.launch.results import check_writable
+    from evmamba.launch.store.devices import choose_device
+    from evmamba.launch.store.results import check_writable
 
     check_writable(given.output, "--output")
     batch_sizes = names(given.batch_sizes)

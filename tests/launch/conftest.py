@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from evmamba.launch.results import write_result
+from evmamba.launch.store.results import write_result
 
 from .handmade import HEADS, made_result
 

@@ -1,6 +1,6 @@
 """Results made by hand, so that store and report are tested without a training."""
 
-from evmamba.launch.results import Result
+from evmamba.launch.store.results import Result
 
 DATA = {
     "classification": {"num_classes": 6, "val_images": 120},

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from evmamba.launch.report import report_from, write_report
-from evmamba.launch.results import Result, write_result
+from evmamba.launch.store.results import Result, write_result
 
 CLASSES = {
     "classification": [

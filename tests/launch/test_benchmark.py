@@ -17,8 +17,8 @@ from evmamba.errors import UserError
 from evmamba.launch import benchmark, cli
 from evmamba.launch.benchmark import BenchOptions, plan, run_here
 from evmamba.launch.progress import RunProgress
-from evmamba.launch.results import Result, read_result, write_result
 from evmamba.launch.run import RunSpec
+from evmamba.launch.store.results import Result, read_result, write_result
 
 from .handmade import made_result
 

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from evmamba.launch.figures import Point, _costs, _front, cost_quality_figures, curve_figure, exponent
-from evmamba.launch.results import Result
 from evmamba.launch.series import POINTS, Curve, batch_curves, size_curves, thinned, training_curves
+from evmamba.launch.store.results import Result
 from evmamba.launch.table import build_table
 
 from .handmade import made_result, origin

@@ -10,8 +10,8 @@ from evmamba import cost
 from evmamba.launch import measure
 from evmamba.launch.benchmark import BenchOptions, plan
 from evmamba.launch.measure import WithAuxiliary, count, measure_cost, sweep
-from evmamba.launch.results import Result, read_result
 from evmamba.launch.run import RunSpec
+from evmamba.launch.store.results import Result, read_result
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.segmentation.upernet import UPerNet
 

@@ -15,7 +15,7 @@ from evmamba.errors import UserError
 from evmamba.launch.formats import REPORT_SCHEMA, to_csv, to_json, to_latex, to_markdown
 from evmamba.launch.page import to_html
 from evmamba.launch.report import print_table, report_from, write_report
-from evmamba.launch.results import FILE_NAME
+from evmamba.launch.store.results import FILE_NAME
 from evmamba.launch.table import DASH, Table, build_table
 
 from .conftest import write_two_models

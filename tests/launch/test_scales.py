@@ -6,8 +6,8 @@ import pytest
 
 from evmamba.launch import run
 from evmamba.launch.recipes import find_recipe
-from evmamba.launch.results import read_result
 from evmamba.launch.run import RunSpec
+from evmamba.launch.store.results import read_result
 
 
 def test_a_training_is_tested_at_other_sizes_too(tmp_path: Path):

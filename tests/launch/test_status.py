@@ -10,8 +10,8 @@ import pytest
 
 from evmamba.launch import cli, jobs
 from evmamba.launch.jobs import JobBook, RunState, settle, states
-from evmamba.launch.results import read_result, write_result
 from evmamba.launch.run import RunSpec, failed_result
+from evmamba.launch.store.results import read_result, write_result
 
 from .fake_slurm import FakeSlurm, install
 from .handmade import made_result

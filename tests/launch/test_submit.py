@@ -12,8 +12,8 @@ import pytest
 from evmamba.launch import benchmark, cli, jobs
 from evmamba.launch.benchmark import BenchOptions
 from evmamba.launch.recipes import find_recipe
-from evmamba.launch.results import Result, write_result
 from evmamba.launch.run import RunSpec, failed_result
+from evmamba.launch.store.results import Result, write_result
 
 from .fake_slurm import FakeSlurm, install
 from .handmade import made_result

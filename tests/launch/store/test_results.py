@@ -8,7 +8,7 @@ import pytest
 
 from evmamba.errors import UserError
 from evmamba.launch.record import ResultWriter, TrainingRecord
-from evmamba.launch.results import (
+from evmamba.launch.store.results import (
     FILE_NAME,
     Result,
     began_at_random,
@@ -21,7 +21,7 @@ from evmamba.launch.results import (
     write_result,
 )
 
-from .handmade import made_result
+from ..handmade import made_result
 
 
 def test_a_result_comes_back_as_it_was_written(tmp_path: Path):
