@@ -35,8 +35,8 @@ gpu: $(READY)
 	  { echo "make gpu needs a CUDA GPU, and PyTorch sees none here"; exit 1; }
 	$(BIN)/python -m pytest -m gpu tests
 	folder=docs/benchmarks/$$($(BIN)/python -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))') && \
-	  $(BIN)/python -m evmamba.kernels.bench --output $$folder && \
-	  $(BIN)/python -m evmamba.kernels.tune --output $$folder && \
+	  $(BIN)/python -m evmamba.launch.measure.kernel_bench --output $$folder && \
+	  $(BIN)/python -m evmamba.launch.measure.tune --output $$folder && \
 	  $(BIN)/evmamba profile --backbones efficientvmamba_t,efficientvmamba_s,efficientvmamba_b,resnet50,swin_tiny_patch4_window7_224 \
 	    --batch-sizes 1,128,max --modes eager,compiled,graph --precisions bfloat16 --training --operators 10 --output $$folder
 

@@ -72,7 +72,7 @@ class BenchOptions:
         precision: Lightning's name; None: bf16-mixed on a GPU that has it, elsewhere the recipe's.
         overrides: ``option=value`` of LightningCLI for every training, ``task.option=value`` for one task's;
             ``cost.OPTION`` for the measurement of the cost: batch_size, training_batch, max_batch, input_sizes,
-            warmup_steps, timed_steps (see `evmamba.launch.measure`).
+            warmup_steps, timed_steps (see `evmamba.launch.measure.cost`).
         force: also repeat finished runs.
         elsewhere: plan for a cluster: the device need not be here, and not every file is looked at.
     """
@@ -427,7 +427,7 @@ def _check_backbone(name: str, pyramid: bool) -> None:
 
 
 def _check_precision(precision: str | None) -> None:
-    from evmamba.launch.measure import autocast_to
+    from evmamba.launch.measure.cost import autocast_to
 
     autocast_to(precision)
 

@@ -83,7 +83,7 @@ class RunSpec:
         seed: of everything.
         device: ``"cpu"`` or ``"cuda"``.
         precision: Lightning's name, e.g. ``"32-true"`` or ``"bf16-mixed"``; None leaves it to the recipe.
-        timing: what a cost run measures, see `launch.measure.measure_cost`.
+        timing: what a cost run measures, see `launch.measure.cost.measure_cost`.
         data_fingerprint: of the data set, so that changed data is another run.
         stage: "fit_test" trains, then tests; "fit" only trains; "test" tests the weights of the run `init_from`.
         init_from: name of the run whose weights (averaged ones if it averages) the backbone starts from, or which a
@@ -300,8 +300,8 @@ def origin_of(spec: RunSpec) -> dict[str, Any]:
 
 
 def measure_cost(spec: RunSpec, folder: Path) -> None:
-    """See `launch.measure`."""
-    from evmamba.launch import measure
+    """See `launch.measure.cost`."""
+    from evmamba.launch.measure import cost as measure
 
     _say_progress(folder, "measuring")
     measure.measure_cost(spec, folder)

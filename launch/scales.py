@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning as L
 
-from evmamba.launch.measure import sweep
+from evmamba.launch.measure.cost import sweep
 from evmamba.tasks.base import TaskModule
 from evmamba.tasks.classification import ClassificationData
 from evmamba.tasks.classification.data import evaluation_transform

@@ -34,9 +34,9 @@ def main(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from evmamba.launch import profiling
-    from evmamba.launch.profile_parts import shares
-    from evmamba.launch.profile_report import print_profile, write_profile
+    from evmamba.launch.measure import profiling
+    from evmamba.launch.measure.profile_parts import shares
+    from evmamba.launch.measure.profile_report import print_profile, write_profile
     from evmamba.launch.store.devices import choose_device
     from evmamba.launch.store.results import check_writable
 

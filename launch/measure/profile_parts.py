@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
 from evmamba.cost import inference_step
-from evmamba.launch.profiling import LAYOUTS, NUM_CLASSES, PRECISIONS, ProfileOptions
+from evmamba.launch.measure.profiling import LAYOUTS, NUM_CLASSES, PRECISIONS, ProfileOptions
 from evmamba.tasks.backbones import build_backbone
 
 STEPS = 5

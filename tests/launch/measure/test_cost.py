@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from evmamba import cost
-from evmamba.launch import measure
 from evmamba.launch.benchmark import BenchOptions, plan
-from evmamba.launch.measure import WithAuxiliary, count, measure_cost, sweep
+from evmamba.launch.measure import cost as measure
+from evmamba.launch.measure.cost import WithAuxiliary, count, measure_cost, sweep
 from evmamba.launch.run import RunSpec
 from evmamba.launch.store.results import Result, read_result
 from evmamba.tasks.backbones import build_backbone

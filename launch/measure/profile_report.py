@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from evmamba.launch.profile_parts import Share
-from evmamba.launch.profiling import Row
+from evmamba.launch.measure.profile_parts import Share
+from evmamba.launch.measure.profiling import Row
 from evmamba.launch.store.results import write_json, write_text
 
 SCHEMA = 1

@@ -1,6 +1,6 @@
 """Times what the Triton backend decides by constants: on a GPU it shows which of them should change.
 
-    python -m evmamba.kernels.tune [--shapes T-s1 ...] [--output FOLDER]
+    python -m evmamba.launch.measure.tune [--shapes T-s1 ...] [--output FOLDER]
 
 One constant at a time, the others as they are, at the benchmark's shapes in bfloat16: registers of the backward, its
 sums on tensor cores or by folds, and below how many programs a scan is cut into segments. Needs a CUDA GPU.

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from evmamba.kernels import bench, reference, tune
-from evmamba.kernels.original import original_es2d
+from evmamba.kernels import reference
+from evmamba.launch.measure import kernel_bench as bench
+from evmamba.launch.measure import tune
+from evmamba.launch.measure.original import original_es2d
 
 
 def test_original_recipe_computes_the_definition():

@@ -1,6 +1,6 @@
 """Time and memory of every scan backend at the networks' shapes, beside the hardware's floor and the original's recipe.
 
-    python -m evmamba.kernels.bench [--shapes T-s1 ...] [--backends triton original] [--output FOLDER]
+    python -m evmamba.launch.measure.kernel_bench [--shapes T-s1 ...] [--backends triton original] [--output FOLDER]
 
 On a GPU all shapes in bfloat16, on a CPU the small ones in float32. Prints a table of medians; with --output also
 writes it as JSON (with device, versions, 20th and 80th percentiles) and Markdown, and a plot if matplotlib is

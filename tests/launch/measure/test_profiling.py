@@ -15,8 +15,9 @@ from torch.autograd import DeviceType
 
 from evmamba.cost import inference_step
 from evmamba.errors import UserError
-from evmamba.launch import cli, profile_parts, profiling
-from evmamba.launch.profiling import Case, ProfileOptions, Row, profile
+from evmamba.launch import cli
+from evmamba.launch.measure import profile_parts, profiling
+from evmamba.launch.measure.profiling import Case, ProfileOptions, Row, profile
 
 SLEEP = {"slow": 0.02, "fast": 0.005}
 

@@ -1,0 +1,1 @@
+"""What networks and kernels cost: counts, time, memory, energy."""
