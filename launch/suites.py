@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from evmamba.errors import UserError
-from evmamba.launch.paper import paper
+from evmamba.launch.report.paper import paper
 
 TASKS = ("classification", "detection", "segmentation")
 

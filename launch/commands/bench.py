@@ -20,9 +20,9 @@ def main(arguments: Sequence[str]) -> int:
     from evmamba.launch.graph import build_graph
     from evmamba.launch.progress import RunProgress
     from evmamba.launch.quiet import quiet_logs, quiet_warnings
-    from evmamba.launch.report import print_table, write_report
+    from evmamba.launch.report.build import print_table, write_report
+    from evmamba.launch.report.table import build_table
     from evmamba.launch.run import Resources
-    from evmamba.launch.table import build_table
 
     quiet_warnings()
     quiet_logs()

@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from evmamba.launch.report import print_table, report_from, write_report
+    from evmamba.launch.report.build import print_table, report_from, write_report
 
     table = report_from(given.results)
     console = Console()

@@ -93,8 +93,8 @@ def main(arguments: Sequence[str]) -> int:
 def _run_here(given: argparse.Namespace, cluster: "Cluster", console: "Console") -> int:
     from evmamba.launch import benchmark, submission
     from evmamba.launch.progress import RunProgress
-    from evmamba.launch.report import print_table, write_report
-    from evmamba.launch.table import build_table
+    from evmamba.launch.report.build import print_table, write_report
+    from evmamba.launch.report.table import build_table
 
     submission.check_alone(given.output)
     with console.status("checking models and data"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from evmamba.launch.report import report_from, write_report
+from evmamba.launch.report.build import report_from, write_report
 from evmamba.launch.store.results import Result, write_result
 
 CLASSES = {

@@ -8,9 +8,9 @@ import torch
 
 from evmamba.launch import run
 from evmamba.launch.recipes import find_recipe
+from evmamba.launch.report.table import build_table
 from evmamba.launch.run import Resources, RunSpec
 from evmamba.launch.store.results import read_result
-from evmamba.launch.table import build_table
 
 QUICK = {"batch_size": 2, "warmup_steps": 0, "timed_steps": 1}
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from evmamba.launch.paper import comparable, label_of, paper
-from evmamba.launch.seeds import images_seen
+from evmamba.launch.report.paper import comparable, label_of, paper
+from evmamba.launch.report.seeds import images_seen
 from evmamba.launch.store.results import Result, began_at_random
 
 # Lightning's names, for people.

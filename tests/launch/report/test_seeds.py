@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from evmamba.launch.report.seeds import Estimate, estimate, repetitions
+from evmamba.launch.report.table import build_table
 from evmamba.launch.run import RunSpec, origin_of
-from evmamba.launch.seeds import Estimate, estimate, repetitions
-from evmamba.launch.table import build_table
 
-from .handmade import made_result, origin
+from ..handmade import made_result, origin
 
 
 def seeded(model: str, seed: int, top1: float, day: int = 1, epochs: int = 3, **changes):

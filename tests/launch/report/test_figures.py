@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from evmamba.launch.figures import Point, _costs, _front, cost_quality_figures, curve_figure, exponent
-from evmamba.launch.series import POINTS, Curve, batch_curves, size_curves, thinned, training_curves
+from evmamba.launch.report.figures import Point, _costs, _front, cost_quality_figures, curve_figure, exponent
+from evmamba.launch.report.series import POINTS, Curve, batch_curves, size_curves, thinned, training_curves
+from evmamba.launch.report.table import build_table
 from evmamba.launch.store.results import Result
-from evmamba.launch.table import build_table
 
-from .handmade import made_result, origin
+from ..handmade import made_result, origin
 
 
 def test_the_front_holds_what_no_other_beats_in_both():

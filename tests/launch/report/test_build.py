@@ -12,14 +12,14 @@ from PIL import Image
 from rich.console import Console
 
 from evmamba.errors import UserError
-from evmamba.launch.formats import REPORT_SCHEMA, to_csv, to_json, to_latex, to_markdown
-from evmamba.launch.page import to_html
-from evmamba.launch.report import print_table, report_from, write_report
+from evmamba.launch.report.build import print_table, report_from, write_report
+from evmamba.launch.report.formats import REPORT_SCHEMA, to_csv, to_json, to_latex, to_markdown
+from evmamba.launch.report.page import to_html
+from evmamba.launch.report.table import DASH, Table, build_table
 from evmamba.launch.store.results import FILE_NAME
-from evmamba.launch.table import DASH, Table, build_table
 
-from .conftest import write_two_models
-from .handmade import made_result
+from ..conftest import write_two_models
+from ..handmade import made_result
 
 
 @pytest.fixture(scope="module")

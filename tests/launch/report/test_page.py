@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from evmamba.launch.report import report_from, write_report
+from evmamba.launch.report.build import report_from, write_report
 
-from .showcase import MODELS, write_showcase
+from ..showcase import MODELS, write_showcase
 
 selenium = pytest.importorskip("selenium", reason="selenium drives the browser: pip install -e .[dev]")
 from selenium import webdriver  # noqa: E402

@@ -5,8 +5,8 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
-from evmamba.launch.paper import label_of
-from evmamba.launch.table import Cell, Row, Table
+from evmamba.launch.report.paper import label_of
+from evmamba.launch.report.table import Cell, Row, Table
 
 REPORT_SCHEMA = 2
 LATEX = {

@@ -8,11 +8,11 @@ from typing import Any
 
 from PIL import Image
 
-from evmamba.launch.columns import HEADS
-from evmamba.launch.paper import label_of
-from evmamba.launch.seeds import estimate
+from evmamba.launch.report.columns import HEADS
+from evmamba.launch.report.paper import label_of
+from evmamba.launch.report.seeds import estimate
+from evmamba.launch.report.table import DASH
 from evmamba.launch.store.results import FILE_NAME, Result
-from evmamba.launch.table import DASH
 
 PICTURE_WIDTH = 900
 PICTURES_A_RUN = 6

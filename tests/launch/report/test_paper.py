@@ -4,7 +4,7 @@ import pytest
 import timm
 
 import evmamba
-from evmamba.launch.paper import claims, comparable, label_of, paper, published, split_tags
+from evmamba.launch.report.paper import claims, comparable, label_of, paper, published, split_tags
 from evmamba.variants import split_name
 
 ROWS = [(table, row) for table in paper()["tables"] for row in table["rows"]]

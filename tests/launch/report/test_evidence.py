@@ -2,9 +2,9 @@
 
 import pytest
 
-from evmamba.launch.evidence import CLASSES_SHOWN, confusion, facts_of, per_class, sentence
+from evmamba.launch.report.evidence import CLASSES_SHOWN, confusion, facts_of, per_class, sentence
 
-from .handmade import made_result
+from ..handmade import made_result
 
 
 def test_a_confusions_rows_are_shares_of_all_predictions_also_of_those_not_shown():

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from evmamba.launch.report import report_from
-from evmamba.launch.table import DASH, OTHER_DATA, OTHER_SCHEDULE, build_table
+from evmamba.launch.report.build import report_from
+from evmamba.launch.report.table import DASH, OTHER_DATA, OTHER_SCHEDULE, build_table
 
-from .handmade import made_result, origin
+from ..handmade import made_result, origin
 
 
 def texts(table, row: int, group: int) -> list[str]:

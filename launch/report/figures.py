@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evmamba.launch.paper import label_of, paper, published
-from evmamba.launch.series import Curve
-from evmamba.launch.table import Group, Table
+from evmamba.launch.report.paper import label_of, paper, published
+from evmamba.launch.report.series import Curve
+from evmamba.launch.report.table import Group, Table
 
 # Placeholders that matplotlib can parse; each becomes a CSS variable of the page.
 INK, MUTED, ACCENT, LINE = "#010101", "#020202", "#030303", "#040404"
