@@ -22,9 +22,9 @@ from typing import Any
 import yaml
 
 from evmamba.errors import UserError, unknown_name
+from evmamba.launch.fit.recipes import has_drop_path, recipe_of
 from evmamba.launch.graph import CHECKPOINT_OPTION
 from evmamba.launch.progress import RunProgress
-from evmamba.launch.recipes import has_drop_path, recipe_of
 from evmamba.launch.run import SEED_OPTION, SPEC_FILE, RunSpec, failed_result
 from evmamba.launch.store.devices import DEVICES, choose_device
 from evmamba.launch.store.results import (

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from evmamba.errors import UserError
-from evmamba.launch.described import load_described
+from evmamba.launch.fit.described import load_described
 from evmamba.tasks.backbones import build_backbone
 
 

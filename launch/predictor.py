@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from evmamba.launch.described import Described, load_described
+from evmamba.launch.fit.described import Described, load_described
 from evmamba.tasks.classification.data import evaluation_transform
 from evmamba.tasks.classification.gallery import draw_prediction as draw_class
 from evmamba.tasks.detection.gallery import distinct, draw_objects
@@ -114,7 +114,7 @@ def load_predictor(checkpoint: Path, device: torch.device | str = "cpu") -> Pred
     """Make a predictor of a checkpoint.
 
     Raises:
-        UserError: see `evmamba.launch.described.load_described`.
+        UserError: see `evmamba.launch.fit.described.load_described`.
     """
     described = load_described(checkpoint)
     return PREDICTORS[described.task](described, torch.device(device))

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from evmamba.errors import UserError
-from evmamba.launch.failures import told_once
-from evmamba.launch.launchers import node_name, process_rank
-from evmamba.launch.quiet import quiet_logs, quiet_warnings
+from evmamba.launch.fit.failures import told_once
+from evmamba.launch.fit.launchers import node_name, process_rank
+from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
 from evmamba.launch.store.results import Result, config_hash, device_name, provenance, write_json, write_result
 
 SPEC_FILE = "spec.json"
@@ -231,11 +231,11 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
 
     Leaves those weights in the folder. A "fit" stops there; its result has no metrics.
     """
-    from evmamba.launch.record import ProgressWriter, ResultWriter, TrainingRecord, add_callbacks, weights_in_memory
-    from evmamba.launch.resume import ignore_warning
-    from evmamba.launch.strategies import whole_parameters
+    from evmamba.launch.fit.record import ProgressWriter, ResultWriter, TrainingRecord, add_callbacks, weights_in_memory
+    from evmamba.launch.fit.resume import ignore_warning
+    from evmamba.launch.fit.strategies import whole_parameters
+    from evmamba.launch.fit.weights import save_weights
     from evmamba.launch.train import EvmambaCLI
-    from evmamba.launch.weights import save_weights
 
     _say_progress(folder, "preparing")
     cli = EvmambaCLI(spec.cli_arguments(folder), run=False)
@@ -262,7 +262,7 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
     if spec.stage == "fit":
         return
     if spec.test_scales:
-        from evmamba.launch.scales import accuracy_at_scales
+        from evmamba.launch.fit.scales import accuracy_at_scales
 
         points = accuracy_at_scales(cli.trainer, cli.model, cli.datamodule, spec.test_scales)
         writer.sweeps = {"input_size": points}
@@ -273,10 +273,10 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
 
 def evaluate(spec: RunSpec, folder: Path) -> None:
     """Test the weights that the run `init_from` ended with, under this run's own options (multi-scale, say)."""
-    from evmamba.launch.record import ProgressWriter, ResultWriter, TrainingRecord, add_callbacks
+    from evmamba.launch.fit.record import ProgressWriter, ResultWriter, TrainingRecord, add_callbacks
+    from evmamba.launch.fit.weights import load_weights
     from evmamba.launch.store.results import FILE_NAME, began_at_random, read_result
     from evmamba.launch.train import EvmambaCLI
-    from evmamba.launch.weights import load_weights
 
     trained_folder = spec.start_folder(folder)
     _say_progress(folder, "preparing")
@@ -320,7 +320,7 @@ def attempt() -> str | None:
 
 
 def _say_progress(folder: Path, phase: str) -> None:
-    from evmamba.launch.record import write_progress
+    from evmamba.launch.fit.record import write_progress
 
     if process_rank() == 0:
         write_progress(folder, phase)
@@ -348,7 +348,7 @@ def main(argv: list[str] | None = None) -> int:
     start = datetime.datetime.now(datetime.UTC)
     quiet_warnings()
     quiet_logs()
-    from evmamba.launch.resume import ignore_warning, leave_on_warning
+    from evmamba.launch.fit.resume import ignore_warning, leave_on_warning
 
     if spec.task == "cost" or spec.stage == "test":
         ignore_warning()

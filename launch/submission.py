@@ -49,7 +49,7 @@ def _check_recipes(specs: Sequence[RunSpec]) -> None:
     """Refuse now what `check_strategy` would refuse in the job, in the night."""
     from jsonargparse import Namespace
 
-    from evmamba.launch.strategies import check_sharding
+    from evmamba.launch.fit.strategies import check_sharding
 
     for spec in specs:
         strategy = spec.resources.strategy
@@ -66,7 +66,7 @@ def _check_recipes(specs: Sequence[RunSpec]) -> None:
 
 
 def _check_strategies(cluster: Cluster) -> None:
-    from evmamba.launch.strategies import strategy_names
+    from evmamba.launch.fit.strategies import strategy_names
 
     for job in cluster.jobs.values():
         if job.strategy is not None and job.strategy not in strategy_names():

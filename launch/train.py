@@ -6,7 +6,7 @@ options are one line.
 
 This file is also what launchers of several processes start: ``srun python -m evmamba.launch.train fit ...``,
 ``torchrun --nproc-per-node 2 -m evmamba.launch.train fit ...``, ``fabric run --devices=2 launch/train.py fit ...``. How
-the processes find each other is told in `evmamba.launch.launchers`.
+the processes find each other is told in `evmamba.launch.fit.launchers`.
 """
 
 import sys
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    # Started by its path, Python looks for libraries in this folder first, and would take launch/deepspeed for one.
+    # Started by its path, Python looks for libraries in this folder first, and would take launch/fit/zero for one.
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
 import lightning as L
@@ -25,14 +25,13 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from evmamba.errors import UserError
-from evmamba.launch import failures, launchers
-from evmamba.launch.described import SelfDescription
-from evmamba.launch.messages import short_error
-from evmamba.launch.predictions import PredictionWriter
-from evmamba.launch.quiet import quiet_warnings
-from evmamba.launch.recipes import find_recipe
-from evmamba.launch.record import ResultWriter, add_callbacks
-from evmamba.launch.resume import (
+from evmamba.launch.fit import failures, launchers
+from evmamba.launch.fit.described import SelfDescription
+from evmamba.launch.fit.predictions import PredictionWriter
+from evmamba.launch.fit.quiet import quiet_warnings
+from evmamba.launch.fit.recipes import find_recipe
+from evmamba.launch.fit.record import ResultWriter, add_callbacks
+from evmamba.launch.fit.resume import (
     Continuation,
     find_continuation,
     is_restarted,
@@ -40,9 +39,10 @@ from evmamba.launch.resume import (
     move_aside,
     write_config,
 )
-from evmamba.launch.sharded import settle
+from evmamba.launch.fit.sharded import settle
+from evmamba.launch.fit.strategies import build_strategy, check_strategy, spell_out
+from evmamba.launch.messages import short_error
 from evmamba.launch.store.results import check_writable
-from evmamba.launch.strategies import build_strategy, check_strategy, spell_out
 from evmamba.tasks.base import TaskDataModule, TaskModule
 from evmamba.tasks.metrics_log import MetricsLog
 

@@ -57,8 +57,8 @@ def main(arguments: Sequence[str]) -> int:
 
     from evmamba.launch import submission
     from evmamba.launch.cluster import read_cluster
+    from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
     from evmamba.launch.jobs import JobBook
-    from evmamba.launch.quiet import quiet_logs, quiet_warnings
 
     quiet_warnings()
     quiet_logs()

@@ -43,7 +43,7 @@ or, for any images:
 
 def main(command: str, arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        from evmamba.launch.recipes import recipes
+        from evmamba.launch.fit.recipes import recipes
 
         text = TRAINING_HELP.format(command=command, what=TRAINING[command], recipes="\n  ".join(recipes()))
         print(text + MORE_HELP.get(command, ""))

@@ -11,7 +11,7 @@ import yaml
 
 from evmamba.launch import cli
 from evmamba.launch.commands import report
-from evmamba.launch.recipes import find_recipe, recipes
+from evmamba.launch.fit.recipes import find_recipe, recipes
 from evmamba.launch.store.results import read_result
 
 TINY = "conf/classification/tiny.yaml"

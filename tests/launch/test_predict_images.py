@@ -11,7 +11,7 @@ from PIL import Image
 
 from evmamba.errors import UserError
 from evmamba.launch import cli
-from evmamba.launch.described import KEY, SelfDescription, load_described
+from evmamba.launch.fit.described import KEY, SelfDescription, load_described
 from evmamba.launch.predict_images import find_images
 from evmamba.launch.predictor import load_predictor
 from evmamba.launch.train import EvmambaCLI

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from evmamba.launch.fit.record import write_progress
 from evmamba.launch.progress import LINE_SECONDS, RunProgress, headline
-from evmamba.launch.record import write_progress
 from evmamba.launch.run import RunSpec
 
 from .handmade import made_result

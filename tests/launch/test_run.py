@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evmamba.launch import run
-from evmamba.launch.recipes import find_recipe
+from evmamba.launch.fit.recipes import find_recipe
 from evmamba.launch.report.table import build_table
 from evmamba.launch.run import Resources, RunSpec
 from evmamba.launch.store.results import read_result
@@ -95,8 +95,8 @@ def training(task: str, head: str, **changes) -> RunSpec:
 
 @pytest.mark.parametrize("model", ["efficientvmamba_t", "resnet18"])
 def test_detection_and_segmentation_start_from_the_backbone_that_classification_left(tmp_path: Path, model: str):
+    from evmamba.launch.fit.weights import save_weights
     from evmamba.launch.train import EvmambaCLI
-    from evmamba.launch.weights import save_weights
 
     named = [f"--model.init_args.backbone={model}"]
     first = training("classification", "linear", arguments=named)
@@ -162,7 +162,7 @@ def test_of_several_processes_the_first_that_fails_tells_the_reason(
     spec = replace(cost_spec(), resources=Resources(devices=2))
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_STEP_ID", "0")
-    monkeypatch.setattr("evmamba.launch.failures.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("evmamba.launch.fit.failures.PATIENCE_SECONDS", 0.0)
 
     def main(rank: int, message: str) -> None:
         def broken(spec: RunSpec, folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from evmamba.launch import benchmark, cli, jobs
 from evmamba.launch.benchmark import BenchOptions
-from evmamba.launch.recipes import find_recipe
+from evmamba.launch.fit.recipes import find_recipe
 from evmamba.launch.run import RunSpec, failed_result
 from evmamba.launch.store.results import Result, write_result
 

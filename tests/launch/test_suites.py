@@ -10,8 +10,9 @@ import torch
 import yaml
 
 import evmamba
-from evmamba.launch import benchmark, recipes
+from evmamba.launch import benchmark
 from evmamba.launch.benchmark import BenchOptions, plan
+from evmamba.launch.fit import recipes
 from evmamba.launch.run import RunSpec
 from evmamba.launch.suites import ABLATED, OURS, PEERS, SUITES, entries_of, paper_entries
 from evmamba.tasks.backbones import build_backbone

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evmamba.errors import UserError
-from evmamba.launch.record import ResultWriter, TrainingRecord
+from evmamba.launch.fit.record import ResultWriter, TrainingRecord
 from evmamba.launch.store.results import (
     FILE_NAME,
     Result,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from evmamba.launch import run
-from evmamba.launch.recipes import find_recipe
+from evmamba.launch.fit.recipes import find_recipe
 from evmamba.launch.run import RunSpec
 from evmamba.launch.store.results import read_result
 

@@ -10,9 +10,9 @@ from jsonargparse import Namespace
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 
 from evmamba.errors import UserError
-from evmamba.launch import strategies
-from evmamba.launch.sharded import consolidate, folder_kind, replaced_folder, settle
-from evmamba.launch.strategies import CONFIGS, FSDP2, ZERO_STAGES, ZeRO, build_strategy, check_strategy, spell_out
+from evmamba.launch.fit import strategies
+from evmamba.launch.fit.sharded import consolidate, folder_kind, replaced_folder, settle
+from evmamba.launch.fit.strategies import CONFIGS, FSDP2, ZERO_STAGES, ZeRO, build_strategy, check_strategy, spell_out
 from evmamba.launch.train import EvmambaCLI, train
 from evmamba.tasks.callbacks import WeightEMA
 

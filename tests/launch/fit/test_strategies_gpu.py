@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from evmamba.launch.sharded import consolidate, folder_kind
+from evmamba.launch.fit.sharded import consolidate, folder_kind
 
-from .tiny import TASKS, loopback, write_images, write_recipe
+from ..tiny import TASKS, loopback, write_images, write_recipe
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,10 +13,10 @@ import torch
 
 import evmamba.launch.train
 from evmamba.errors import UserError
-from evmamba.launch.launchers import Launch, find_launch, process_rank, settle
+from evmamba.launch.fit.launchers import Launch, find_launch, process_rank, settle
 
-from .misbehaviour import FAILED
-from .tiny import BIN, EVMAMBA, free_port, run, write_images, write_recipe
+from ..misbehaviour import FAILED
+from ..tiny import BIN, EVMAMBA, free_port, run, write_images, write_recipe
 
 TRAIN_FILE = Path(evmamba.launch.train.__file__)
 TORCHRUN = [BIN / "torchrun", "--standalone", "--nproc-per-node=2", "-m", "evmamba.launch.train"]

@@ -1,6 +1,6 @@
 """Sharded training by name: ``deepspeed_stage_1``, ``_2``, ``_3`` (ZeRO) and ``fsdp2``, and what goes with them.
 
-Lightning's strategies do the work. Added here: configurations that fit networks of this size (`launch/deepspeed`),
+Lightning's strategies do the work. Added here: configurations that fit networks of this size (`launch/fit/zero`),
 float32 parameters under bf16 autocast as DDP has them, BatchNorm that is synchronised when asked for, evaluation with
 nothing collective inside a step, checkpoint folders that appear whole or not at all, and a check of the options before
 any data is read.
@@ -25,7 +25,7 @@ from torch import nn
 
 from evmamba.checkpoints import LIGHTNING_RAW_SLOT
 from evmamba.errors import UserError, unknown_name
-from evmamba.launch.sharded import (
+from evmamba.launch.fit.sharded import (
     AVERAGE_SLOT,
     folder_kind,
     is_consolidated,

@@ -14,8 +14,8 @@ import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from evmamba.errors import UserError
-from evmamba.launch.failures import PATIENCE_SECONDS
-from evmamba.launch.launchers import process_rank
+from evmamba.launch.fit.failures import PATIENCE_SECONDS
+from evmamba.launch.fit.launchers import process_rank
 from evmamba.tasks.checkpoint_files import candidates, newest_whole
 from evmamba.tasks.interruption import EXIT_CONTINUE, TrainingStopped, is_to_requeue, requeue_job
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from evmamba.errors import UserError
-from evmamba.launch.recipes import CONF, find_recipe, recipes
+from evmamba.launch.fit.recipes import CONF, find_recipe, recipes
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import psutil
 
 from evmamba.errors import UserError
-from evmamba.launch.launchers import node_name, process_rank
+from evmamba.launch.fit.launchers import node_name, process_rank
 
 # By then rank 0 has told what went wrong everywhere, and its launcher (srun, torchrun, Lightning) has ended the others.
 PATIENCE_SECONDS = 5.0

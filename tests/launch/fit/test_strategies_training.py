@@ -12,11 +12,11 @@ import safetensors.torch
 import torch
 
 import evmamba
-from evmamba.launch.sharded import consolidate, folder_kind
+from evmamba.launch.fit.sharded import consolidate, folder_kind
 from evmamba.launch.train import train
 from evmamba.tasks.backbones import build_backbone
 
-from .tiny import TASKS, loopback, write_images, write_recipe
+from ..tiny import TASKS, loopback, write_images, write_recipe
 
 PROGRAM = Path(__file__).with_name("sharded_run.py")
 ZERO = ["deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3"]

@@ -3,8 +3,8 @@
 import pytest
 
 from evmamba.errors import UserError
-from evmamba.launch import failures
-from evmamba.launch.failures import lost_process, told_once
+from evmamba.launch.fit import failures
+from evmamba.launch.fit.failures import lost_process, told_once
 
 
 @pytest.mark.parametrize(

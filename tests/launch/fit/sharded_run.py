@@ -20,8 +20,8 @@ import torch
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
-from evmamba.launch import strategies
-from evmamba.launch.quiet import quiet_logs, quiet_warnings
+from evmamba.launch.fit import strategies
+from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
 from evmamba.launch.train import EvmambaCLI
 
 

@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from evmamba.errors import UserError
-from evmamba.launch import resume
-from evmamba.launch.resume import (
+from evmamba.launch.fit import resume
+from evmamba.launch.fit.resume import (
     CONFIG_FILE,
     Continuation,
     find_continuation,

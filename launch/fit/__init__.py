@@ -1,0 +1,1 @@
+"""One training or evaluation: recipes, strategies, launchers, resume, what a run records."""
