@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     need_extra()
 
-    from evmamba.launch.explain_images import explain_images
+    from evmamba.launch.use.explain_images import explain_images
 
     for path in explain_images(given):
         print(path)

@@ -30,8 +30,8 @@ def main(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from evmamba.launch.export import write_network
-    from evmamba.launch.networks import find_network
+    from evmamba.launch.use.export import write_network
+    from evmamba.launch.use.networks import find_network
 
     console = Console()
     network = find_network(given.source, given.weights, given.backbone)

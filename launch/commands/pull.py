@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
     given = parser.parse_args(arguments)
 
-    from evmamba.launch.hub import pull
+    from evmamba.launch.use.hub import pull
 
     print(pull(given.origin, given.output, given.revision))
     return 0

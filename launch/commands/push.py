@@ -21,8 +21,8 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     need_extra()
 
-    from evmamba.launch.hub import push
-    from evmamba.launch.networks import find_network
+    from evmamba.launch.use.hub import push
+    from evmamba.launch.use.networks import find_network
 
     print(push(find_network(given.source, given.weights, given.backbone), given.target, given.private))
     return 0

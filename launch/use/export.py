@@ -11,7 +11,7 @@ from torch import nn
 from evmamba.checkpoints import save_checkpoint, write_safetensors
 from evmamba.errors import UserError
 from evmamba.export import export_onnx, export_program
-from evmamba.launch.networks import Network
+from evmamba.launch.use.networks import Network
 from evmamba.model import Trunk
 
 

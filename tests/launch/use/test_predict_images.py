@@ -12,9 +12,9 @@ from PIL import Image
 from evmamba.errors import UserError
 from evmamba.launch import cli
 from evmamba.launch.fit.described import KEY, SelfDescription, load_described
-from evmamba.launch.predict_images import find_images
-from evmamba.launch.predictor import load_predictor
 from evmamba.launch.train import EvmambaCLI
+from evmamba.launch.use.predict_images import find_images
+from evmamba.launch.use.predictor import load_predictor
 from evmamba.tasks.base import TaskModule
 from evmamba.tasks.classification import ClassificationModule
 from evmamba.tasks.detection import DetectionModule

@@ -8,7 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from evmamba.checkpoints import save_checkpoint
 from evmamba.errors import UserError
-from evmamba.launch.networks import Network
+from evmamba.launch.use.networks import Network
 from evmamba.model import EfficientVMamba, FeaturePyramid
 
 KINDS = {kind.__name__: kind for kind in (EfficientVMamba, FeaturePyramid)}

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import track
 
 from evmamba.errors import UserError
-from evmamba.launch.predictor import Predictor
 from evmamba.launch.store.results import check_writable, write_json
+from evmamba.launch.use.predictor import Predictor
 from evmamba.tasks.images import is_image_file, read_image
 
 FILE_NAME = "predictions.json"

@@ -10,7 +10,7 @@ import torch
 import evmamba
 from evmamba.launch import cli
 from evmamba.launch.fit.described import KEY
-from evmamba.launch.networks import find_network
+from evmamba.launch.use.networks import find_network
 from evmamba.tasks.base import TaskModule
 from evmamba.tasks.classification import ClassificationModule
 from evmamba.tasks.detection import DetectionModule

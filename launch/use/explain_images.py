@@ -15,16 +15,16 @@ from torchvision.transforms.v2.functional import to_pil_image
 from evmamba.blocks import ES2D
 from evmamba.errors import UserError, unknown_name
 from evmamba.interpret import class_activation, receptive_field, scan_groups, step_maps
-from evmamba.launch.explain_figures import (
+from evmamba.launch.fit.described import load_described
+from evmamba.launch.store.results import check_writable
+from evmamba.launch.use.explain_figures import (
     MAX_PATH_TOKENS,
     draw_activation,
     draw_receptive_field,
     draw_scan,
     draw_steps,
 )
-from evmamba.launch.fit.described import load_described
-from evmamba.launch.predict_images import find_images
-from evmamba.launch.store.results import check_writable
+from evmamba.launch.use.predict_images import find_images
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.classification.data import NORMALISE, evaluation_transform
 from evmamba.tasks.images import read_image
