@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from evmamba.errors import UserError, unknown_name
+from evmamba.launch.bench.suites import TASKS
 from evmamba.launch.datafindings import SPLITS, DataCheck, count_of
-from evmamba.launch.suites import TASKS
 from evmamba.tasks.classification.folders import list_split
 from evmamba.tasks.classification.shards import list_shards, read_shards
 from evmamba.tasks.detection.annotations import CocoAnnotations, read_annotations

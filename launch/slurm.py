@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evmamba.errors import UserError
+from evmamba.launch.bench.run import SPEC_FILE, RunSpec
 from evmamba.launch.cluster import JobConfig
-from evmamba.launch.run import SPEC_FILE, RunSpec
 
 TEMPLATES = Path(__file__).parent / "slurm"
 SCRIPT_FILE = "job.sbatch"
@@ -31,7 +31,7 @@ LIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUE
 def run_script(spec: RunSpec, folder: Path, job: JobConfig) -> str:
     """The job script of one run, to be read and to be submitted."""
     template = "single_node" if job.nodes == 1 else "multi_node"
-    command = [_python(job), "-m", "evmamba.launch.run", str(folder / SPEC_FILE)]
+    command = [_python(job), "-m", "evmamba.launch.bench.run", str(folder / SPEC_FILE)]
     settings = [f"command=({shlex.join(command)})", f"container=({job.container or ''})"]
     if job.nodes > 1:
         settings.append(f"interface={shlex.quote(job.interface) if job.interface else ''}")

@@ -16,13 +16,13 @@ def main(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from evmamba.launch import benchmark
+    from evmamba.launch.bench import benchmark
+    from evmamba.launch.bench.graph import build_graph
+    from evmamba.launch.bench.progress import RunProgress
+    from evmamba.launch.bench.run import Resources
     from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
-    from evmamba.launch.graph import build_graph
-    from evmamba.launch.progress import RunProgress
     from evmamba.launch.report.build import print_table, write_report
     from evmamba.launch.report.table import build_table
-    from evmamba.launch.run import Resources
 
     quiet_warnings()
     quiet_logs()

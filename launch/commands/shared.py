@@ -9,7 +9,7 @@ from evmamba.errors import UserError
 from evmamba.launch.messages import Parser
 
 if TYPE_CHECKING:
-    from evmamba.launch.benchmark import BenchOptions
+    from evmamba.launch.bench.benchmark import BenchOptions
 
 
 def names(text: str) -> list[str]:
@@ -62,7 +62,7 @@ def _numbers(text: str, option: str) -> list[int]:
 
 
 def bench_options(given: argparse.Namespace) -> "BenchOptions":
-    from evmamba.launch import benchmark
+    from evmamba.launch.bench import benchmark
 
     return benchmark.BenchOptions(
         output=given.output,

@@ -91,8 +91,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run_here(given: argparse.Namespace, cluster: "Cluster", console: "Console") -> int:
-    from evmamba.launch import benchmark, submission
-    from evmamba.launch.progress import RunProgress
+    from evmamba.launch import submission
+    from evmamba.launch.bench import benchmark
+    from evmamba.launch.bench.progress import RunProgress
     from evmamba.launch.report.build import print_table, write_report
     from evmamba.launch.report.table import build_table
 

@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 
-from evmamba.launch.progress import PROGRESS_FILE
+from evmamba.launch.bench.progress import PROGRESS_FILE
 from evmamba.launch.store.results import Result, device_name, git_state, provenance, write_result
 from evmamba.tasks.base import TaskDataModule, TaskModule
 

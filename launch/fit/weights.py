@@ -15,7 +15,7 @@ from torch import nn
 import evmamba
 from evmamba.checkpoints import write_safetensors
 from evmamba.errors import UserError
-from evmamba.launch.run import BACKBONE_FILE
+from evmamba.launch.bench.run import BACKBONE_FILE
 from evmamba.model import Trunk
 from evmamba.tasks.base import TaskModule
 

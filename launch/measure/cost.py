@@ -16,8 +16,8 @@ from torch._subclasses import FakeTensorMode
 
 from evmamba import cost
 from evmamba.errors import UserError
+from evmamba.launch.bench.run import RunSpec, origin_of
 from evmamba.launch.measure.profiling import energy_counter
-from evmamba.launch.run import RunSpec, origin_of
 from evmamba.launch.store.results import Result, device_name, git_state, provenance, write_result
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.detection.detectors import build_detector

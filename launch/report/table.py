@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from evmamba.launch.bench.suites import OURS
 from evmamba.launch.report.columns import HEADS, Column, columns_of, title_of
 from evmamba.launch.report.paper import claims, comparable, label_of, paper, published, split_tags
 from evmamba.launch.report.remarks import PRECISIONS, Notes, budgets, caption, memory, other_trainings, sizes
 from evmamba.launch.report.seeds import RULE, Estimate, Repetitions, repetitions
 from evmamba.launch.store.results import TASKS, Result
-from evmamba.launch.suites import OURS
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"

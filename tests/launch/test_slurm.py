@@ -8,8 +8,8 @@ import pytest
 
 from evmamba.errors import UserError
 from evmamba.launch import slurm
+from evmamba.launch.bench.run import RunSpec
 from evmamba.launch.cluster import KINDS, Cluster, JobConfig, read_cluster
-from evmamba.launch.run import RunSpec
 
 from .fake_slurm import install
 
@@ -100,7 +100,7 @@ def test_the_script_starts_the_run_in_its_environment_and_container(tmp_path: Pa
         interface=["ib0"],
     )
     assert run_shell(text, tmp_path, SLURM_CPUS_PER_TASK="12") == (
-        f"<--kill-on-bad-exit=1><apptainer><exec><--nv><img.sif><python><-m><evmamba.launch.run><{folder}/spec.json>\n"
+        f"<--kill-on-bad-exit=1><apptainer><exec><--nv><img.sif><python><-m><evmamba.launch.bench.run><{folder}/spec.json>\n"
         "nccl=ib0 omp=3 cpus=12 mine=1\n"
     )
     plain = run_shell(script_of(folder, python=["/venv/bin/python"]), tmp_path)

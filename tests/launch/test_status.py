@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from evmamba.launch import cli, jobs
+from evmamba.launch.bench.run import RunSpec, failed_result
 from evmamba.launch.jobs import JobBook, RunState, settle, states
-from evmamba.launch.run import RunSpec, failed_result
 from evmamba.launch.store.results import read_result, write_result
 
 from .fake_slurm import FakeSlurm, install

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from evmamba.launch import benchmark, cli, jobs
-from evmamba.launch.benchmark import BenchOptions
+from evmamba.launch import cli, jobs
+from evmamba.launch.bench import benchmark
+from evmamba.launch.bench.benchmark import BenchOptions
+from evmamba.launch.bench.run import RunSpec, failed_result
 from evmamba.launch.fit.recipes import find_recipe
-from evmamba.launch.run import RunSpec, failed_result
 from evmamba.launch.store.results import Result, write_result
 
 from .fake_slurm import FakeSlurm, install
@@ -77,7 +78,7 @@ def test_every_run_becomes_a_job_after_those_it_needs_and_the_report_comes_last(
         f"--parsable --dependency=afterany:100:101:102:103:104 {output / 'report.sbatch'}",
     ]
     assert "#SBATCH --nodes=2\n" in fake.script(101)
-    assert f"evmamba.launch.run {runs / names['classification']}/spec.json" in fake.script(101)
+    assert f"evmamba.launch.bench.run {runs / names['classification']}/spec.json" in fake.script(101)
     book = json.loads((output / "jobs.json").read_text())
     assert book["jobs"] == {name: [100 + i] for i, name in enumerate([*names.values(), "report"])}
     printed = " ".join(capsys.readouterr().out.split())

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from evmamba.launch import run
+from evmamba.launch.bench import run
+from evmamba.launch.bench.run import RunSpec
 from evmamba.launch.fit.recipes import find_recipe
-from evmamba.launch.run import RunSpec
 from evmamba.launch.store.results import read_result
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from evmamba import cost
-from evmamba.launch.benchmark import BenchOptions, plan
+from evmamba.launch.bench.benchmark import BenchOptions, plan
+from evmamba.launch.bench.run import RunSpec
 from evmamba.launch.measure import cost as measure
 from evmamba.launch.measure.cost import WithAuxiliary, count, measure_cost, sweep
-from evmamba.launch.run import RunSpec
 from evmamba.launch.store.results import Result, read_result
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.segmentation.upernet import UPerNet
@@ -115,7 +115,7 @@ def test_a_sweep_ends_with_its_reason_at_what_cannot_be_measured(error, reason):
 
 
 def test_upernets_width_comes_from_the_papers_recipe_of_an_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from evmamba.launch import benchmark
+    from evmamba.launch.bench import benchmark
 
     monkeypatch.setattr(benchmark, "_check_training", lambda *arguments: "fingerprint")
     options = BenchOptions(tmp_path, suite="main", backbones=["efficientvmamba_s", "resnet50"], tasks=["segmentation"])

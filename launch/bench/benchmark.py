@@ -22,10 +22,11 @@ from typing import Any
 import yaml
 
 from evmamba.errors import UserError, unknown_name
+from evmamba.launch.bench.graph import CHECKPOINT_OPTION
+from evmamba.launch.bench.progress import RunProgress
+from evmamba.launch.bench.run import SEED_OPTION, SPEC_FILE, RunSpec, failed_result
+from evmamba.launch.bench.suites import SUITES, TASKS, Entry, Suite, entries_of
 from evmamba.launch.fit.recipes import has_drop_path, recipe_of
-from evmamba.launch.graph import CHECKPOINT_OPTION
-from evmamba.launch.progress import RunProgress
-from evmamba.launch.run import SEED_OPTION, SPEC_FILE, RunSpec, failed_result
 from evmamba.launch.store.devices import DEVICES, choose_device
 from evmamba.launch.store.results import (
     FILE_NAME,
@@ -36,7 +37,6 @@ from evmamba.launch.store.results import (
     read_result,
     write_result,
 )
-from evmamba.launch.suites import SUITES, TASKS, Entry, Suite, entries_of
 
 DETECTORS = ("retinanet", "maskrcnn", "fasterrcnn")
 PRESETS = ("tiny", "small", "paper")
@@ -61,7 +61,7 @@ class BenchOptions:
 
     Attributes:
         output: folder of the report and of the runs.
-        suite: name of a suite (`evmamba.launch.suites`), which then says what is not given here.
+        suite: name of a suite (`evmamba.launch.bench.suites`), which then says what is not given here.
         backbones: names, in the order of the table's rows; None: the suite's, or EfficientVMamba-T.
         tasks: which tasks; None: those with a data folder, or the suite's or all on embedded data if there is none.
         data: task -> data folder; embedded data for the others.
@@ -248,7 +248,7 @@ def run_one(spec: RunSpec, folder: Path, while_waiting: Callable[[], None]) -> R
     with (folder / LOG_FILE).open("w") as log:
         # A session of its own, so that Ctrl-C reaches this process alone, which then ends the run in order.
         process = subprocess.Popen(
-            [sys.executable, "-m", "evmamba.launch.run", str(folder / SPEC_FILE)],
+            [sys.executable, "-m", "evmamba.launch.bench.run", str(folder / SPEC_FILE)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

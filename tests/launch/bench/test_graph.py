@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from evmamba.errors import UserError
-from evmamba.launch.benchmark import recipe_of
-from evmamba.launch.graph import batch_of, build_graph, share_batch, tree
-from evmamba.launch.run import Resources, RunSpec
+from evmamba.launch.bench.benchmark import recipe_of
+from evmamba.launch.bench.graph import batch_of, build_graph, share_batch, tree
+from evmamba.launch.bench.run import Resources, RunSpec
 
 
 def paper(task: str, *arguments: str, model: str = "efficientvmamba_t", seed: int = 0) -> RunSpec:

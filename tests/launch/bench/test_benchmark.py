@@ -14,13 +14,14 @@ import pytest
 from rich.console import Console
 
 from evmamba.errors import UserError
-from evmamba.launch import benchmark, cli
-from evmamba.launch.benchmark import BenchOptions, plan, run_here
-from evmamba.launch.progress import RunProgress
-from evmamba.launch.run import RunSpec
+from evmamba.launch import cli
+from evmamba.launch.bench import benchmark
+from evmamba.launch.bench.benchmark import BenchOptions, plan, run_here
+from evmamba.launch.bench.progress import RunProgress
+from evmamba.launch.bench.run import RunSpec
 from evmamba.launch.store.results import Result, read_result, write_result
 
-from .handmade import made_result
+from ..handmade import made_result
 
 QUICK_COST = ("cost.timed_steps=1", "cost.warmup_steps=0", "cost.batch_size=1", "cost.training_batch=0")
 
@@ -268,7 +269,7 @@ def test_runs_of_another_commit_are_taken_over_and_mentioned_once(tmp_path: Path
 
 def test_a_new_version_repeats_every_run(monkeypatch: pytest.MonkeyPatch):
     before = spec_of("cost").hash
-    monkeypatch.setattr("evmamba.launch.run.metadata.version", lambda name: "99.0")
+    monkeypatch.setattr("evmamba.launch.bench.run.metadata.version", lambda name: "99.0")
     assert spec_of("cost").hash != before
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from evmamba.launch.bench.progress import LINE_SECONDS, RunProgress, headline
+from evmamba.launch.bench.run import RunSpec
 from evmamba.launch.fit.record import write_progress
-from evmamba.launch.progress import LINE_SECONDS, RunProgress, headline
-from evmamba.launch.run import RunSpec
 
-from .handmade import made_result
+from ..handmade import made_result
 
 SPEC = RunSpec("detection", "efficientvmamba_t", "retinanet", seed=0, device="cpu", precision=None)
 NAME = "EfficientVMamba-T, detection \N{MIDDLE DOT} RetinaNet"
@@ -53,7 +53,7 @@ def test_the_bars_show_phase_count_and_loss(tmp_path: Path):
 
 def test_a_log_gets_a_line_now_and_then_not_one_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
-    monkeypatch.setattr("evmamba.launch.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("evmamba.launch.bench.progress.time.monotonic", lambda: now[0])
     out = console(terminal=False)
     with RunProgress(out, 1) as progress:
         progress.start(SPEC)

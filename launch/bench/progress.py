@@ -9,9 +9,9 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from evmamba.launch.bench.run import RunSpec
 from evmamba.launch.report.columns import columns_of, title_of
 from evmamba.launch.report.paper import label_of
-from evmamba.launch.run import RunSpec
 from evmamba.launch.store.results import Result
 
 PROGRESS_FILE = "progress.json"

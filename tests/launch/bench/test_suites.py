@@ -10,11 +10,11 @@ import torch
 import yaml
 
 import evmamba
-from evmamba.launch import benchmark
-from evmamba.launch.benchmark import BenchOptions, plan
+from evmamba.launch.bench import benchmark
+from evmamba.launch.bench.benchmark import BenchOptions, plan
+from evmamba.launch.bench.run import RunSpec
+from evmamba.launch.bench.suites import ABLATED, OURS, PEERS, SUITES, entries_of, paper_entries
 from evmamba.launch.fit import recipes
-from evmamba.launch.run import RunSpec
-from evmamba.launch.suites import ABLATED, OURS, PEERS, SUITES, entries_of, paper_entries
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.detection.detectors import build_detector
 from evmamba.tasks.segmentation.upernet import UPerNet

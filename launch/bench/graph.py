@@ -18,7 +18,7 @@ import yaml
 from rich.tree import Tree
 
 from evmamba.errors import UserError
-from evmamba.launch.run import Resources, RunSpec
+from evmamba.launch.bench.run import Resources, RunSpec
 
 BATCH_OPTION = "data.init_args.batch_size"
 ACCUMULATE_OPTION = "trainer.accumulate_grad_batches"

@@ -1,4 +1,4 @@
-"""One run: ``python -m evmamba.launch.run FOLDER/spec.json``, alone, or as one of many processes (srun, torchrun).
+"""One run: ``python -m evmamba.launch.bench.run FOLDER/spec.json``, alone, or as one of many processes (srun, torchrun).
 
 Fits and tests what the spec names, or measures the cost of a bare backbone, and leaves ``result.json`` beside the spec,
 also when it fails. Exit status: 0 finished, 1 failed, 75 stopped by a signal: started again, it continues. While it
@@ -341,7 +341,7 @@ def _first_to_fail(folder: Path) -> bool:
 def main(argv: list[str] | None = None) -> int:
     arguments: list[Any] = sys.argv[1:] if argv is None else argv
     if len(arguments) != 1:
-        print("usage: python -m evmamba.launch.run FOLDER/spec.json", file=sys.stderr)
+        print("usage: python -m evmamba.launch.bench.run FOLDER/spec.json", file=sys.stderr)
         return 2
     path = Path(arguments[0])
     spec, folder = RunSpec.read(path), path.parent

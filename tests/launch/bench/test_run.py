@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from evmamba.launch import run
+from evmamba.launch.bench import run
+from evmamba.launch.bench.run import Resources, RunSpec
 from evmamba.launch.fit.recipes import find_recipe
 from evmamba.launch.report.table import build_table
-from evmamba.launch.run import Resources, RunSpec
 from evmamba.launch.store.results import read_result
 
 QUICK = {"batch_size": 2, "warmup_steps": 0, "timed_steps": 1}

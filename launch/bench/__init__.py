@@ -1,0 +1,1 @@
+"""Which runs make a benchmark, and running them here."""
