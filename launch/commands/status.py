@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from evmamba.launch import jobs
+    from evmamba.launch.cluster import jobs
 
     if given.settle:
         jobs.settle(given.output)

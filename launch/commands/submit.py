@@ -12,7 +12,7 @@ from evmamba.launch.messages import Parser
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from evmamba.launch.cluster import Cluster
+    from evmamba.launch.cluster.settings import Cluster
 
 DESCRIPTION = """A benchmark as SLURM jobs that wait for each other, ending in one table. The options of the cluster may
 also be given for one kind of run: cost, classification, detection, segmentation, evaluation, report."""
@@ -55,10 +55,10 @@ def main(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from evmamba.launch import submission
-    from evmamba.launch.cluster import read_cluster
+    from evmamba.launch.cluster import submission
+    from evmamba.launch.cluster.jobs import JobBook
+    from evmamba.launch.cluster.settings import read_cluster
     from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
-    from evmamba.launch.jobs import JobBook
 
     quiet_warnings()
     quiet_logs()
@@ -91,9 +91,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run_here(given: argparse.Namespace, cluster: "Cluster", console: "Console") -> int:
-    from evmamba.launch import submission
     from evmamba.launch.bench import benchmark
     from evmamba.launch.bench.progress import RunProgress
+    from evmamba.launch.cluster import submission
     from evmamba.launch.report.build import print_table, write_report
     from evmamba.launch.report.table import build_table
 

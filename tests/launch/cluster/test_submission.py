@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from evmamba.launch import cli, jobs
+from evmamba.launch import cli
 from evmamba.launch.bench import benchmark
 from evmamba.launch.bench.benchmark import BenchOptions
 from evmamba.launch.bench.run import RunSpec, failed_result
+from evmamba.launch.cluster import jobs
 from evmamba.launch.fit.recipes import find_recipe
 from evmamba.launch.store.results import Result, write_result
 
+from ..handmade import made_result
 from .fake_slurm import FakeSlurm, install
-from .handmade import made_result
 
 QUICK = (
     "--backbones=resnet18",

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from evmamba.launch import cli, jobs
+from evmamba.launch import cli
 from evmamba.launch.bench.run import RunSpec, failed_result
-from evmamba.launch.jobs import JobBook, RunState, settle, states
+from evmamba.launch.cluster import jobs
+from evmamba.launch.cluster.jobs import JobBook, RunState, settle, states
 from evmamba.launch.store.results import read_result, write_result
 
+from ..handmade import made_result
 from .fake_slurm import FakeSlurm, install
-from .handmade import made_result
 
 FIRST = RunSpec("classification", "resnet18", "linear", 0, "cpu", None)
 SECOND = replace(FIRST, task="segmentation", head="upernet", stage="fit")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from evmamba.errors import UserError
 from evmamba.launch.bench.run import SPEC_FILE, RunSpec
-from evmamba.launch.cluster import JobConfig
+from evmamba.launch.cluster.settings import JobConfig
 
 TEMPLATES = Path(__file__).parent / "slurm"
 SCRIPT_FILE = "job.sbatch"

@@ -15,15 +15,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from evmamba.errors import UserError, unknown_name
-from evmamba.launch import slurm
 from evmamba.launch.bench import benchmark
 from evmamba.launch.bench.benchmark import RUNS_FOLDER, BenchOptions, finished_before
 from evmamba.launch.bench.graph import batch_of, build_graph, kind_of, setting, share_batch, tree
 from evmamba.launch.bench.progress import PROGRESS_FILE
 from evmamba.launch.bench.run import Resources, RunSpec
-from evmamba.launch.cluster import Cluster
-from evmamba.launch.jobs import JOBS_FILE, REPORT, JobBook, read_specs
-from evmamba.launch.slurm import SCRIPT_FILE
+from evmamba.launch.cluster import slurm
+from evmamba.launch.cluster.jobs import JOBS_FILE, REPORT, JobBook, read_specs
+from evmamba.launch.cluster.settings import Cluster
+from evmamba.launch.cluster.slurm import SCRIPT_FILE
 from evmamba.launch.store.results import FILE_NAME, write_text
 
 RECIPE_FILE = "recipe.yaml"

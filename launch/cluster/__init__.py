@@ -1,0 +1,1 @@
+"""The same runs as jobs of a cluster."""
