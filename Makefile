@@ -24,10 +24,10 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 cluster:
-	@$(PYTHON) tests/cluster/cluster.py start
+	@$(PYTHON) tests/launch/cluster/slurm_cluster.py start
 
 cluster-stop:
-	@$(PYTHON) tests/cluster/cluster.py stop
+	@$(PYTHON) tests/launch/cluster/slurm_cluster.py stop
 
 # Correctness first, figures only after it; the tables go where those of other devices are.
 gpu: $(READY)

@@ -1,4 +1,4 @@
-"""One run: ``python -m evmamba.launch.bench.run FOLDER/spec.json``, alone, or as one of many processes (srun, torchrun).
+"""One run: ``python -m evmamba.launch.bench.run FOLDER/spec.json``, alone, or as one of many processes.
 
 Fits and tests what the spec names, or measures the cost of a bare backbone, and leaves ``result.json`` beside the spec,
 also when it fails. Exit status: 0 finished, 1 failed, 75 stopped by a signal: started again, it continues. While it

@@ -18,7 +18,7 @@ from evmamba.errors import UserError
 from evmamba.launch.bench.run import SPEC_FILE, RunSpec
 from evmamba.launch.cluster.settings import JobConfig
 
-TEMPLATES = Path(__file__).parent / "slurm"
+TEMPLATES = Path(__file__).parent / "scripts"
 SCRIPT_FILE = "job.sbatch"
 LOG_FILE = "run.log"
 SETTINGS = ("# Settings\n", "# End of settings\n")

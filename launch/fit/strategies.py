@@ -35,7 +35,7 @@ from evmamba.launch.fit.sharded import (
 )
 from evmamba.tasks.sharding import share_buffers, unsharded
 
-CONFIGS = Path(__file__).with_name("deepspeed")
+CONFIGS = Path(__file__).with_name("zero")
 # Names as Lightning has them.
 ZERO_STAGES = {"deepspeed_stage_1": 1, "deepspeed_stage_2": 2, "deepspeed": 2, "deepspeed_stage_3": 3}
 FSDP2_NAME = "fsdp2"

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from .ops import es2d_scan
-from .original import original_es2d, scan_name
-from .paths import path_length
+from evmamba.kernels.ops import es2d_scan
+from evmamba.kernels.paths import path_length
+from evmamba.launch.measure.original import original_es2d, scan_name
 
 N = 16
 

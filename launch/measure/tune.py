@@ -15,8 +15,8 @@ from unittest import mock
 
 import torch
 
-from . import bench
-from .ops import es2d_scan
+from evmamba.kernels.ops import es2d_scan
+from evmamba.launch.measure import kernel_bench as bench
 
 # Attribute of triton_es2d (or of its _Call), and what is tried in its place; the names stand in the table.
 CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -31,7 +31,7 @@ CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def tune(shapes: Sequence[bench.Shape], device: torch.device) -> list[dict[str, Any]]:
     """One row for each shape, choice and value: milliseconds of forward, and of forward with backward."""
-    from . import triton_es2d
+    from evmamba.kernels import triton_es2d
 
     rows: list[dict[str, Any]] = []
     for shape in shapes:

@@ -1,6 +1,6 @@
 """A SLURM cluster of two nodes on this machine, for developers and for the tests of this folder.
 
-    python tests/cluster/cluster.py start|stop|status [--folder DIR]     (make cluster, make cluster-stop)
+    python tests/launch/cluster/slurm_cluster.py start|stop|status [--folder DIR]     (make cluster, make cluster-stop)
 
 Runs Debian's munged, slurmctld and two slurmd, with a munge key of their own and everything they write in one private
 folder; a SLURM that is set up on this machine is neither used nor touched. The nodes are called n1 and n2, have eight

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ..launch.misbehaviour import FAILED
-from ..launch.tiny import EVMAMBA, TASKS, free_port, loopback, run, write_images, write_recipe
-from .cluster import Cluster
+from ..misbehaviour import FAILED
+from ..tiny import EVMAMBA, TASKS, free_port, loopback, run, write_images, write_recipe
+from .slurm_cluster import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

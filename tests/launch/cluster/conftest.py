@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .cluster import Cluster, missing_packages
+from .slurm_cluster import Cluster, missing_packages
 
 
 @pytest.fixture(scope="session")

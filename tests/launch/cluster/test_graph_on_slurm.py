@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ..launch.tiny import EVMAMBA, TASKS, free_port, run, write_images
-from .cluster import Cluster
+from ..tiny import EVMAMBA, TASKS, free_port, run, write_images
+from .slurm_cluster import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
