@@ -44,7 +44,7 @@ from evmamba.launch.fit.strategies import build_strategy, check_strategy, spell_
 from evmamba.launch.messages import short_error
 from evmamba.launch.store.results import check_writable
 from evmamba.tasks.base import TaskDataModule, TaskModule
-from evmamba.tasks.metrics_log import MetricsLog
+from evmamba.tasks.training.metrics_log import MetricsLog
 
 # Errors are raised, not printed; and max_epoch is a mistake, not max_epochs.
 PARSER_OPTIONS: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}

@@ -19,11 +19,11 @@ from torchmetrics import Metric
 
 from evmamba.errors import UserError
 from evmamba.tasks.images import BadImagePolicy, find_unreadable, handle_unreadable
-from evmamba.tasks.optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, scaled_lr
-from evmamba.tasks.randomness import SeededSamples, seed_step
-from evmamba.tasks.resume import make_resumable
-from evmamba.tasks.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
-from evmamba.tasks.sharding import is_finite, shard, share_buffers
+from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, scaled_lr
+from evmamba.tasks.training.randomness import SeededSamples, seed_step
+from evmamba.tasks.training.resume import make_resumable
+from evmamba.tasks.training.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
+from evmamba.tasks.training.sharding import is_finite, shard, share_buffers
 
 EMBEDDED = "embedded"
 WORST_CASES = 4

@@ -166,7 +166,7 @@ class RunSpec:
             *self.resources.cli_arguments(),
             *([f"--trainer.precision={self.precision}"] if self.precision else []),
             f"--trainer.default_root_dir={folder}",
-            "--trainer.logger=evmamba.tasks.metrics_log.MetricsLog",
+            "--trainer.logger=evmamba.tasks.training.metrics_log.MetricsLog",
             f"--trainer.logger.save_dir={folder}",
             "--trainer.enable_progress_bar=false",
             "--trainer.enable_model_summary=false",

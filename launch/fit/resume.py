@@ -16,8 +16,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from evmamba.errors import UserError
 from evmamba.launch.fit.failures import PATIENCE_SECONDS
 from evmamba.launch.fit.launchers import process_rank
-from evmamba.tasks.checkpoint_files import candidates, newest_whole
-from evmamba.tasks.interruption import EXIT_CONTINUE, TrainingStopped, is_to_requeue, requeue_job
+from evmamba.tasks.training.checkpoint_files import candidates, newest_whole
+from evmamba.tasks.training.interruption import EXIT_CONTINUE, TrainingStopped, is_to_requeue, requeue_job
 
 CONFIG_FILE = "config.yaml"
 # What a training leaves in its folder, and --fresh moves away.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evmamba.checkpoints import LIGHTNING_RAW_SLOT, write_safetensors
 from evmamba.errors import UserError
-from evmamba.tasks.callbacks import AtomicCheckpointIO
+from evmamba.tasks.training.callbacks import AtomicCheckpointIO
 
 Kind = Literal["deepspeed", "fsdp2"]
 # Within DeepSpeed's folder, as Lightning names it.

@@ -33,7 +33,7 @@ from evmamba.launch.fit.sharded import (
     read_whole,
     replaced_folder,
 )
-from evmamba.tasks.sharding import share_buffers, unsharded
+from evmamba.tasks.training.sharding import share_buffers, unsharded
 
 CONFIGS = Path(__file__).with_name("zero")
 # Names as Lightning has them.

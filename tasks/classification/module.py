@@ -16,7 +16,7 @@ from evmamba.errors import UserError
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.base import TaskModule
 from evmamba.tasks.classification.gallery import draw_prediction
-from evmamba.tasks.optim import DEFAULT_OPTIMIZER, DEFAULT_SCHEDULE, OptimizerConfig, ScheduleConfig
+from evmamba.tasks.training.optim import DEFAULT_OPTIMIZER, DEFAULT_SCHEDULE, OptimizerConfig, ScheduleConfig
 
 # A larger matrix would make result files of many megabytes that nobody reads.
 MAX_CONFUSION_CLASSES = 200

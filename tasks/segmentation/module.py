@@ -14,7 +14,6 @@ from evmamba.errors import UserError
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.base import TaskModule
 from evmamba.tasks.images import read_image
-from evmamba.tasks.optim import DEFAULT_OPTIMIZER, DEFAULT_SCHEDULE, OptimizerConfig, ScheduleConfig
 from evmamba.tasks.segmentation.gallery import draw_comparison, palette
 from evmamba.tasks.segmentation.inference import (
     MULTI_SCALE_RATIOS,
@@ -23,6 +22,7 @@ from evmamba.tasks.segmentation.inference import (
 )
 from evmamba.tasks.segmentation.metrics import IGNORE_INDEX, SegmentationMetrics
 from evmamba.tasks.segmentation.upernet import UPerNet, resize
+from evmamba.tasks.training.optim import DEFAULT_OPTIMIZER, DEFAULT_SCHEDULE, OptimizerConfig, ScheduleConfig
 
 DEFAULT_INFERENCE = InferenceConfig()
 

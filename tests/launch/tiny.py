@@ -77,7 +77,7 @@ def write_recipe(task: str, data: Path, path: Path, **trainer: Any) -> Path:
             "log_every_n_steps": 1,
             "enable_progress_bar": False,
             "enable_model_summary": False,
-            "callbacks": [{"class_path": "evmamba.tasks.callbacks.LastCheckpoint"}],
+            "callbacks": [{"class_path": "evmamba.tasks.training.callbacks.LastCheckpoint"}],
             **trainer,
         },
         "model": {"class_path": f"{package}Module", "init_args": MODELS[task]},

@@ -16,7 +16,7 @@ import lightning as L
 import torch
 
 from evmamba.tasks.classification import ClassificationData, ClassificationModule
-from evmamba.tasks.optim import ScheduleConfig
+from evmamba.tasks.training.optim import ScheduleConfig
 
 BACKBONE = "resnet10t"
 CONSTANT = ScheduleConfig("constant")

@@ -10,8 +10,8 @@ from PIL import Image
 
 from evmamba.errors import UserError
 from evmamba.tasks import base
-from evmamba.tasks.callbacks import BestCheckpoint, LastCheckpoint
-from evmamba.tasks.optim import OptimizerConfig, ScheduleConfig
+from evmamba.tasks.training.callbacks import BestCheckpoint, LastCheckpoint
+from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig
 
 from .toy import ToyData, ToyModule, quiet_trainer
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from evmamba.tasks.base import TaskDataModule, TaskModule
-from evmamba.tasks.optim import OptimizerConfig, ScheduleConfig
+from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig
 
 CONSTANT = ScheduleConfig("constant")
 

@@ -101,7 +101,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(folder: Path, base: dict[str, Any], monitor: str, **data: Any) -> Path:
     """Write a recipe with the callbacks of the published ones."""
     names = {**CALLBACKS, "BestCheckpoint": {"monitor": monitor}}
-    callbacks = [{"class_path": f"evmamba.tasks.callbacks.{name}", "init_args": names[name]} for name in names]
+    callbacks = [{"class_path": f"evmamba.tasks.training.callbacks.{name}", "init_args": names[name]} for name in names]
     config = json.loads(json.dumps(base))
     config["trainer"]["callbacks"] = callbacks
     config["data"]["init_args"] |= data

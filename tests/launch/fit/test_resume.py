@@ -20,9 +20,9 @@ from evmamba.launch.fit.resume import (
     move_aside,
     write_config,
 )
-from evmamba.tasks import interruption
-from evmamba.tasks.checkpoint_files import NEEDED, RUN_KEY
-from evmamba.tasks.interruption import TrainingStopped
+from evmamba.tasks.training import interruption
+from evmamba.tasks.training.checkpoint_files import NEEDED, RUN_KEY
+from evmamba.tasks.training.interruption import TrainingStopped
 
 CONFIG: dict[str, Any] = {
     "seed_everything": 0,

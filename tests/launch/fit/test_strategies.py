@@ -14,10 +14,10 @@ from evmamba.launch.fit import strategies
 from evmamba.launch.fit.sharded import consolidate, folder_kind, replaced_folder, settle
 from evmamba.launch.fit.strategies import CONFIGS, FSDP2, ZERO_STAGES, ZeRO, build_strategy, check_strategy, spell_out
 from evmamba.launch.train import EvmambaCLI, train
-from evmamba.tasks.callbacks import WeightEMA
+from evmamba.tasks.training.callbacks import WeightEMA
 
 STAGES = (1, 2, 3)
-EMA = Namespace(class_path="evmamba.tasks.callbacks.WeightEMA")
+EMA = Namespace(class_path="evmamba.tasks.training.callbacks.WeightEMA")
 
 
 def options(strategy: Any, **given: Any) -> Namespace:
@@ -151,7 +151,7 @@ def test_the_command_refuses_before_it_reads_data(tmp_path: Path):
     arguments = ["fit", "--config=conf/classification/tiny.yaml", "--data.init_args.data_dir=/nowhere"]
     arguments += [f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu"]
     with pytest.raises(UserError, match="averaged weights"):
-        train([*arguments, "--strategy", "fsdp2", "--trainer.callbacks+=evmamba.tasks.callbacks.WeightEMA"])
+        train([*arguments, "--strategy", "fsdp2", "--trainer.callbacks+=evmamba.tasks.training.callbacks.WeightEMA"])
 
 
 def deepspeed_folder(folder: Path, processes: int) -> Path:

@@ -30,7 +30,7 @@ TRAINER = {
     "logger": False,
     "num_sanity_val_steps": 0,
 }
-EMA = "--trainer.callbacks+=evmamba.tasks.callbacks.WeightEMA"
+EMA = "--trainer.callbacks+=evmamba.tasks.training.callbacks.WeightEMA"
 # With its usual epsilon AdamW makes rounding of the smallest gradients as large as a step.
 SMOOTH = "--model.init_args.optimizer={lr: 1.0e-3, eps: 1.0e-2}"
 ACCUMULATED = [

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from evmamba.errors import UserError
-from evmamba.tasks.callbacks import BestCheckpoint, WeightEMA
 from evmamba.tasks.classification import ClassificationData, ClassificationModule
 from evmamba.tasks.classification.gallery import RIGHT, WRONG, draw_prediction
 from evmamba.tasks.images import read_image
-from evmamba.tasks.optim import OptimizerConfig, ScheduleConfig
+from evmamba.tasks.training.callbacks import BestCheckpoint, WeightEMA
+from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig
 
 COLOURS = {"blue": (20, 30, 220), "green": (20, 200, 40), "red": (220, 30, 20)}
 CONSTANT = ScheduleConfig("constant")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from evmamba.errors import UserError
 from evmamba.tasks.detection import DetectionData, DetectionModule
-from evmamba.tasks.optim import OptimizerConfig, ScheduleConfig
+from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig
 
 from .evaluation_run import module
 from .handmade import CATEGORIES, box, coco_images, write_coco

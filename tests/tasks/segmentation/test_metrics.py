@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from evmamba.tasks.samplers import EvaluationSampler
 from evmamba.tasks.segmentation.metrics import IGNORE_INDEX, SegmentationMetrics
+from evmamba.tasks.training.samplers import EvaluationSampler
 
 
 def test_values_equal_those_of_a_confusion_matrix_made_by_hand():

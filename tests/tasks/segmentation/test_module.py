@@ -11,10 +11,10 @@ from PIL import Image
 from torch import multiprocessing
 
 from evmamba.errors import UserError
-from evmamba.tasks.optim import OptimizerConfig, ScheduleConfig
 from evmamba.tasks.segmentation import SegmentationData, SegmentationModule
 from evmamba.tasks.segmentation.inference import InferenceConfig
 from evmamba.tasks.segmentation.module import pixel_cross_entropy
+from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig
 
 
 def small_module(num_classes: int = 3, **options) -> SegmentationModule:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from evmamba.tasks.metrics_log import MetricsLog
+from evmamba.tasks.training.metrics_log import MetricsLog
 
 
 def test_a_continued_log_drops_what_came_after_the_checkpoint(tmp_path: Path):

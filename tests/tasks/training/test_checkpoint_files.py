@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from evmamba.tasks.checkpoint_files import NEEDED, RUN_KEY, candidates, newest_whole, read_checkpoint, replace_last
+from evmamba.tasks.training.checkpoint_files import (
+    NEEDED,
+    RUN_KEY,
+    candidates,
+    newest_whole,
+    read_checkpoint,
+    replace_last,
+)
 
 
 def write(path: Path, step: int) -> Path:

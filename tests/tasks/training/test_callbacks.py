@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
 from evmamba.errors import UserError
-from evmamba.tasks.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, WeightEMA
+from evmamba.tasks.training.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, WeightEMA
 
-from .toy import ToyData, ToyModule, quiet_trainer
+from ..toy import ToyData, ToyModule, quiet_trainer
 
 
 class Recorder(L.Callback):

@@ -10,8 +10,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from evmamba.tasks import sharding
-from evmamba.tasks.sharding import shard, unsharded
+from evmamba.tasks.training import sharding
+from evmamba.tasks.training.sharding import shard, unsharded
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import Dataset
 
 from evmamba.errors import UserError
-from evmamba.tasks.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
+from evmamba.tasks.training.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from evmamba.tasks.randomness import SeededSamples, seed_step
+from evmamba.tasks.training.randomness import SeededSamples, seed_step
 
 
 class Draws(list):

@@ -11,7 +11,7 @@ from lightning.pytorch.loops import _FitLoop
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
-from evmamba.tasks.interruption import StopSignals
+from evmamba.tasks.training.interruption import StopSignals
 
 
 class StepCallback:
@@ -57,7 +57,7 @@ class ResumableEpochLoop(_TrainingEpochLoop):
         super().on_advance_end(data_fetcher)
 
     def _broadcast_sigterm_tensor(self) -> None:
-        """Nothing: `evmamba.tasks.interruption.Agreement` does it without waiting for the device."""
+        """Nothing: `evmamba.tasks.training.interruption.Agreement` does it without waiting for the device."""
 
 
 def make_resumable(trainer: L.Trainer) -> None:

@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from evmamba.errors import UserError
-from evmamba.tasks.checkpoint_files import LAST, RUN_KEY, replace_last
-from evmamba.tasks.interruption import SIGNALS, Agreement, requeue_job, stop
-from evmamba.tasks.metrics_log import MetricsLog
-from evmamba.tasks.resume import StepCallback
+from evmamba.tasks.training.checkpoint_files import LAST, RUN_KEY, replace_last
+from evmamba.tasks.training.interruption import SIGNALS, Agreement, requeue_job, stop
+from evmamba.tasks.training.metrics_log import MetricsLog
+from evmamba.tasks.training.resume import StepCallback
 
 CHECKPOINTS = "checkpoints"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evmamba.tasks.interruption import is_preempted, requeue_job
+from evmamba.tasks.training.interruption import is_preempted, requeue_job
 
 Calls = Callable[[], list[str]]
 RUNNING = "JobId=7 JobState=RUNNING PreemptEligibleTime=2026-01-01T00:00:00"

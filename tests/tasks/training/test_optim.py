@@ -8,7 +8,7 @@ from torch import nn
 
 from evmamba.errors import UserError
 from evmamba.tasks.backbones import build_backbone
-from evmamba.tasks.optim import (
+from evmamba.tasks.training.optim import (
     OptimizerConfig,
     ScheduleConfig,
     build_optimizer,

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from evmamba.tasks import callbacks
 from evmamba.tasks.base import TaskDataModule, TaskModule
-from evmamba.tasks.callbacks import BestCheckpoint, LastCheckpoint, WeightEMA
-from evmamba.tasks.checkpoint_files import candidates, newest_whole
-from evmamba.tasks.metrics_log import MetricsLog
-from evmamba.tasks.optim import OptimizerConfig, ScheduleConfig
+from evmamba.tasks.training import callbacks
+from evmamba.tasks.training.callbacks import BestCheckpoint, LastCheckpoint, WeightEMA
+from evmamba.tasks.training.checkpoint_files import candidates, newest_whole
+from evmamba.tasks.training.metrics_log import MetricsLog
+from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig
 
-from .toy import quiet_trainer
+from ..toy import quiet_trainer
 
 
 class NoisyModule(TaskModule):

@@ -1,0 +1,1 @@
+"""What all tasks train with: callbacks, checkpoints, interruption, resume, samplers, optimiser, sharding."""
