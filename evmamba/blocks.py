@@ -8,7 +8,6 @@ Tokens are channels-last `[B, H, W, C]`. Convolutions see them through a permute
 """
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +15,12 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from evmamba.errors import UserError, unknown_name
-from evmamba.kernels import es2d_scan, norm_gate, ss2d_scan
+from evmamba.kernels import es2d_scan, norm_gate, pattern_scan
+from evmamba.kernels.paths import PATTERNS, Pattern, es2d_pattern
+from evmamba.kernels.reference import step_sizes
 
-Scan = Literal["es2d", "ss2d"]
+Scan = str  # a key of PATTERNS
 
-SCANS = ("es2d", "ss2d")
 STEP_SIZE_RANGE = (1e-3, 1e-1)
 STEP_SIZE_FLOOR = 1e-4
 
@@ -47,22 +47,21 @@ class ES2D(nn.Module):
         dim: channels of the tokens.
         state_dim: size N of the state of each inner channel.
         expand: inner channels per channel.
-        scan: `"es2d"`, the four atrous groups, or `"ss2d"`, VMamba's four directions over the full map (table 5).
-        step: atrous step p, 1 or even; the published networks have 2. Step 1 has one group and set of parameters in
-            place of four; SS2D has no step.
+        scan: `"es2d"`, the four atrous groups, `"ss2d"`, VMamba's four directions over the full map (table 5), or
+            another order of `kernels.paths.PATTERNS`.
+        step: atrous step p of `"es2d"`, 1 or even; the published networks have 2. Step 1 has one group and set of
+            parameters in place of four.
     """
 
     def __init__(self, dim: int, *, state_dim: int = 16, expand: int = 2, scan: Scan = "es2d", step: int = 2) -> None:
         super().__init__()
-        if scan not in SCANS:
-            raise unknown_name("scan", scan, SCANS)
-        if scan == "ss2d" and step != 2:
-            raise UserError(f"scan 'ss2d' has no step to choose, step={step} is for 'es2d'")
-        if step < 1 or (step > 1 and step % 2):
-            raise UserError(f"the atrous step must be 1 or even, not {step}")
-        inner, rank, groups = expand * dim, math.ceil(dim / 16), 1 if step == 1 else 4
+        if scan not in PATTERNS:
+            raise unknown_name("scan", scan, PATTERNS)
+        if scan != "es2d" and step != 2:
+            raise UserError(f"scan '{scan}' has no step to choose, step={step} is for 'es2d'")
         self.scan = scan
         self.step = step
+        inner, rank, groups = expand * dim, math.ceil(dim / 16), self.pattern.sets
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
         self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
         self.x_proj_weight = nn.Parameter(torch.empty(groups, rank + 2 * state_dim, inner))
@@ -84,6 +83,27 @@ class ES2D(nn.Module):
         self.A_logs.copy_(torch.arange(1, self.A_logs.shape[1] + 1).log().expand_as(self.A_logs))
         self.Ds.fill_(1.0)
 
+    @property
+    def pattern(self) -> Pattern:
+        """The groups in which the layer scans a map. Raises UserError for a step that ES2D is not defined for."""
+        if self.scan != "es2d":
+            return PATTERNS[self.scan]
+        try:
+            return es2d_pattern(self.step)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    def token_order(self, H: int, W: int) -> Tensor:
+        """Pixel index `row * W + column` of every token of a map, in the order of the scan.
+
+        int32 `[K, L]`: K groups of L tokens; -1 where the map is padded.
+        """
+        return self.pattern.paths(H, W)
+
+    def step_sizes(self, signal: Tensor) -> Tensor:
+        """Delta by which the scan of a signal `[B, H, W, D]` steps: `[B, K, L, D]` in the order of `token_order`."""
+        return step_sizes(signal, self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.pattern)
+
     def forward(self, x: Tensor) -> Tensor:
         signal, gate = self.signal_and_gate(x)
         norm = self.out_norm
@@ -96,9 +116,9 @@ class ES2D(nn.Module):
 
     def _scan(self, x: Tensor) -> Tensor:
         parameters = (self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds)
-        if self.scan == "ss2d":
-            return ss2d_scan(x, *parameters)
-        return es2d_scan(x, *parameters, step=self.step)
+        if self.scan == "es2d":
+            return es2d_scan(x, *parameters, step=self.step)
+        return pattern_scan(x, *parameters, self.pattern.name)
 
     def extra_repr(self) -> str:
         return f"scan={self.scan}, step={self.step}"

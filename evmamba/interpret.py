@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evmamba.blocks import ES2D
-from evmamba.kernels.paths import VISITS, fold_step, scan_paths, unfold_step
-from evmamba.kernels.reference import gather_tokens, merge_tokens
+from evmamba.kernels.reference import merge_tokens
 
 # Shares of the gradient whose smallest square around the centre is reported (arXiv 2203.06717, table 10).
 AREA_SHARES = (0.2, 0.5, 0.99)
@@ -22,27 +21,12 @@ class StepMap:
     Attributes:
         name: of the layer in the network.
         steps: [h, w], the mean over channels (and over the visits of a token) of delta = softplus(...), divided by its
-            mean over the group: the groups have parameters of their own. Above 1 a token is written into the state more
+            mean over the tokens with the same parameters. Above 1 a token is written into the state more
             than others, and what came before is forgotten more.
     """
 
     name: str
     steps: Tensor
-
-
-def scan_groups(height: int, width: int, layer: ES2D) -> Tensor:
-    """Pixel index of every token in the layer's order, int32 [K, L], -1 where the map is padded.
-
-    A layer with an even step above 2 has more groups than sets of parameters; all of them are listed.
-    """
-    if layer.scan == "ss2d":
-        return scan_paths(height, width, "ss2d")
-    if layer.step in (1, 2):
-        return scan_paths(height, width, "es2d" if layer.step == 2 else "forward")
-    pixels = torch.arange(1, height * width + 1).view(1, height, width, 1)  # 0 is what padding will be
-    folded = fold_step(pixels, layer.step)[..., 0]
-    paths = scan_paths(folded.shape[1], folded.shape[2], "es2d").long()
-    return torch.cat([part.flatten()[paths] for part in folded]).int() - 1
 
 
 def step_maps(model: nn.Module, image: Tensor) -> list[StepMap]:
@@ -57,7 +41,7 @@ def step_maps(model: nn.Module, image: Tensor) -> list[StepMap]:
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             assert isinstance(layer, ES2D)
-            found.append(StepMap(name, _step_sizes(layer, layer.signal_and_gate(inputs[0])[0])))
+            found.append(StepMap(name, _relative_steps(layer, layer.signal_and_gate(inputs[0])[0])))
 
         return hook
 
@@ -73,23 +57,15 @@ def step_maps(model: nn.Module, image: Tensor) -> list[StepMap]:
     return found
 
 
-def _step_sizes(layer: ES2D, signal: Tensor) -> Tensor:
+def _relative_steps(layer: ES2D, signal: Tensor) -> Tensor:
     """Step of every token [h, w] of a signal [1, h, w, D]; see `StepMap`."""
     _, height, width, _ = signal.shape
-    pattern = "ss2d" if layer.scan == "ss2d" else "forward" if layer.step == 1 else "es2d"
-    folded = fold_step(signal, layer.step) if pattern == "es2d" and layer.step > 2 else signal
-    _, h, w, _ = folded.shape
-    paths = scan_paths(h, w, pattern, signal.device)
-    rank = layer.dt_projs_weight.shape[2]
-    dt_low = torch.einsum("bkld,krd->bklr", gather_tokens(folded, paths), layer.x_proj_weight[:, :rank])
-    steps = F.softplus(torch.einsum("bklr,kdr->bkld", dt_low, layer.dt_projs_weight) + layer.dt_projs_bias[:, None])
-    steps = steps.mean(-1, keepdim=True)
-    inside = (paths >= 0)[:, :, None]
-    means = (steps * inside).sum(dim=(0, 2), keepdim=True) / (len(steps) * inside.sum(1, keepdim=True))
-    merged = merge_tokens(steps / means, paths, h, w) / VISITS[pattern]
-    if folded is not signal:
-        merged = unfold_step(merged, layer.step, height, width)
-    return merged[0, :, :, 0].cpu()
+    paths = layer.token_order(height, width).to(signal.device)
+    steps = layer.step_sizes(signal)[0].mean(-1).unflatten(0, (-1, layer.pattern.sets))  # [K / sets, sets, L]
+    inside = (paths >= 0).view_as(steps)
+    means = (steps * inside).sum((0, 2)) / inside.sum((0, 2))
+    relative = (steps / means[:, None]).view(1, *paths.shape, 1)
+    return (merge_tokens(relative, paths, height, width) / layer.pattern.visits)[0, :, :, 0].cpu()
 
 
 def receptive_field(last_map: Callable[[Tensor], Tensor], images: list[Tensor]) -> tuple[Tensor, dict[float, float]]:

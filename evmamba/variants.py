@@ -14,7 +14,7 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, register_model, resolve_pretrained_cfg
 
-from evmamba.blocks import SCANS, Scan
+from evmamba.blocks import Scan
 from evmamba.checkpoints import load_checkpoint
 from evmamba.errors import UserError, unknown_name
 from evmamba.model import EfficientVMamba, FeaturePyramid
@@ -46,7 +46,7 @@ PEERS: dict[str, tuple[type[VMamba] | type[Vim], type[VMambaPyramid] | type[VimP
 
 # Switches of the paper's ablations, their values, the published networks' first.
 ABLATIONS: dict[str, tuple[Any, ...]] = {
-    "scan": SCANS,
+    "scan": ("es2d", "ss2d"),
     "fusion": (True, False),
     "layout": ("EEII", "EEEE", "IIEE", "IIII"),
     "step": (2, 1, 4),

@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .paths import GROUPS, VISITS, path_length, scan_paths
+from .paths import PATTERNS, path_length, scan_paths
 from .reference import scan_type
 
 CHUNK = 16  # tokens between saved states
@@ -29,7 +29,7 @@ BLOCK = 49_152
 
 def states_shape(B: int, H: int, W: int, D: int, N: int, pattern: str) -> tuple[int, ...]:
     """Shape of the states that the forward saves: one before every chunk."""
-    return (path_length(H, W, pattern) + CHUNK - 1) // CHUNK, B, GROUPS[pattern], N, D
+    return (path_length(H, W, pattern) + CHUNK - 1) // CHUNK, B, len(PATTERNS[pattern].groups), N, D
 
 
 def forward(
@@ -230,7 +230,7 @@ def _order(H: int, W: int, pattern: str, device: torch.device) -> _Order:
         K = paths.shape[1]
         padded = paths < 0
         # Every pixel is visited equally often: sorting the tokens by pixel groups them, behind the padding tokens.
-        tokens = paths.flatten().argsort(stable=True)[int(padded.sum()) :].view(H * W, VISITS[pattern]).t()
+        tokens = paths.flatten().argsort(stable=True)[int(padded.sum()) :].view(H * W, PATTERNS[pattern].visits).t()
         return _Order(
             paths.clamp(min=0)[:, None],
             padded[:, None, :, None] if padded.any() else None,

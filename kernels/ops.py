@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import chunked, portable, reference
-from .paths import GROUPS, fold_step, path_length, unfold_step
+from .paths import PATTERNS, es2d_pattern, fold_step, path_length, pattern_named, unfold_step
 
 logger = logging.getLogger(__name__)
 
@@ -43,21 +43,17 @@ def es2d_scan(
     docstring, of any floating type. The projections take x's type; the scan runs in float32 (float64 for float64 x),
     and that is the type of the result `[B, H, W, D]`, before normalisation and gate. Differentiable once.
 
-    step p = 2 is the published networks'. Every other one is our reading of the paper's parameter p: an even step has
-    p^2 groups, which share the four sets of parameters (`paths.fold_step`); step 1 has one group, the whole map row by
-    row, and parameters for K = 1.
+    step is the atrous step p; what other steps than the published networks' 2 mean: `paths.es2d_pattern`. Step 1 has
+    parameters for K = 1, all others for K = 4.
     Raises ValueError for shapes, types or devices that do not fit together and for a step that is odd above 1.
     """
     parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
-    if step == 2:
-        return _scan(x, parameters, "es2d")
-    if step == 1:
-        return _scan(x, parameters, "forward")
-    if step < 1 or step % 2:
-        raise ValueError(f"es2d_scan is defined for step 1 and even steps, got step {step}")
+    pattern = es2d_pattern(step)
+    if pattern.step == PATTERNS[pattern.name].step:
+        return _scan(x, parameters, pattern.name)
     if x.dim() != 4:
         raise ValueError(f"x must be [B, H, W, D], got {list(x.shape)}")
-    y = _scan(fold_step(x, step), parameters, "es2d")
+    y = _scan(fold_step(x, step), parameters, pattern.name)
     return unfold_step(y, step, x.shape[1], x.shape[2])
 
 
@@ -73,7 +69,23 @@ def ss2d_scan(
 
     Shapes, types and errors as `es2d_scan`.
     """
-    return _scan(x, (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds), "ss2d")
+    return pattern_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, "ss2d")
+
+
+def pattern_scan(
+    x: Tensor,
+    x_proj_weight: Tensor,
+    dt_projs_weight: Tensor,
+    dt_projs_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    pattern: str,
+) -> Tensor:
+    """The scan of a map in any of the orders of `paths.PATTERNS`, with as many sets of parameters as that has groups.
+
+    Shapes, types and errors as `es2d_scan`; ValueError for an unknown pattern.
+    """
+    return _scan(x, (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds), pattern)
 
 
 def selective_scan_1d(
@@ -98,7 +110,7 @@ def selective_scan_1d(
 
 def scan_macs(B: int, H: int, W: int, D: int, N: int, R: int, pattern: str) -> tuple[int, int]:
     """Multiply-adds of one call: (both projections, the scan as the paper counts it), padding tokens included."""
-    tokens = GROUPS[pattern] * B * path_length(H, W, pattern)
+    tokens = len(PATTERNS[pattern].groups) * B * path_length(H, W, pattern)
     return tokens * D * (R + 2 * N) + tokens * D * R, 9 * tokens * D * N + tokens * D
 
 
@@ -166,7 +178,7 @@ def _definition_is_forced() -> bool:
 
 
 def _scan(x: Tensor, parameters: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], pattern: str) -> Tensor:
-    _check(x, *parameters, K=GROUPS[pattern])
+    _check(x, *parameters, K=pattern_named(pattern).sets)
     if portable.is_portable():
         return portable.scan(x, *parameters, pattern)
     if _definition_is_forced():

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._higher_order_ops.scan import scan as scan_operator
 
+from .paths import PATTERNS, Pattern
 from .reference import scan_type
 
 _active = False
@@ -48,7 +49,8 @@ def scan(
     N = A_logs.shape[1]
     dtype = scan_type(x)
 
-    tokens = _split(x, pattern).to(dtype)  # [B, K, L, D]
+    order = PATTERNS[pattern]
+    tokens = _split(x, order).to(dtype)  # [B, K, L, D]
     x_proj, dt_proj = (weight.to(x.dtype).to(dtype) for weight in (x_proj_weight, dt_projs_weight))
     dt_low, Bt, Ct = torch.matmul(tokens, x_proj.mT).split([R, N, N], dim=-1)
     delta = F.softplus(torch.matmul(dt_low, dt_proj.mT) + dt_projs_bias.to(dtype)[:, None])
@@ -61,36 +63,37 @@ def scan(
 
     inputs = tuple(part.permute(2, 0, 1, 3) for part in (delta, delta * tokens, Bt, Ct))
     _, y = scan_operator(step, x.new_zeros(B, K, D, N, dtype=dtype), inputs)
-    return _merge(y.permute(1, 2, 0, 3) + tokens * Ds.to(dtype).view(K, 1, D), H, W, pattern)
+    return _merge(y.permute(1, 2, 0, 3) + tokens * Ds.to(dtype).view(K, 1, D), H, W, order)
 
 
-def _split(x: Tensor, pattern: str) -> Tensor:
-    """Tokens `[B, K, L, D]` of a map `[B, H, W, D]`, in the order of `paths.scan_paths`; padding tokens are zero."""
+def _split(x: Tensor, pattern: Pattern) -> Tensor:
+    """Tokens `[B, K, L, D]` of a map `[B, H, W, D]`, in the order of `Pattern.paths`; padding tokens are zero."""
     _, H, W, _ = x.shape
-    if pattern == "es2d":
-        x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
-        maps = [x[:, 0::2, 0::2], x[:, 1::2, 0::2].transpose(1, 2), x[:, 0::2, 1::2], x[:, 1::2, 1::2].transpose(1, 2)]
-    elif pattern == "ss2d":
-        maps = [x, x.transpose(1, 2), x.flip(1, 2), x.transpose(1, 2).flip(1, 2)]
-    else:
-        maps = [x if pattern == "forward" else x.flip(1, 2)]
-    return torch.stack([part.flatten(1, 2) for part in maps], dim=1)
+    step = pattern.step
+    rows, columns = pattern.size(H, W)
+    if step > 1:
+        x = F.pad(x, (0, 0, 0, columns * step - W, 0, rows * step - H))
+    groups = []
+    for group in pattern.groups:
+        part = x[:, group.row :: step, group.column :: step]
+        tokens = (part.transpose(1, 2) if group.down else part).flatten(1, 2)
+        groups.append(tokens.flip(1) if group.backwards else tokens)
+    return torch.stack(groups, dim=1)
 
 
-def _merge(y: Tensor, H: int, W: int, pattern: str) -> Tensor:
+def _merge(y: Tensor, H: int, W: int, pattern: Pattern) -> Tensor:
     """Map `[B, H, W, D]` with, at every pixel, the sum of the tokens `[B, K, L, D]` taken from it."""
-    if pattern == "es2d":
-        h, w = (H + 1) // 2, (W + 1) // 2
-        even_rows = torch.stack([y[:, 0].unflatten(1, (h, w)), y[:, 2].unflatten(1, (h, w))], dim=3)
-        odd_rows = torch.stack([_columns_first(y[:, 1], h, w), _columns_first(y[:, 3], h, w)], dim=3)
-        return torch.stack([even_rows.flatten(2, 3), odd_rows.flatten(2, 3)], dim=2).flatten(1, 2)[:, :H, :W]
-    if pattern == "ss2d":
-        rows = y[:, 0] + y[:, 2].flip(1)
-        columns = y[:, 1] + y[:, 3].flip(1)
-        return rows.unflatten(1, (H, W)) + _columns_first(columns, H, W)
-    return (y[:, 0] if pattern == "forward" else y[:, 0].flip(1)).unflatten(1, (H, W))
-
-
-def _columns_first(y: Tensor, h: int, w: int) -> Tensor:
-    """Map `[B, h, w, D]` of tokens `[B, h w, D]` that run down the columns."""
-    return y.unflatten(1, (w, h)).transpose(1, 2)
+    step = pattern.step
+    rows, columns = pattern.size(H, W)
+    parts: dict[tuple[int, int], Tensor] = {}  # [B, rows, columns, D] by first row and column
+    for k, group in enumerate(pattern.groups):
+        tokens = y[:, k].flip(1) if group.backwards else y[:, k]
+        part = (
+            tokens.unflatten(1, (columns, rows)).transpose(1, 2) if group.down else tokens.unflatten(1, (rows, columns))
+        )
+        start = group.row, group.column
+        parts[start] = parts[start] + part if start in parts else part
+    if step == 1:
+        return parts[0, 0]
+    strips = [torch.stack([parts[row, column] for column in range(step)], dim=3).flatten(2, 3) for row in range(step)]
+    return torch.stack(strips, dim=2).flatten(1, 2)[:, :H, :W]

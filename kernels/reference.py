@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .paths import scan_paths
+from .paths import Pattern, scan_paths
 
 
 def scan_type(x: Tensor) -> torch.dtype:
@@ -45,15 +45,14 @@ def scan(
     The operands of the projections are rounded to x's type; everything after them is of the scan's type.
     """
     _, H, W, D = x.shape
-    K, _, R = dt_projs_weight.shape
     N = A_logs.shape[1]
     dtype = scan_type(x)
     paths = scan_paths(H, W, pattern, x.device)
+    K = len(paths)
 
-    tokens = gather_tokens(x, paths).to(dtype)
-    x_proj, dt_proj = (weight.to(x.dtype).to(dtype) for weight in (x_proj_weight, dt_projs_weight))
-    dt_low, Bt, Ct = torch.einsum("bkld,ksd->bkls", tokens, x_proj).split([R, N, N], dim=-1)
-    delta = F.softplus(torch.einsum("bklr,kdr->bkld", dt_low, dt_proj) + dt_projs_bias.to(dtype)[:, None])
+    tokens = gather_tokens(x, paths)
+    delta, Bt, Ct = _project(tokens, x_proj_weight, dt_projs_weight, dt_projs_bias)
+    tokens = tokens.to(dtype)
     A = -A_logs.to(dtype).exp().view(K, D, N)
 
     h = tokens.new_zeros(x.shape[0], K, D, N)
@@ -64,3 +63,29 @@ def scan(
         outputs.append((h * Ct[:, :, t, None]).sum(-1))
     y = torch.stack(outputs, dim=2) + tokens * Ds.to(dtype).view(K, 1, D)
     return merge_tokens(y, paths, H, W)
+
+
+def step_sizes(
+    x: Tensor, x_proj_weight: Tensor, dt_projs_weight: Tensor, dt_projs_bias: Tensor, pattern: Pattern
+) -> Tensor:
+    """Delta of every token, `[B, K, L, D]` in the order of `pattern.paths`: what a scan of `x` `[B, H, W, D]` steps by.
+
+    The parameters as in :func:`scan`, one set for each of `pattern.sets`.
+    """
+    tokens = gather_tokens(x, pattern.paths(x.shape[1], x.shape[2], x.device))
+    weights = (x_proj_weight, dt_projs_weight, dt_projs_bias)
+    repeats = len(pattern.groups) // pattern.sets
+    return _project(tokens, *(weight.repeat(repeats, *[1] * (weight.dim() - 1)) for weight in weights))[0]
+
+
+def _project(
+    tokens: Tensor, x_proj_weight: Tensor, dt_projs_weight: Tensor, dt_projs_bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Delta `[B, K, L, D]` and B and C `[B, K, L, N]` of tokens `[B, K, L, D]`, in the scan's type."""
+    dtype = scan_type(tokens)
+    x_proj, dt_proj = (weight.to(tokens.dtype).to(dtype) for weight in (x_proj_weight, dt_projs_weight))
+    R = dt_proj.shape[2]
+    N = (x_proj.shape[1] - R) // 2
+    dt_low, Bt, Ct = torch.einsum("bkld,ksd->bkls", tokens.to(dtype), x_proj).split([R, N, N], dim=-1)
+    delta = F.softplus(torch.einsum("bklr,kdr->bkld", dt_low, dt_proj) + dt_projs_bias.to(dtype)[:, None])
+    return delta, Bt, Ct

@@ -5,7 +5,7 @@ are float32; inputs float32, bfloat16 or float16. Runs on CUDA tensors, or on CP
 (TRITON_INTERPRET=1 in the environment before triton is imported).
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from math import ceil
 from typing import Any
 
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .paths import GROUPS, VISITS, path_length
+from .paths import PATTERNS, path_length
 from .triton_backward import scan_backward_kernel
 from .triton_forward import CHECKPOINT, carry_kernel, decay_kernel, scan_forward_kernel, segment_state_kernel
 from .triton_math import on_device
@@ -60,7 +60,7 @@ def plan(B: int, D: int, L: int, K: int) -> Plan:
 
 def states_shape(B: int, H: int, W: int, D: int, N: int, pattern: str) -> tuple[int, ...]:
     """Shape of the float32 states that the forward saves: the state before every 16th token."""
-    return GROUPS[pattern], B, (path_length(H, W, pattern) + CHECKPOINT - 1) // CHECKPOINT, N, D
+    return len(PATTERNS[pattern].groups), B, (path_length(H, W, pattern) + CHECKPOINT - 1) // CHECKPOINT, N, D
 
 
 def path_table(H: int, W: int, pattern: str, device: torch.device, length: int) -> Tensor:
@@ -68,10 +68,11 @@ def path_table(H: int, W: int, pattern: str, device: torch.device, length: int) 
 
     Computed in every call: memory that is kept would belong to one stream, or to the pool of one CUDA graph.
     """
-    K = GROUPS[pattern]
-    table = torch.empty(K + 1, length, dtype=torch.int32, device=device)
-    paths_kernel[(K + 1, triton.cdiv(length, 256))](
-        table, H, W, path_length(H, W, pattern), length, K=K, PATTERN=pattern, BT=256
+    order = PATTERNS[pattern]
+    groups = tuple(astuple(group) for group in order.groups)
+    table = torch.empty(len(groups) + 1, length, dtype=torch.int32, device=device)
+    paths_kernel[(len(groups) + 1, triton.cdiv(length, 256))](
+        table, H, W, order.length(H, W), length, GROUPS=groups, STEP=order.step, BT=256
     )
     return table
 
@@ -130,7 +131,7 @@ def _prepare(
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(f"the Triton scan takes float32, bfloat16 or float16, got {x.dtype}")
     B, H, W, D = x.shape
-    K, N, R = GROUPS[pattern], A_logs.shape[1], dt_projs_weight.shape[2]
+    K, N, R = len(PATTERNS[pattern].groups), A_logs.shape[1], dt_projs_weight.shape[2]
     L = path_length(H, W, pattern)
     Lp = ceil(L / CHECKPOINT) * CHECKPOINT
     S = projection_width(N, R)
@@ -183,7 +184,7 @@ def forward(
     """Scan `x` `[B, H, W, D]`: `(y float32 [B, H, W, D], states)`; without `save` the states are empty."""
     B, H, W, D = x.shape
     states = x.new_empty(states_shape(B, H, W, D, A_logs.shape[1], pattern) if save else (0,), dtype=torch.float32)
-    visits = VISITS[pattern]
+    visits = PATTERNS[pattern].visits
     y = x.new_empty(visits, B, H, W, D, dtype=torch.float32)
     if y.numel() == 0:
         return y[0], states
@@ -211,7 +212,7 @@ def backward(
     with on_device(x.device):
         call = _prepare(x, *parameters, pattern)
         K, D, N, R, S = (call.sizes[name] for name in "KDNRS")
-        B, cut, M, visits = call.B, call.plan, call.tokens_of_group, VISITS[pattern]
+        B, cut, M, visits = call.B, call.plan, call.tokens_of_group, PATTERNS[pattern].visits
         dy = dy.contiguous()
         carry = _segment_states(call, dy, reverse=True)
         blocks = ceil(D / BLOCK)

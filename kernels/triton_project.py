@@ -15,24 +15,23 @@ def projection_width(N: int, R: int) -> int:
 
 
 @triton.jit
-def paths_kernel(table, H, W, L, LP, K: tl.constexpr, PATTERN: tl.constexpr, BT: tl.constexpr):
-    """table[k, t] = pixel of token t of group k (paths.scan_paths), -1 for padding, from L on, and in row K."""
+def paths_kernel(table, H, W, L, LP, GROUPS: tl.constexpr, STEP: tl.constexpr, BT: tl.constexpr):
+    """table[k, t] = pixel of token t of group k (Pattern.paths), -1 for padding, from L on, and in the last row.
+
+    GROUPS holds (first row, first column, down, backwards) of every group.
+    """
     k = tl.program_id(0)
     t = tl.program_id(1) * BT + tl.arange(0, BT)
-    if PATTERN == "es2d":
-        height = (H + 1) // 2
-        width = (W + 1) // 2
-        down = k % 2 == 1
-        row = 2 * tl.where(down, t % height, t // width) + k % 2
-        column = 2 * tl.where(down, t // height, t % width) + k // 2
-    else:
-        backwards = (k >= 2) if PATTERN == "ss2d" else (PATTERN == "reverse")
-        i = tl.where(backwards, L - 1 - t, t)
-        down = k % 2 == 1
-        row = tl.where(down, i % H, i // W)
-        column = tl.where(down, i // H, i % W)
-    is_pixel = (t < L) & (row < H) & (column < W) & (k < K)
-    tl.store(table + k * LP + t, tl.where(is_pixel, row * W + column, -1), mask=t < LP)
+    rows = (H + STEP - 1) // STEP
+    columns = (W + STEP - 1) // STEP
+    pixel = tl.full([BT], -1, tl.int32)
+    for group in tl.static_range(len(GROUPS)):
+        i = L - 1 - t if GROUPS[group][3] else t
+        row = STEP * (i % rows if GROUPS[group][2] else i // columns) + GROUPS[group][0]
+        column = STEP * (i // rows if GROUPS[group][2] else i % columns) + GROUPS[group][1]
+        is_pixel = (t < L) & (row < H) & (column < W) & (k == group)
+        pixel = tl.where(is_pixel, row * W + column, pixel)
+    tl.store(table + k * LP + t, pixel, mask=t < LP)
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from evmamba.blocks import ES2D
 from evmamba.errors import UserError, unknown_name
-from evmamba.interpret import class_activation, receptive_field, scan_groups, step_maps
+from evmamba.interpret import class_activation, receptive_field, step_maps
 from evmamba.launch.fit.described import load_described
 from evmamba.launch.store.results import check_writable
 from evmamba.launch.use.explain_figures import (
@@ -83,7 +83,7 @@ def explain_images(given: argparse.Namespace) -> list[Path]:
         layer = layers[0]
         kind = "four directions over the full map" if layer.scan == "ss2d" else f"atrous groups, step {layer.step}"
         title = f"{layer.scan.upper()}: {kind}; square: first token, cross: last; map of {height} x {width} tokens"
-        figures["scan"] = draw_scan(shown, scan_groups(height, width, layer), height, width, title)
+        figures["scan"] = draw_scan(shown, layer.token_order(height, width), height, width, title)
         figures["steps"] = draw_steps(shown, maps)
     field, areas = receptive_field(network.last_map, tensors)
     figures["receptive_field"] = draw_receptive_field(field, areas, len(tensors))

@@ -220,7 +220,7 @@ def test_step_1_is_one_scan_of_the_whole_map(make_inputs, assert_close):
 
 @pytest.mark.parametrize("step", [0, 3, -2])
 def test_other_steps_are_refused(make_inputs, step):
-    with pytest.raises(ValueError, match=f"step {step}"):
+    with pytest.raises(ValueError, match=f"step must be 1 or even, not {step}"):
         es2d_scan(*make_inputs(1, 4, 4, 2, 2, 1), step=step)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evmamba.kernels import es2d_scan, portable, reference
-from evmamba.kernels.paths import GROUPS
+from evmamba.kernels.paths import PATTERNS
 
 
 def parameters(K: int, D: int, N: int, R: int) -> tuple[torch.Tensor, ...]:
@@ -14,9 +14,9 @@ def parameters(K: int, D: int, N: int, R: int) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7), (1, 3), (3, 1)], ids=lambda size: f"{size[0]}x{size[1]}")
-@pytest.mark.parametrize("pattern", GROUPS)
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_equals_the_definition(pattern: str, size: tuple[int, int]):
-    given = parameters(GROUPS[pattern], D=8, N=4, R=2)
+    given = parameters(PATTERNS[pattern].sets, D=8, N=4, R=2)
     x = torch.randn(2, *size, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     wanted = reference.scan(x, *given, pattern)
     assert (portable.scan(x, *given, pattern) - wanted).abs().max() <= 1e-12 * wanted.abs().max()

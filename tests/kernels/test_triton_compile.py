@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 from collections import Counter
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from evmamba.kernels import triton_backward, triton_es2d, triton_forward, triton_norm, triton_project  # noqa: E402
+from evmamba.kernels.paths import PATTERNS  # noqa: E402
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 POINTERS = dict.fromkeys(("x", "dx", "dx_scan", "dproj", "z", "dz", "out", "dout"), "*bf16") | {
@@ -150,7 +152,8 @@ OTHER_KERNELS = {
 
 @pytest.mark.parametrize("target", [80, 100, "gfx942"], ids=str)
 def test_other_kernels_compile(target):
-    paths = {"paths": (triton_project.paths_kernel, {"K": 4, "PATTERN": "es2d", "BT": 256})}
+    groups = tuple(astuple(group) for group in PATTERNS["es2d"].groups)
+    paths = {"paths": (triton_project.paths_kernel, {"GROUPS": groups, "STEP": 2, "BT": 256})}
     for name, (kernel, constants) in (OTHER_KERNELS | paths).items():
         precision = {"PRECISION": "ieee" if target == "gfx942" else "tf32"} if "PRECISION" in kernel.arg_names else {}
         num_warps = 1 if name == "segments" else 4

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evmamba.kernels import reference
-from evmamba.kernels.paths import GROUPS, scan_paths
+from evmamba.kernels.paths import PATTERNS, scan_paths
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -45,7 +45,7 @@ def poisoned_memory():
 
 def make_inputs(B, H, W, D, N, R, pattern, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    K = GROUPS[pattern]
+    K = PATTERNS[pattern].sets
 
     def normal(*shape):
         return torch.randn(*shape, generator=generator)
@@ -155,7 +155,7 @@ def test_segments_equal_one_long_scan(pattern, monkeypatch):
     check((1, 1, 39, 8, 2, 1), pattern)
 
 
-@pytest.mark.parametrize("pattern", GROUPS)
+@pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 1), (4, 7), (6, 4)], ids=str)
 def test_table_holds_the_paths_and_padding_to_read_ahead(size, pattern):
     paths = scan_paths(*size, pattern)

@@ -11,7 +11,7 @@ from torch import nn
 
 from evmamba import EfficientVMamba
 from evmamba.blocks import ES2D
-from evmamba.interpret import class_activation, receptive_field, scan_groups, step_maps
+from evmamba.interpret import class_activation, receptive_field, step_maps
 from evmamba.kernels import es2d_scan
 from evmamba.launch import cli
 
@@ -19,7 +19,7 @@ from evmamba.launch import cli
 @pytest.mark.parametrize(("step", "groups"), [(1, 1), (2, 4), (4, 16)])
 @pytest.mark.parametrize("size", [(4, 8), (5, 7)])
 def test_the_groups_share_every_pixel_out_once(step: int, groups: int, size: tuple[int, int]):
-    paths = scan_groups(*size, ES2D(8, step=step))
+    paths = ES2D(8, step=step).token_order(*size)
     assert len(paths) == groups
     pixels = paths[paths >= 0]
     assert sorted(pixels.tolist()) == list(range(size[0] * size[1]))
@@ -38,7 +38,7 @@ def test_the_drawn_order_is_that_of_the_scan():
     )
     parameters[0][:, 1:] = 1 / 8  # B = C = mean of the channels = 1
     y = es2d_scan(torch.ones(1, height, width, 8), *parameters)[0, :, :, 0].flatten() / 30
-    for path in scan_groups(height, width, layer):
+    for path in layer.token_order(height, width):
         assert y[path.long()].tolist() == pytest.approx(range(1, len(path) + 1))
 
 
