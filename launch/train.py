@@ -43,7 +43,8 @@ from evmamba.launch.fit.sharded import settle
 from evmamba.launch.fit.strategies import build_strategy, check_strategy, spell_out
 from evmamba.launch.messages import short_error
 from evmamba.launch.store.results import check_writable
-from evmamba.tasks.base import TaskDataModule, TaskModule
+from evmamba.tasks.data import TaskDataModule
+from evmamba.tasks.module import TaskModule
 from evmamba.tasks.training.metrics_log import MetricsLog
 
 # Errors are raised, not printed; and max_epoch is a mistake, not max_epochs.

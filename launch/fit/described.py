@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 
 from evmamba.checkpoints import read_file
 from evmamba.errors import UserError
-from evmamba.tasks.base import TaskModule
+from evmamba.tasks.module import TaskModule
 
 KEY = "evmamba"
 

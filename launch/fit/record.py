@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 
 from evmamba.launch.bench.progress import PROGRESS_FILE
 from evmamba.launch.store.results import Result, device_name, git_state, provenance, write_result
-from evmamba.tasks.base import TaskDataModule, TaskModule
+from evmamba.tasks.data import TaskDataModule
+from evmamba.tasks.module import TaskModule
 
 CURVE_POINTS = 200
 # Names under which the tasks keep the size of what the network sees.

@@ -6,9 +6,9 @@ from typing import Any
 import lightning as L
 
 from evmamba.launch.measure.cost import sweep
-from evmamba.tasks.base import TaskModule
 from evmamba.tasks.classification import ClassificationData
 from evmamba.tasks.classification.data import evaluation_transform
+from evmamba.tasks.module import TaskModule
 
 MULTIPLE = 16
 

@@ -17,7 +17,7 @@ from evmamba.checkpoints import write_safetensors
 from evmamba.errors import UserError
 from evmamba.launch.bench.run import BACKBONE_FILE
 from evmamba.model import Trunk
-from evmamba.tasks.base import TaskModule
+from evmamba.tasks.module import TaskModule
 
 WEIGHTS_FILE = "weights.safetensors"
 

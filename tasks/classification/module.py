@@ -14,8 +14,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from evmamba.errors import UserError
 from evmamba.tasks.backbones import build_backbone
-from evmamba.tasks.base import TaskModule
 from evmamba.tasks.classification.gallery import draw_prediction
+from evmamba.tasks.module import TaskModule
 from evmamba.tasks.training.optim import DEFAULT_OPTIMIZER, DEFAULT_SCHEDULE, OptimizerConfig, ScheduleConfig
 
 # A larger matrix would make result files of many megabytes that nobody reads.

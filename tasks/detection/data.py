@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from evmamba.errors import UserError
-from evmamba.tasks.base import TaskDataModule, fingerprint
+from evmamba.tasks.data import TaskDataModule, fingerprint
 from evmamba.tasks.detection.annotations import (
     CocoAnnotations,
     ImageRecord,

@@ -7,11 +7,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from evmamba.tasks.base import TaskModule
 from evmamba.tasks.detection.data import DetectionData
 from evmamba.tasks.detection.detectors import DetectorName, build_detector
 from evmamba.tasks.detection.gallery import draw_comparison, error_share
 from evmamba.tasks.detection.metrics import CocoDetections, evaluate_coco, write_detections
+from evmamba.tasks.module import TaskModule
 from evmamba.tasks.training.optim import DEFAULT_OPTIMIZER, DEFAULT_SCHEDULE, OptimizerConfig, ScheduleConfig
 
 # Result files in output_dir; two, because pycocotools mistakes box areas for mask areas where an entry has both.

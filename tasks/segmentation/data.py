@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from evmamba.errors import UserError
-from evmamba.tasks.base import TaskDataModule
+from evmamba.tasks.data import TaskDataModule
 from evmamba.tasks.images import BadImagePolicy, handle_unreadable, is_image_file, read_image
 from evmamba.tasks.segmentation.augment import TrainingAugmentation, normalise
 from evmamba.tasks.segmentation.labels import LabelMap, read_label

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from evmamba.errors import UserError
 from evmamba.tasks.backbones import build_backbone
-from evmamba.tasks.base import TaskModule
 from evmamba.tasks.images import read_image
+from evmamba.tasks.module import TaskModule
 from evmamba.tasks.segmentation.gallery import draw_comparison, palette
 from evmamba.tasks.segmentation.inference import (
     MULTI_SCALE_RATIOS,

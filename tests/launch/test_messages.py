@@ -7,7 +7,7 @@ from evmamba.launch.messages import Parser, short_error
 
 NESTED = """Parser key "model":
   Does not validate against any of the Union subtypes
-  Subtypes: [<class 'evmamba.tasks.base.TaskModule'>, <class 'NoneType'>]
+  Subtypes: [<class 'evmamba.tasks.module.TaskModule'>, <class 'NoneType'>]
   Errors:
     - Problem with given class_path 'evmamba.tasks.classification.ClassificationModule':
         {problem}

@@ -7,7 +7,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from evmamba.tasks.base import TaskDataModule, TaskModule
+from evmamba.tasks.data import TaskDataModule
+from evmamba.tasks.module import TaskModule
 from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig
 
 CONSTANT = ScheduleConfig("constant")

@@ -11,9 +11,9 @@ import evmamba
 from evmamba.launch import cli
 from evmamba.launch.fit.described import KEY
 from evmamba.launch.use.networks import find_network
-from evmamba.tasks.base import TaskModule
 from evmamba.tasks.classification import ClassificationModule
 from evmamba.tasks.detection import DetectionModule
+from evmamba.tasks.module import TaskModule
 from evmamba.tasks.segmentation import SegmentationModule
 
 NAMES = ["ant", "bee", "cat"]

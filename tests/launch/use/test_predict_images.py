@@ -15,9 +15,9 @@ from evmamba.launch.fit.described import KEY, SelfDescription, load_described
 from evmamba.launch.train import EvmambaCLI
 from evmamba.launch.use.predict_images import find_images
 from evmamba.launch.use.predictor import load_predictor
-from evmamba.tasks.base import TaskModule
 from evmamba.tasks.classification import ClassificationModule
 from evmamba.tasks.detection import DetectionModule
+from evmamba.tasks.module import TaskModule
 from evmamba.tasks.segmentation import SegmentationModule
 
 NAMES = ["ant", "bee", "cat"]

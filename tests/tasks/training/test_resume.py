@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from evmamba.tasks.base import TaskDataModule, TaskModule
+from evmamba.tasks.data import TaskDataModule
+from evmamba.tasks.module import TaskModule
 from evmamba.tasks.training import callbacks
 from evmamba.tasks.training.callbacks import BestCheckpoint, LastCheckpoint, WeightEMA
 from evmamba.tasks.training.checkpoint_files import candidates, newest_whole

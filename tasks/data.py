@@ -1,0 +1,209 @@
+"""What the tasks' data modules share: the loaders, the description of the data and its fingerprint."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from evmamba.errors import UserError
+from evmamba.tasks.images import BadImagePolicy, find_unreadable, handle_unreadable
+from evmamba.tasks.training.randomness import SeededSamples
+from evmamba.tasks.training.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
+
+EMBEDDED = "embedded"
+MAX_HASHED_BYTES = 64 * 2**20
+
+
+class TaskDataModule(L.LightningDataModule):
+    """Folders of images in one of the documented layouts, and loaders that are exact for any number of processes.
+
+    A task's constructor does the cheap checks and sets ``num_classes`` and ``class_names`` (the command line links them
+    to the model); its ``setup`` sets ``train_set`` and ``val_set``, map-style data sets of samples for :meth:`collate`.
+    The test stage and predict use the validation split: there is no other.
+
+    Args:
+        data_dir: the data set's root, or "embedded" for the drawn one that is made on first use.
+        batch_size: training images per process and step.
+        eval_batch_size: evaluation images per process and step; None takes batch_size.
+        num_workers: loading processes per loader.
+        on_bad_image: "stop" with an error before training, or "skip" unreadable images with a counted warning.
+        seed: of the training order.
+
+    Raises:
+        UserError: missing data folder, or options out of range.
+    """
+
+    task: ClassVar[str]
+    num_classes: int
+    class_names: list[str]
+    train_set: Dataset
+    val_set: Dataset
+
+    def __init__(
+        self,
+        data_dir: str,
+        batch_size: int,
+        eval_batch_size: int | None,
+        num_workers: int,
+        on_bad_image: BadImagePolicy,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise UserError(f"data.{name} must be at least {least}, not {value}")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.on_bad_image: BadImagePolicy = on_bad_image
+        self.seed = seed
+        self.embedded = data_dir == EMBEDDED
+        self.root = self._embedded_root() if self.embedded else Path(data_dir).expanduser()
+        if not self.root.is_dir():
+            raise UserError(f"data folder not found: {self.root} (data.data_dir)")
+
+    def _embedded_root(self) -> Path:
+        from evmamba.tasks.embedded import ensure_embedded  # draws pictures: not needed for real data
+
+        return ensure_embedded(self.task)
+
+    def collate(self, samples: list[Any]) -> dict[str, Any]:
+        """Turn a list of samples into a batch with at least ``path``, the files' names."""
+        raise NotImplementedError
+
+    def image_paths(self) -> tuple[list[Path], list[Path]]:
+        """Return the training and the validation image files (known from the constructor on)."""
+        raise NotImplementedError
+
+    def label_paths(self) -> list[Path]:
+        """Return the files with labels, where images have such."""
+        return []
+
+    def description(self) -> dict[str, Any]:
+        """Say which data this is: name, root, number of images and classes, and a fingerprint (see `fingerprint`)."""
+        train, val = self.image_paths()
+        return {
+            "name": EMBEDDED if self.embedded else self.root.resolve().name,
+            "root": str(self.root),
+            "train_images": len(train),
+            "val_images": len(val),
+            "num_classes": self.num_classes,
+            "fingerprint": self.fingerprint(),
+        }
+
+    def fingerprint(self) -> str:
+        """See :func:`fingerprint`."""
+        train, val = self.image_paths()
+        return fingerprint(self.root, [*train, *val], self.class_names, self.label_paths())
+
+    def readable(
+        self,
+        paths: Sequence[Path],
+        where: str,
+        find: Callable[[Sequence[Path], BadImagePolicy], dict[Path, str]] = find_unreadable,
+    ) -> list[Path]:
+        """Return the readable ones of these images, by the policy `on_bad_image`; rank 0 looks, all ranks agree.
+
+        Args:
+            paths: the images.
+            where: which part of the data, for messages.
+            find: looks at them; for images that are not files of their own.
+
+        Raises:
+            UserError: see :func:`evmamba.tasks.images.handle_unreadable`.
+        """
+        bad: dict[Path, str] | None = None
+        if self._rank == 0:
+            bad = find(paths, self.on_bad_image)
+        if self.trainer is not None and self.trainer.world_size > 1:
+            bad = self.trainer.strategy.broadcast(bad)
+        assert bad is not None
+        handle_unreadable(bad, len(paths), self.on_bad_image, where)
+        return [path for path in paths if path not in bad]
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer is not None else 0
+
+    @property
+    def _world(self) -> int:
+        return self.trainer.world_size if self.trainer is not None else 1
+
+    def train_dataloader(self) -> DataLoader:
+        sampler = TrainingSampler(len(self.train_set), self._rank, self._world, self.seed)  # type: ignore[arg-type]
+        return TrainingLoader(
+            SeededSamples(self.train_set, self.seed),
+            sampler,
+            self._batches_done,
+            batch_size=self.batch_size,
+            # A last small batch makes BatchNorm's statistics noisy; it is kept only where it is all there is.
+            drop_last=len(sampler) >= self.batch_size,
+            persistent_workers=self.num_workers > 0,
+            **self._loading(self.collate),
+        )
+
+    def _batches_done(self) -> int:
+        """Batches of the current epoch that are trained already: not 0 where a training is continued."""
+        if self.trainer is None or not self.trainer.training:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def val_dataloader(self) -> DataLoader:
+        return self._evaluation_loader()
+
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation_loader()
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._evaluation_loader()
+
+    def _evaluation_loader(self) -> DataLoader:
+        sampler = EvaluationSampler(len(self.val_set), self._rank, self._world)  # type: ignore[arg-type]
+        collate = _Ignored(self.collate) if sampler.ignored else self.collate
+        return DataLoader(self.val_set, batch_size=self.eval_batch_size, sampler=sampler, **self._loading(collate))
+
+    def _loading(self, collate: Callable) -> dict[str, Any]:
+        """The options of every loader."""
+        return {
+            "collate_fn": collate,
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+
+class _Ignored:
+    """A collate function whose batches say that they do not count (see EvaluationSampler)."""
+
+    def __init__(self, collate: Callable[[list[Any]], dict[str, Any]]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> dict[str, Any]:
+        return self.collate(samples) | {"ignore": True}
+
+
+def fingerprint(root: Path, paths: Iterable[Path], class_names: Sequence[str], labels: Sequence[Path] = ()) -> str:
+    """Return 16 hex digits over the class names, every file's name (relative to root) and size, and the labels.
+
+    Label files can change without changing their size: their contents count up to 64 MiB in all, beyond that their
+    times of modification.
+    """
+    # Names also of files outside root.
+    sized = ((Path(os.path.relpath(path, root)).as_posix(), path.stat().st_size) for path in (*paths, *labels))
+    digest = files_digest(class_names, sized)
+    small = sum(path.stat().st_size for path in labels) <= MAX_HASHED_BYTES
+    for path in labels:
+        digest.update(hashlib.sha256(path.read_bytes()).digest() if small else str(path.stat().st_mtime_ns).encode())
+    return digest.hexdigest()[:16]
+
+
+def files_digest(class_names: Sequence[str], sized: Iterable[tuple[str, int]]) -> "hashlib._Hash":
+    """SHA-256 so far over class names and (file name, bytes) pairs: the start of every fingerprint."""
+    digest = hashlib.sha256("\0".join(class_names).encode())
+    for name, size in sized:
+        digest.update(f"\n{name}\0{size}".encode())
+    return digest

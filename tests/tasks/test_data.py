@@ -1,0 +1,78 @@
+"""Loaders, the description of the data and options that all tasks share."""
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from evmamba.errors import UserError
+from evmamba.tasks import data as data_of_tasks
+
+from .toy import ToyData
+
+
+def test_a_short_last_batch_is_dropped_unless_it_is_all_there_is(tmp_path: Path):
+    def sizes(n: int) -> list[int]:
+        data = ToyData(tmp_path, [1.0] * n, batch_size=4)
+        data.setup("fit")
+        return [len(batch["path"]) for batch in data.train_dataloader()]
+
+    assert sizes(10) == [4, 4]
+    assert sizes(3) == [3]
+
+
+def test_description_changes_with_the_files(tmp_path: Path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    data = ToyData(tmp_path, [])
+    first = data.description()
+    assert (first["name"], first["train_images"], first["num_classes"]) == (tmp_path.name, 2, 2)
+    assert data.description() == first
+    (tmp_path / "b.png").rename(tmp_path / "c.png")
+    assert data.description()["fingerprint"] != first["fingerprint"]
+
+
+@pytest.mark.parametrize("limit", [data_of_tasks.MAX_HASHED_BYTES, 0], ids=["contents", "times"])
+def test_fingerprint_changes_with_labels_of_the_same_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int):
+    monkeypatch.setattr(data_of_tasks, "MAX_HASHED_BYTES", limit)
+    label = tmp_path / "label.txt"
+    label.write_text("cat")
+    first = data_of_tasks.fingerprint(tmp_path, [], ["a"], [label])
+    assert data_of_tasks.fingerprint(tmp_path, [], ["a"], [label]) == first
+    label.write_text("dog")
+    os.utime(label, ns=(1, 1))
+    assert data_of_tasks.fingerprint(tmp_path, [], ["a"], [label]) != first
+
+
+def test_fingerprint_of_files_outside_the_root(tmp_path: Path):
+    (tmp_path / "root").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    one, other = (data_of_tasks.fingerprint(tmp_path / "root", [tmp_path / name], []) for name in ("a.png", "b.png"))
+    assert one != other
+
+
+def test_unreadable_images_stop_or_are_left_out(tmp_path: Path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"broken")
+    data = ToyData(tmp_path, [])
+    files = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"1 of 2 train images cannot be read: .*b\.png"):
+        data.readable(files, "train")
+    data.on_bad_image = "skip"
+    with pytest.warns(UserWarning, match=r"1 of 2 train images .*b\.png"):
+        assert data.readable(files, "train") == [tmp_path / "a.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"batch_size": 0}, "batch_size"), ({"num_workers": -1}, "num_workers")]
+)
+def test_options_out_of_range_are_named(tmp_path: Path, options: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        ToyData(tmp_path, [1.0], **options)
+
+
+def test_missing_data_folder_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"data folder not found: .*nowhere"):
+        ToyData(tmp_path / "nowhere", [1.0])
