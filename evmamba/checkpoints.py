@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from evmamba.errors import UserError
+from evmamba.files import replacing, write_errors
 from evmamba.model import Trunk
 from evmamba.peers.vim import VimTrunk
 
@@ -171,18 +172,10 @@ def write_safetensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping
         UserError: the file cannot be written.
     """
     plain = {name: value.detach().contiguous().cpu() for name, value in state.items()}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        try:
-            unfinished.touch()
-            mode = unfinished.stat().st_mode
-            safetensors.torch.save_file(plain, unfinished, metadata={"format": "pt", **(metadata or {})})
-            unfinished.chmod(mode)  # safetensors leaves files that only their owner can read
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
+    with write_errors(path), replacing(path) as partial:
+        mode = partial.stat().st_mode
+        safetensors.torch.save_file(plain, partial, metadata={"format": "pt", **(metadata or {})})
+        partial.chmod(mode)  # safetensors leaves files that only their owner can read
 
 
 def read_file(path: Path, *, weights_only: bool = True) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from evmamba.errors import UserError
+from evmamba.files import replacing, write_errors
 from evmamba.kernels.portable import portable_scan
 
 # Maps of 25 x 33, 13 x 17, 7 x 9 and 4 x 5 tokens: odd in one side at least, so that a branch for even maps cannot be
@@ -79,15 +80,15 @@ def export_onnx(
     if missing:
         raise UserError(f"exporting to ONNX needs {', '.join(missing)}: pip install 'evmamba[export]'")
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with _quiet():
+        program = torch.onnx.export(
+            export_program(model, in_chans=in_chans, portable=True), input_names=["image"], dynamo=True
+        )
+        assert program is not None
+        _name_outputs(program)
+        program.model.metadata_props.update(metadata or {})
+    with write_errors(path), replacing(path) as partial:
         with _quiet():
-            program = torch.onnx.export(
-                export_program(model, in_chans=in_chans, portable=True), input_names=["image"], dynamo=True
-            )
-            assert program is not None
-            _name_outputs(program)
-            program.model.metadata_props.update(metadata or {})
             program.save(partial)
         deviations = compare_onnx(model, partial, in_chans=in_chans)
         worst = max(deviations, key=lambda size: deviations[size])
@@ -96,12 +97,6 @@ def export_onnx(
                 f"the ONNX graph deviates from PyTorch by {deviations[worst]:.1e} of the largest output at "
                 f"{worst[1]}x{worst[2]}; {path} is not written"
             )
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
     return deviations
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from evmamba.errors import UserError, unknown_name
+from evmamba.files import write_text
 from evmamba.launch.bench import benchmark
 from evmamba.launch.bench.benchmark import RUNS_FOLDER, BenchOptions, finished_before
 from evmamba.launch.bench.graph import batch_of, build_graph, kind_of, setting, share_batch, tree
@@ -24,7 +25,7 @@ from evmamba.launch.cluster import slurm
 from evmamba.launch.cluster.jobs import JOBS_FILE, REPORT, JobBook, read_specs
 from evmamba.launch.cluster.settings import Cluster
 from evmamba.launch.cluster.slurm import SCRIPT_FILE
-from evmamba.launch.store.results import FILE_NAME, write_text
+from evmamba.launch.store.results import FILE_NAME
 
 RECIPE_FILE = "recipe.yaml"
 REPORT_SCRIPT = "report.sbatch"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evmamba.errors import UserError, unknown_name
+from evmamba.files import write_text
 from evmamba.launch.commands.shared import need_extra
 from evmamba.launch.messages import Parser
 
@@ -72,10 +73,7 @@ def _check(arguments: Sequence[str]) -> int:
     check = check_data(given.folder, given.task, given.jobs, Console(stderr=True), options)
     print_check(check, Console())
     if given.json is not None:
-        try:
-            given.json.write_text(json.dumps(check.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write {given.json}: {error.strerror}") from None
+        write_text(given.json, json.dumps(check.as_json(), indent=1, ensure_ascii=False) + "\n")
     return 1 if check.errors else 0
 
 

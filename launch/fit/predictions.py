@@ -8,6 +8,7 @@ from typing import Any, TextIO
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from evmamba.files import replacing, write_errors
 from evmamba.tasks.detection.metrics import CocoDetections
 from evmamba.tasks.detection.module import BOX_FILE, MASK_FILE
 
@@ -84,8 +85,8 @@ class PredictionWriter(Callback):
     def _join(self, name: str, processes: int) -> None:
         """Put the processes' lines together and remove the parts."""
         as_json = name != CLASSIFICATION_FILE
-        whole = self.folder / f".{name}.part"
-        with whole.open("w", encoding="utf-8") as out:
+        path = self.folder / name
+        with write_errors(path), replacing(path) as partial, partial.open("w", encoding="utf-8") as out:
             out.write("[" if as_json else "path,label,score\n")
             between = ""
             for rank in range(processes):
@@ -97,4 +98,3 @@ class PredictionWriter(Callback):
                 part.unlink()
             if as_json:
                 out.write("]\n")
-        whole.replace(self.folder / name)

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 
+from evmamba.files import write_text
 from evmamba.launch.bench.progress import PROGRESS_FILE
 from evmamba.launch.store.results import Result, device_name, git_state, provenance, write_result
 from evmamba.tasks.data import TaskDataModule
@@ -223,9 +224,8 @@ class ProgressWriter(Callback):
 
 def write_progress(folder: Path, phase: str, done: int = 0, total: int = 0, loss: float | None = None) -> None:
     """Replace ``folder/progress.json``."""
-    partial = folder / f".{PROGRESS_FILE}"
-    partial.write_text(json.dumps({"phase": phase, "done": done, "total": total, "loss": loss}))
-    partial.replace(folder / PROGRESS_FILE)
+    document = {"phase": phase, "done": done, "total": total, "loss": loss}
+    write_text(folder / PROGRESS_FILE, json.dumps(document), durable=False)
 
 
 def _number(batches: Any) -> int:

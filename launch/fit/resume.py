@@ -14,6 +14,7 @@ import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from evmamba.errors import UserError
+from evmamba.files import write_text
 from evmamba.launch.fit.failures import PATIENCE_SECONDS
 from evmamba.launch.fit.launchers import process_rank
 from evmamba.tasks.training.checkpoint_files import candidates, newest_whole
@@ -149,10 +150,7 @@ def _matches(key: str, names: tuple[str, ...]) -> bool:
 
 def write_config(root: Path, text: str) -> None:
     """Keep the configuration of the training that begins or continues now."""
-    root.mkdir(parents=True, exist_ok=True)
-    partial = root / f".{CONFIG_FILE}.partial"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(root / CONFIG_FILE)
+    write_text(root / CONFIG_FILE, text)
 
 
 def is_restarted() -> bool:

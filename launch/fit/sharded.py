@@ -14,6 +14,7 @@ from torch import Tensor
 
 from evmamba.checkpoints import LIGHTNING_RAW_SLOT, write_safetensors
 from evmamba.errors import UserError
+from evmamba.files import write_errors
 from evmamba.tasks.training.callbacks import AtomicCheckpointIO
 
 Kind = Literal["deepspeed", "fsdp2"]
@@ -109,10 +110,8 @@ def consolidate(folder: Path, output: Path | None = None) -> Path:
         raise UserError(f"{output} is a folder; name a file with --output")
     checkpoint = read_whole(folder)
     if output.suffix == ".safetensors":
-        try:
+        with write_errors(output):
             output.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write {output}: {error.strerror or error}") from error
         write_safetensors(checkpoint["state_dict"], output)
     else:
         AtomicCheckpointIO().save_checkpoint(checkpoint | {ORIGIN: str(folder)}, output)

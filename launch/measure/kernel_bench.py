@@ -11,7 +11,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 from evmamba.kernels.ops import es2d_scan
 from evmamba.kernels.paths import path_length
 from evmamba.launch.measure.original import original_es2d, scan_name
+from evmamba.launch.store.results import processor_name
 
 N = 16
 
@@ -231,14 +231,6 @@ def triton_version() -> str:
         return "none"
 
 
-def processor() -> str:
-    """The processor as its maker calls it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Bars of time for every shape and backend, forward and training, logarithmic."""
     import matplotlib
@@ -280,7 +272,7 @@ def main() -> None:
         parser.error(f"no shape has one of these words; there are: {', '.join(shape.name for shape in shapes)}")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     about = {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else processor_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "triton": triton_version(),

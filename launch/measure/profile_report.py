@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from evmamba.files import write_text
 from evmamba.launch.measure.profile_parts import Share
 from evmamba.launch.measure.profiling import Row
-from evmamba.launch.store.results import write_json, write_text
+from evmamba.launch.store.results import write_json
 
 SCHEMA = 1
 DASH = "\N{EN DASH}"

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from evmamba.errors import UserError
+from evmamba.files import write_text
 
 SCHEMA = 1
 FILE_NAME = "result.json"
@@ -161,32 +162,6 @@ def write_json(path: Path, document: Any) -> None:
     write_text(path, text)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically (a temporary file beside it, then a rename).
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            # mkstemp makes private files; a result is for everybody who may read the folder.
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(temporary).chmod(0o666 & ~umask)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-
-
 def check_writable(folder: Path, option: str) -> None:
     """Make a folder and a file in it, which is gone again at once.
 
@@ -293,15 +268,16 @@ def device_name(kind: str) -> str:
         return torch.cuda.get_device_name()
     if kind != "cpu":
         return kind
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{model}, {cores} core{'s' if cores > 1 else ''}"
+    return f"{processor_name()}, {cores} core{'s' if cores > 1 else ''}"
+
+
+def processor_name() -> str:
+    """The processor as its maker calls it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _plain(value: Any) -> Any:

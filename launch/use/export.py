@@ -1,6 +1,5 @@
 """Writing a network as the file that its name asks for."""
 
-import contextlib
 import json
 from pathlib import Path
 
@@ -9,8 +8,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from evmamba.checkpoints import save_checkpoint, write_safetensors
-from evmamba.errors import UserError
 from evmamba.export import export_onnx, export_program
+from evmamba.files import replacing, write_errors
 from evmamba.launch.use.networks import Network
 from evmamba.model import Trunk
 
@@ -46,12 +45,6 @@ def write_network(network: Network, path: Path) -> str:
 
 
 def _write_program(model: nn.Module, path: Path, facts: dict[str, str]) -> None:
-    partial = path.with_name(f".{path.name}.partial{path.suffix}")  # torch.export looks at the suffix
-    try:
-        torch.export.save(export_program(model), partial, extra_files=facts)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    program = export_program(model)
+    with write_errors(path), replacing(path) as partial:
+        torch.export.save(program, partial, extra_files=facts)

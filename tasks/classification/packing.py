@@ -3,7 +3,6 @@
 import io
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from evmamba.errors import UserError
+from evmamba.files import new_folder
 from evmamba.tasks.classification.folders import SPLITS, FolderImages, read_folders
 from evmamba.tasks.classification.shards import ShardImages, read_shards
 
@@ -54,8 +54,7 @@ def write_shards(
         raise UserError(f"the shards need {needed / 1e9:.1f} GB, but {output.parent} has {free / 1e9:.1f} GB free")
     for split, images in splits.items():
         _check_keys(images, split)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}-partial-", dir=output.parent))
-    try:
+    with new_folder(output) as partial:
         (partial / "classes.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
         for split, images in splits.items():
             (partial / split).mkdir()
@@ -67,10 +66,6 @@ def write_shards(
         written, names = read_shards(partial, remember=False)
         for split in SPLITS:
             _verify(splits[split], written[split], names == classes)
-        partial.chmod(0o755)  # mkdtemp's 0700 would keep it from everybody else
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already unless something above failed
     return {split: sorted((output / split).iterdir()) for split in SPLITS}
 
 

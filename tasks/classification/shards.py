@@ -25,6 +25,7 @@ from filelock import FileLock
 from PIL import Image
 
 from evmamba.errors import UserError
+from evmamba.files import replacing
 from evmamba.tasks.cache import cache_folder
 from evmamba.tasks.images import BadImagePolicy, find_faults, is_image_file, read_image
 
@@ -206,9 +207,8 @@ def _remembered_columns(files: list[Path]) -> dict[str, np.ndarray]:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(cached.with_suffix(".lock")):  # of several processes one reads the headers, the others wait
             if not cached.is_file():
-                temporary = cached.with_suffix(f".{os.getpid()}.partial.npz")
-                np.savez(temporary, **_columns(files))  # type: ignore[arg-type]
-                temporary.replace(cached)
+                with replacing(cached) as partial:
+                    np.savez(partial, **_columns(files))  # type: ignore[arg-type]
         with np.load(cached) as archive:
             return dict(archive)
     except OSError:

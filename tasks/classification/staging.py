@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from evmamba.errors import UserError
+from evmamba.files import replacing, unfinished
 
 COPIES_AT_ONCE = 4
 CHUNK = 16 * 2**20
@@ -85,12 +86,13 @@ def _copy_all(missing: list[tuple[Path, Path]], folder: Path) -> None:
 
 def _copy(file: Path, copy: Path, advance: Callable[[int], None]) -> None:
     copy.parent.mkdir(exist_ok=True)
-    partial = copy.with_name(f".{copy.name}.partial")
-    with file.open("rb") as source, partial.open("wb") as target:
-        while chunk := source.read(CHUNK):
-            target.write(chunk)
-            advance(len(chunk))
-    shutil.copystat(file, partial)
-    if partial.stat().st_size != file.stat().st_size:
-        raise UserError(f"shard {file} changed while it was staged; start again when nobody writes to it")
-    partial.replace(copy)
+    for stale in unfinished(copy):  # left by a process that was killed; its lock is ours now
+        stale.unlink()
+    with replacing(copy, durable=False) as partial:
+        with file.open("rb") as source, partial.open("wb") as target:
+            while chunk := source.read(CHUNK):
+                target.write(chunk)
+                advance(len(chunk))
+        shutil.copystat(file, partial)
+        if partial.stat().st_size != file.stat().st_size:
+            raise UserError(f"shard {file} changed while it was staged; start again when nobody writes to it")

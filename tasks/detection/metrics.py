@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
+from evmamba.files import write_text
 from evmamba.tasks.detection.annotations import categories, has_mask, load_coco_json
 
 # COCOeval.stats[:6]; the other six are recalls.
@@ -120,8 +121,7 @@ def evaluate_coco(annotation_file: Path, detections: list[dict], image_ids: list
 
 def write_detections(path: Path, detections: list[dict]) -> None:
     """Dump result entries as pycocotools' loadRes reads them, floats to the last digit."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(detections))
+    write_text(path, json.dumps(detections))
 
 
 def _entries(found: dict[int | str, Kept], category_ids: tuple[int, ...]) -> tuple[list[dict], list[dict]]:

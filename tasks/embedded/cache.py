@@ -2,13 +2,13 @@
 
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
 
 from evmamba.errors import UserError, unknown_name
+from evmamba.files import new_folder, unfinished
 from evmamba.tasks.cache import cache_folder
 from evmamba.tasks.embedded.landscapes import write_segmentation
 from evmamba.tasks.embedded.seabed import write_detection
@@ -58,14 +58,7 @@ def ensure_embedded(task: str, root: Path | None = None) -> Path:
 
 
 def _make(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write into a folder beside the final one and rename it, so that the final name never holds half a set."""
-    prefix = f".{folder.name}-partial-"
-    for stale in folder.parent.glob(f"{prefix}*"):  # left by a process that was killed; its lock is ours now
+    for stale in unfinished(folder):  # left by a process that was killed; its lock is ours now
         shutil.rmtree(stale, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
-    try:
+    with new_folder(folder) as partial:
         write(partial)
-        partial.chmod(0o755)  # mkdtemp's 0700 would keep a shared cache from everybody else
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already unless something above failed

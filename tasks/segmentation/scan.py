@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from evmamba.errors import UserError
+from evmamba.files import replacing
 from evmamba.tasks.cache import cache_folder
 from evmamba.tasks.segmentation.labels import LabelMap, read_label
 
@@ -75,9 +76,8 @@ def scan_labels(pairs: Sequence[Pair]) -> LabelScan:
     scan = _scan(pairs)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cached.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(asdict(scan)))
-        temporary.replace(cached)
+        with replacing(cached) as partial:
+            partial.write_text(json.dumps(asdict(scan)))
     except OSError:
         pass  # a cache that cannot be written costs the next start a second look, nothing else
     return scan

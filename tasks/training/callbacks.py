@@ -1,6 +1,5 @@
 """Trainer callbacks that the recipes share: averaged weights, checkpoints, a progress bar."""
 
-import contextlib
 import copy
 import os
 import signal
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from evmamba.errors import UserError
+from evmamba.files import replacing, write_errors
 from evmamba.tasks.training.checkpoint_files import LAST, RUN_KEY, replace_last
 from evmamba.tasks.training.interruption import SIGNALS, Agreement, requeue_job, stop
 from evmamba.tasks.training.metrics_log import MetricsLog
@@ -91,19 +91,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
+        with write_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with replacing(target) as partial, partial.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        except OSError as error:
-            raise UserError(f"cannot write checkpoint {target}: {error.strerror or error}") from error
-        finally:
-            with contextlib.suppress(OSError):  # no such folder, or a file in its place
-                partial.unlink()
 
 
 def _prepare(trainer: L.Trainer, dirpath: str | os.PathLike | None) -> Path:

@@ -1,6 +1,5 @@
 """Checkpoint files on the disk: which are whole, which is the newest, and how one replaces another."""
 
-import os
 import pickle
 import shutil
 import zipfile
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from evmamba.files import sync_folder
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 # What a checkpoint needs for a training to go on; Lightning itself looks for the first.
@@ -103,17 +104,3 @@ def replace_last(partial: Path, folder: Path) -> None:
         last.replace(previous)
     partial.replace(last)
     sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a power failure, where the system can."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some network file systems refuse this for folders
-    finally:
-        os.close(descriptor)

@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from evmamba.files import replacing, write_errors
+
 FILE_NAME = "metrics.csv"
 EVENTS = "tensorboard"
 _BUFFERED_ROWS = 50
@@ -115,14 +117,10 @@ class MetricsLog(Logger):
             with path.open(newline="") as file:
                 earlier = list(csv.DictReader(file))
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("w", newline="") as file:
+        with write_errors(path), replacing(path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows([*earlier, *self._waiting])
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
         self._written_columns = list(self._columns)
 
     def _add_events(self, row: Mapping[str, str]) -> None:

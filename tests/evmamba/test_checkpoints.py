@@ -246,7 +246,7 @@ def test_missing_file_and_folder(tmp_path):
     for path, complaint in ((tmp_path / "none.pth", "no checkpoint file at"), (tmp_path, "evmamba consolidate")):
         with pytest.raises(UserError, match=complaint):
             load_checkpoint(tiny(), path)
-    with pytest.raises(UserError, match="cannot write the checkpoint"):
+    with pytest.raises(UserError, match=r"cannot write .*folder\.safetensors: No such file"):
         save_checkpoint(tiny(), tmp_path / "no" / "folder.safetensors")
 
 

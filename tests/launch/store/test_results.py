@@ -80,7 +80,7 @@ def test_a_write_that_breaks_leaves_the_old_file_and_no_litter(tmp_path: Path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", no_space)
-    with pytest.raises(UserError, match=r"a\.json: cannot be written \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"cannot write .*a\.json: No space left on device"):
         write_json(path, {"value": 2})
     assert json.loads(path.read_text()) == {"value": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
@@ -88,7 +88,7 @@ def test_a_write_that_breaks_leaves_the_old_file_and_no_litter(tmp_path: Path, m
 
 def test_an_output_below_a_file_is_one_line(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match=r"cannot write .*result\.json: "):
         write_result(made_result("cost", "resnet18"), tmp_path / "file" / "run")
 
 
