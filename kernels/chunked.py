@@ -1,4 +1,4 @@
-"""The pure-PyTorch backend: any device, no compiler, a backward of its own (arXiv 2403.09977, eq. 2-5; reference.py).
+"""The pure-PyTorch backend: any device, no compiler, a backward of its own (reference.py defines what it computes).
 
 The recurrence is walked token by token, but all that does not depend on the previous token is done for a chunk of
 tokens at once, in buffers small enough to stay in the cache: exponentials, the products that enter the state, and the
@@ -10,6 +10,7 @@ rank of the step projection. Values of a token lie as `[L, b, K, ...]`, with a s
 comes first, so that a token is one piece of memory, and channels last, so that no vector instruction crosses rows.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +22,7 @@ from .paths import PATTERNS, path_length, scan_paths
 from .reference import scan_type
 
 CHUNK = 16  # tokens between saved states
-LN2 = 0.6931471805599453
+LN2 = math.log(2)
 # State elements of a token that are walked together: enough for two cores (torch keeps 32768 on one), few enough for
 # the caches.
 BLOCK = 49_152

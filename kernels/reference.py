@@ -1,6 +1,6 @@
 """The selective scan over a map, by definition: the oracle of every test, written to be read, not to be fast.
 
-EfficientVMamba, arXiv 2403.09977: eq. 2-4 (discretised state space), eq. 5 (atrous groups). Names: B, H, W, D batch,
+EfficientVMamba, arXiv 2403.09977: eq. 1-4 (state space model, discretised), eq. 5 (ES2D). Names: B, H, W, D batch,
 rows, columns, inner channels; N state size; R rank of the step projection; K groups of L tokens.
 """
 

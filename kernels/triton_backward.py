@@ -22,15 +22,13 @@ partial [K, B * segments, N + R + 2, D]: d A, d dt_proj weight (transposed), d d
 import triton
 import triton.language as tl
 
-from .triton_forward import CHECKPOINT, load_rounded
-from .triton_math import LN2, add_lanes, fold, high_float, lane_selectors, low_float, softplus, softplus_slope
-
-T: tl.constexpr = tl.constexpr(CHECKPOINT)
+from .triton_forward import load_rounded
+from .triton_math import LANES, LN2, T, add_lanes, fold, high_float, lane_selectors, low_float, softplus, softplus_slope
 
 
 @triton.jit
 def _load_tokens(p_x, p_table, in_d, D: tl.constexpr):
-    # Sixteen tokens of one channel a lane; padding tokens are zeros.
+    # T tokens of one channel a lane; padding tokens are zeros.
     values = ()
     for t in tl.static_range(T):
         pixel = tl.load(p_table + t)
@@ -40,7 +38,7 @@ def _load_tokens(p_x, p_table, in_d, D: tl.constexpr):
 
 @triton.jit
 def _load_steps(p_dt, w, bias, in_d, R: tl.constexpr, S: tl.constexpr, DTYPE: tl.constexpr, NVIDIA: tl.constexpr):
-    # The step sizes delta of sixteen tokens.
+    # The step sizes delta of T tokens.
     logits = ()
     for _ in tl.static_range(T):
         logits = logits + (bias,)
@@ -66,18 +64,18 @@ def scan_backward_kernel(
     """Gradients of one segment for 32 channels of one group of one image.
 
     carry [K, B, segments, N, D] holds the gradient of the state after each segment and is overwritten.
-    dproj [D / 32, K, B, Lp, S] receives the sums over this program's channels.
+    dproj [D / LANES, K, B, Lp, S] receives the sums over this program's channels.
     """
     pid = tl.program_id(0)
-    NB: tl.constexpr = (D + 31) // 32
+    NB: tl.constexpr = (D + LANES - 1) // LANES
     block = pid % NB
     k = (pid // NB) % K
     segment = (pid // (NB * K)) % segments
     b = pid // (NB * K * segments)
     row = (k * B + b).to(tl.int64)
     slot = row * segments + segment
-    lane = tl.arange(0, 32)
-    i_d = block * 32 + lane
+    lane = tl.arange(0, LANES)
+    i_d = block * LANES + lane
     in_d = i_d < D
 
     p_x = x + b.to(tl.int64) * HW * D + i_d
@@ -92,13 +90,13 @@ def scan_backward_kernel(
     p_carry = carry + slot * N * D + i_d
     p_sum = partial + slot * (N + R + 2) * D + i_d
     p_dproj = dproj + (block.to(tl.int64) * K * B * LP + row * LP) * S
-    zero = tl.zeros([32], tl.float32)
+    zero = tl.zeros([LANES], tl.float32)
     zeros = (zero, zero, zero, zero)
     selectors = lane_selectors(lane) if TENSOR else ()
-    d_skip = tl.zeros([32], tl.float32)
-    d_bias = tl.zeros([32], tl.float32)
+    d_skip = tl.zeros([LANES], tl.float32)
+    d_bias = tl.zeros([LANES], tl.float32)
     for i in range(N + R):
-        tl.store(p_sum + i * D, tl.zeros([32], tl.float32), mask=in_d)
+        tl.store(p_sum + i * D, tl.zeros([LANES], tl.float32), mask=in_d)
 
     first = segment * tokens // T
     count = (min((segment + 1) * tokens, L) + T - 1) // T - first
@@ -117,8 +115,8 @@ def scan_backward_kernel(
         gqa = ()  # sum_n g q A log2(e)
         for t in tl.static_range(T):
             us = us + (steps[t] * xs[t],)
-            gb = gb + (tl.zeros([32], tl.float32),)
-            gqa = gqa + (tl.zeros([32], tl.float32),)
+            gb = gb + (tl.zeros([LANES], tl.float32),)
+            gqa = gqa + (tl.zeros([LANES], tl.float32),)
 
         # A state comes from memory: the next one's load is under way while this one is worked on.
         next_h = tl.load(p_state, mask=in_d, other=0.0)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .paths import PATTERNS, path_length
 from .triton_backward import scan_backward_kernel
-from .triton_forward import CHECKPOINT, carry_kernel, decay_kernel, scan_forward_kernel, segment_state_kernel
-from .triton_math import on_device
+from .triton_forward import carry_kernel, decay_kernel, scan_forward_kernel, segment_state_kernel
+from .triton_math import BLOCK, CHECKPOINT, LN2, on_device
 from .triton_project import (
     input_gradient_kernel,
     paths_kernel,
@@ -26,7 +26,6 @@ from .triton_project import (
     weight_gradient_kernel,
 )
 
-BLOCK = 32  # channels of a program of one warp
 # Programs below which a GPU is far from full: scanning in segments then pays for twice the exponentials.
 FEW_PROGRAMS = 1000
 SHORTEST_SEGMENT = 64
@@ -231,7 +230,7 @@ def backward(
         dx = _input_gradient(call, dproj, dx_scan, visits)
         d_x_proj = _weight_gradient(call, dproj)
         sums = partial.sum(1)  # [K, N + R + 2, D]
-        d_A_logs = (sums[:, :N] * call.decay).mul_(0.6931471805599453).transpose(1, 2)
+        d_A_logs = (sums[:, :N] * call.decay).mul_(LN2.value).transpose(1, 2)
         return (
             dx.to(x.dtype),
             d_x_proj.to(x_proj_weight.dtype),

@@ -8,7 +8,7 @@ exp(A sum(delta))), `carry_kernel` turns end states into start states, and the s
 The same two kernels, with REVERSE, carry the gradient of the state from the last segment to the first.
 
 Pointers: x, y [B, H*W, D]; proj (triton_project.py) [K, B, Lp, S], seen as int64 pairs `bc` and as floats `dt_low`;
-decay = A * log2(e) [K, N, D]; states [K, B, ceil(L/16), N, D], the state before every 16th token; table [K, Lp].
+decay = A * log2(e) [K, N, D]; states [K, B, ceil(L/T), N, D], the state before every T-th token; table [K, Lp].
 """
 
 # ruff: noqa: RUF005 (Triton joins tuples with +)
@@ -17,9 +17,7 @@ decay = A * log2(e) [K, N, D]; states [K, B, ceil(L/16), N, D], the state before
 import triton
 import triton.language as tl
 
-from .triton_math import LOG2E, high_float, low_float, prefetch, softplus
-
-CHECKPOINT = 16  # tokens between saved states
+from .triton_math import LOG2E, T, high_float, low_float, prefetch, softplus
 
 
 @triton.jit
@@ -74,7 +72,7 @@ def load_rank(w, in_d, R: tl.constexpr, DTYPE: tl.constexpr, IN_REGISTERS: tl.co
     return weights
 
 
-# Alignment of these pointers would make Triton spread the states of a channel over lanes (180 -> 215 us at T stage 1).
+# Alignment of these pointers would make Triton spread the states of a channel over lanes (a fifth slower by its SASS).
 @triton.jit(do_not_specialize_on_alignment=["decay", "states", "starts"])
 def scan_forward_kernel(
     x, bc, dt_low, decay, dt_weight, dt_bias, skip, table, starts, y, states,
@@ -83,7 +81,7 @@ def scan_forward_kernel(
     BD: tl.constexpr, SAVE: tl.constexpr, START: tl.constexpr, PER_GROUP: tl.constexpr,
     DTYPE: tl.constexpr, IN_REGISTERS: tl.constexpr, NVIDIA: tl.constexpr,
 ):  # fmt: skip
-    """y of one segment for BD channels of one group of one image; with SAVE the state before every 16th token."""
+    """y of one segment for BD channels of one group of one image; with SAVE the state before every T-th token."""
     pid = tl.program_id(0)
     NB: tl.constexpr = (D + BD - 1) // BD
     k = (pid // NB) % K
@@ -114,7 +112,7 @@ def scan_forward_kernel(
     p_bc = bc + (row * LP + first) * (S // 2) + i_n
     p_dt = dt_low + (row * LP + first) * S + 2 * N
     p_table = table + k * LP + first
-    p_state = states + ((row * NC + first // 16) * N + i_n)[:, None] * D + i_d[None, :]
+    p_state = states + ((row * NC + first // T) * N + i_n)[:, None] * D + i_d[None, :]
 
     # The next token's loads are under way while this one is computed. Tables and proj reach past the last token.
     pixel = tl.load(p_table)
@@ -122,15 +120,15 @@ def scan_forward_kernel(
     b_x = tl.load(p_x + pixel.to(tl.int64) * D, mask=in_d & (pixel >= 0), other=0.0)
     b_bc = tl.load(p_bc, mask=i_n < N, other=0)
     low = load_low(p_dt, R, IN_REGISTERS)
-    for checkpoint in range(first, last, 16):
+    for checkpoint in range(first, last, T):
         if NVIDIA:  # one token ahead hides L2's latency, not that of the memory behind it
-            ahead = min(checkpoint + 16, LP - 16)
+            ahead = min(checkpoint + T, LP - T)
             x_block = x + b.to(tl.int64) * HW * D + (pid % NB) * BD
             _prefetch_tokens(x_block, dt_low + (row * LP + ahead) * S, table + k * LP + ahead, D, S, BD, NVIDIA)
         if SAVE:
             tl.store(p_state, h, mask=in_nd)
             p_state += N * D
-        for _ in range(checkpoint, min(checkpoint + 16, last)):
+        for _ in range(checkpoint, min(checkpoint + T, last)):
             now_pixel, now_x, now_bc = pixel, b_x.to(tl.float32), b_bc
             v = step_logits(bias, weights, low, w, p_dt, in_d, R, DTYPE, IN_REGISTERS)
             p_table += 1
@@ -152,14 +150,14 @@ def scan_forward_kernel(
 def _prefetch_tokens(
     x, dt_low, p_table, D: tl.constexpr, S: tl.constexpr, BD: tl.constexpr, NVIDIA: tl.constexpr
 ):  # fmt: skip
-    # Sixteen tokens of x (two 32-byte sectors of a half type's 32 channels) and their rows of proj. Where the last
-    # block has fewer channels, a second sector could lie past the map.
+    # T tokens of x (two 32-byte sectors of a half type's 32 channels) and their rows of proj. Where the last block has
+    # fewer channels, a second sector could lie past the map.
     SECOND: tl.constexpr = BD // 2 if D % BD == 0 else 0
-    i = tl.arange(0, 32)
+    i = tl.arange(0, 2 * T)
     pixel = tl.maximum(tl.load(p_table + i // 2), 0)
     prefetch(x + pixel.to(tl.int64) * D + (i % 2) * SECOND, NVIDIA)
-    SECTORS: tl.constexpr = triton.next_power_of_2(2 * S)
-    prefetch(dt_low + tl.minimum(8 * tl.arange(0, SECTORS), 16 * S - 1), NVIDIA)
+    SECTORS: tl.constexpr = triton.next_power_of_2(T * S // 8)
+    prefetch(dt_low + tl.minimum(8 * tl.arange(0, SECTORS), T * S - 1), NVIDIA)
 
 
 @triton.jit(do_not_specialize_on_alignment=["decay", "ends"])

@@ -3,14 +3,19 @@
 # ruff: noqa: RUF005 (Triton joins tuples with +)
 # mypy: disable-error-code="assignment"
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
 import triton.language as tl
 
-LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
-LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+LOG2E: tl.constexpr = tl.constexpr(1 / math.log(2))
+LN2: tl.constexpr = tl.constexpr(math.log(2))
+CHECKPOINT = 16  # tokens between saved states
+T: tl.constexpr = tl.constexpr(CHECKPOINT)
+BLOCK = 32  # channels of a scan's program: one a lane of its only warp
+LANES: tl.constexpr = tl.constexpr(BLOCK)
 
 
 def on_device(device: torch.device) -> AbstractContextManager:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evmamba.kernels import es2d_scan, ops, reference, selective_scan_1d, ss2d_scan
-from evmamba.kernels.norm_gate import fused_norm_gate, norm_gate
+from evmamba.kernels.gated_norm import fused_norm_gate, norm_gate
 
 pytestmark = [
     pytest.mark.gpu,

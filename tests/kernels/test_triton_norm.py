@@ -30,7 +30,7 @@ def poisoned_memory():
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", [(2, 3, 5, 96), (1, 1, 1, 8), (700, 40)], ids=str)
 def test_norm_and_gate_equal_pytorch(shape, dtype, monkeypatch):
-    from evmamba.kernels.norm_gate import norm_gate
+    from evmamba.kernels.gated_norm import norm_gate
 
     monkeypatch.setenv("EVMAMBA_BACKEND", "triton")
     torch.manual_seed(0)
@@ -57,7 +57,7 @@ def test_norm_and_gate_equal_pytorch(shape, dtype, monkeypatch):
 
 
 def test_operator_follows_the_library_rules():
-    from evmamba.kernels.norm_gate import fused_norm_gate
+    from evmamba.kernels.gated_norm import fused_norm_gate
 
     torch.use_deterministic_algorithms(False)  # opcheck compares two runs and takes NaN for a difference
     y, z = (torch.randn(2, 3, 8, device=DEVICE, requires_grad=True) for _ in range(2))

@@ -12,7 +12,7 @@ from .reference import scan_type
 
 
 def norm_gate(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """`LayerNorm(y) * SiLU(z)`: how ES2D leaves its scan (arXiv 2403.09977, figure 4; step 6 of the layer).
+    """`LayerNorm(y) * SiLU(z)`: what EfficientVMamba's published code does with a scan's output (VMamba's gate).
 
     y `[..., D]`, the scan's output, of any float type; z of the same shape, before its SiLU, any strides;
     weight and bias `[D]`. Returns `[..., D]` in z's type; the normalisation runs in y's type, at least float32.
