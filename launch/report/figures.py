@@ -42,12 +42,12 @@ SEQUENTIAL = (0.05, 0.52, 0.52)  # of the confusion matrix; its opacity is the s
 
 @dataclass(frozen=True)
 class Point:
-    """A model in a plane of cost and quality."""
+    """A model in a plane of cost and quality; `half_width` is half of the quality's 95 % interval over seeds."""
 
     label: str
     x: float
     y: float
-    spread: float | None = None
+    half_width: float | None = None
     ours: bool = False
 
 
@@ -161,8 +161,8 @@ def _plane(axes: Any, group: Group, points: list[Point], reference: list[Point],
     for ours, color, name in ((True, ACCENT, "EfficientVMamba"), (False, INK, "others")):
         chosen = [p for p in points if p.ours == ours]
         if chosen:
-            xs, ys, spreads = [p.x for p in chosen], [p.y for p in chosen], [p.spread or 0.0 for p in chosen]
-            axes.errorbar(xs, ys, spreads, fmt="o", color=color, markersize=6, elinewidth=1, label=name, zorder=3)
+            xs, ys, reach = [p.x for p in chosen], [p.y for p in chosen], [p.half_width or 0.0 for p in chosen]
+            axes.errorbar(xs, ys, reach, fmt="o", color=color, markersize=6, elinewidth=1, label=name, zorder=3)
     _describe(axes, group.title, x_label, group.columns[0].header)
     axes.margins(y=0.15)
     low, high = (f(p.x for p in [*points, *reference]) for f in (min, max))
@@ -243,7 +243,7 @@ def _measured(table: Table, group: Group, costs: Mapping[str, float]) -> list[Po
         cell = row.cells[g][0]
         if row.kind == "measured" and row.model in costs and cell.value is not None:
             ours = row.model.startswith("efficientvmamba")
-            points.append(Point(_short(row.label), costs[row.model], cell.value, cell.spread, ours))
+            points.append(Point(_short(row.label), costs[row.model], cell.value, cell.half_width, ours))
     return points
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from evmamba.launch.report.paper import label_of
 from evmamba.launch.report.table import Cell, Row, Table
 
-REPORT_SCHEMA = 2
+REPORT_SCHEMA = 3
 LATEX = {
     "\\": r"\textbackslash{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -31,7 +31,7 @@ def cells_of(row: Row) -> list[Cell]:
 
 
 def to_markdown(table: Table) -> str:
-    """Tables for a README: groups stand in the headers, the best of a column is bold, published rows are italic, with
+    """Tables for a README: groups stand in the headers, what is better than all others of a column is bold, published rows are italic, with
     the difference of the measured number in brackets."""
     parts = [table.caption, *_markdown_table(table)]
     if table.ablations:
@@ -71,13 +71,14 @@ def to_csv(table: Table) -> str:
 
 
 def to_json(table: Table) -> dict[str, Any]:
-    """The table as data: the printed text beside the number in the printed unit, its spread and its runs."""
+    """The table as data: the printed text beside the number in the printed unit, half of its 95 % interval, its seeds and its runs."""
 
     def cell(cell: Cell) -> dict[str, Any]:
         return {
             "text": cell.text,
             "value": cell.value,
-            "spread": cell.spread,
+            "half_width": cell.half_width,
+            "values": cell.values,
             "count": cell.count,
             "state": cell.state,
             "best": cell.best,
@@ -111,7 +112,7 @@ def to_json(table: Table) -> dict[str, Any]:
 
 
 def to_latex(table: Table) -> str:
-    """A table for a paper (packages booktabs and graphicx); published rows are in italics, the best are bold."""
+    """A table for a paper (packages booktabs and graphicx); published rows are in italics, what is better than all others is bold."""
     groups = [[column.header for column in group.columns] for group in table.groups]
     spans, rules, start = [], [], 2
     for group, names in zip(table.groups, groups, strict=True):

@@ -1,9 +1,5 @@
-"""Runs of one thing that differ in the seed alone: which they are, their mean and spread, and when two differ.
-
-The rule for a difference, stated once: two numbers differ when their intervals mean - s to mean + s do not touch, s
-being the standard deviation over the seeds (n - 1 in the denominator). It needs at least two seeds on both sides;
-otherwise nothing is said.
-"""
+"""Runs of one thing that differ in the seed alone: which they are, and their mean and its interval. When two things
+differ is told in `significance`."""
 
 import math
 import statistics
@@ -11,34 +7,37 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from evmamba.launch.report.significance import half_width
 from evmamba.launch.store.results import Result, config_hash
 
 # Where and how a run was worked on: its data is known by the fingerprint of the group it stands in.
 WHERE = {"data_dir", "num_workers", "staging_dir", "batch_size", "eval_batch_size"}
-RULE = "mean ± standard deviation over seeds; a difference is within the spread when the intervals touch"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number measured `count` times; `spread` is the standard deviation, None for a single run."""
+    """A number measured once or several times."""
 
-    mean: float
-    spread: float | None
-    count: int
+    values: tuple[float, ...]
 
-    def touches(self, other: "Estimate") -> bool | None:
-        """Whether the difference to another number is within the spread; None where one of them has no spread."""
-        if self.spread is None or other.spread is None:
-            return None
-        return abs(self.mean - other.mean) <= self.spread + other.spread
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def count(self) -> int:
+        return len(self.values)
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the mean's 95 % interval; None for a single value."""
+        return half_width(statistics.stdev(self.values), self.count) if self.count > 1 else None
 
 
 def estimate(values: Iterable[float | None]) -> Estimate | None:
-    """Mean and spread of the values that are defined; pycocotools' -1 (no such object) is not."""
-    numbers = [value for value in values if value is not None and math.isfinite(value) and value >= 0]
-    if not numbers:
-        return None
-    return Estimate(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None, len(numbers))
+    """The values that are defined; pycocotools' -1 (no such object) is not."""
+    numbers = tuple(value for value in values if value is not None and math.isfinite(value) and value >= 0)
+    return Estimate(numbers) if numbers else None
 
 
 @dataclass

@@ -15,7 +15,8 @@ from evmamba.launch.bench.suites import OURS
 from evmamba.launch.report.columns import HEADS, Column, columns_of, title_of
 from evmamba.launch.report.paper import claims, comparable, label_of, paper, published, split_tags
 from evmamba.launch.report.remarks import PRECISIONS, Notes, budgets, caption, memory, other_trainings, sizes
-from evmamba.launch.report.seeds import RULE, Estimate, Repetitions, repetitions
+from evmamba.launch.report.seeds import Estimate, Repetitions, repetitions
+from evmamba.launch.report.significance import ENOUGH, RULE, differences
 from evmamba.launch.store.results import TASKS, Result
 
 DASH = "\N{EN DASH}"
@@ -53,10 +54,12 @@ class Cell:
     Attributes:
         text: as printed.
         value: the mean over seeds in the printed unit.
-        spread: standard deviation over `count` seeds, None for a single run.
-        best: the best measured number of its column.
-        tied: not the best, but the difference to it is within the spread.
-        like: names of all the models whose difference to this one is within the spread.
+        half_width: half of the 95 % interval of the mean over the seeds, None for a single run.
+        values: one a seed, in the printed unit.
+        best: better than every other measured number of its column. Of what is trained that is a verdict
+            (`significance`); what is counted or timed is compared as it is.
+        tied: one of those that cannot be told apart from the highest mean of its column.
+        like: names of all the models that cannot be told apart from this one, where enough seeds ran to try.
         difference: of a published number: measured - published, as printed.
         runs: names of the runs behind it.
         source: of what was not measured here: who says so.
@@ -65,8 +68,8 @@ class Cell:
     text: str
     state: State
     value: float | None = None
-    spread: float | None = None
-    count: int = 1
+    half_width: float | None = None
+    values: list[float] = field(default_factory=list)
     best: bool = False
     tied: bool = False
     like: list[str] = field(default_factory=list)
@@ -75,8 +78,9 @@ class Cell:
     source: str | None = None
 
     @property
-    def estimate(self) -> Estimate | None:
-        return None if self.value is None else Estimate(self.value, self.spread, self.count)
+    def count(self) -> int:
+        """How many seeds stand behind the number."""
+        return len(self.values)
 
     @property
     def full_text(self) -> str:
@@ -167,7 +171,7 @@ def _table(results: list[Result], models: Sequence[str] | None = None) -> Table:
 
     plain_groups = [group for _, group in groups]
     _mark_best(rows, plain_groups)
-    lines = notes.lines() + _spread_notes(rows, plain_groups)
+    lines = notes.lines() + _verdict_notes(rows, plain_groups)
     for key, group in groups:
         lines += budgets(group.title, members[key])
         lines += sizes(group.title, members[key])
@@ -306,14 +310,11 @@ def _measured_cells(runs: Repetitions, group: Group, label: str, notes: "Notes")
             cells.append(Cell(DASH, "undefined", runs=names))
             undefined.append(column)
         else:
-            value, spread = number.mean * column.scale, None
-            text = column.show(value)
-            if number.spread is not None:
-                spread = number.spread * column.scale
-                # Parameters and MACs are the same for every seed.
-                if spread or group.task != "cost":
-                    text += f" ± {column.show(spread)}"
-            cells.append(Cell(text, "measured", value, spread, number.count, runs=names))
+            number = Estimate(tuple(value * column.scale for value in number.values))
+            text = _with_interval(number, column, counted=group.task == "cost")
+            cells.append(
+                Cell(text, "measured", number.mean, number.half_width, list(number.values), runs=names)
+            )
     if undefined:
         columns = ", ".join(column.header.split(" (")[0] for column in undefined)
         # A task leaves out what its data does not define, e.g. APs without small objects.
@@ -321,6 +322,17 @@ def _measured_cells(runs: Repetitions, group: Group, label: str, notes: "Notes")
         why = "not measured" if unmeasured else "undefined on this data"
         notes.undefined.setdefault(f"{group.title}: {columns} {why}", []).append(label)
     return cells
+
+
+def _with_interval(number: Estimate, column: Column, counted: bool) -> str:
+    """A mean, half of its 95 % interval and the number of seeds. An interval too narrow to be printed is no zero."""
+    text = column.show(number.mean)
+    if number.half_width is None or (counted and not number.half_width):
+        return text  # parameters and MACs are the same for every seed
+    if number.half_width:
+        shown = column.show(number.half_width)
+        text += f" ± {shown}" if float(shown) else f" ± <{column.show(0.0)[:-1]}1"
+    return f"{text} ({number.count})"
 
 
 def _published_cells(model: str, group: Group, measured: Sequence[Cell]) -> list[Cell]:
@@ -365,28 +377,30 @@ def _signed(difference: float, column: Column) -> str:
 def _mark_best(rows: list[Row], groups: list[Group]) -> None:
     for g, group in enumerate(groups):
         for c, column in enumerate(group.columns):
-            labelled = [
-                (row.label, row.cells[g][c])
+            cells = {
+                row.label: row.cells[g][c]
                 for row in rows
                 if row.kind == "measured" and row.cells[g][c].value is not None
-            ]
-            cells = [cell for _, cell in labelled]
-            if len({cell.value for cell in cells}) < 2:
+            }
+            if len({cell.value for cell in cells.values()}) < 2:
                 continue
-            for cell in cells:
-                cell.like = [label for label, other in labelled if other is not cell and _within_spread(cell, other)]
-            best = (max if column.better == "max" else min)(cells, key=lambda cell: cell.value or 0.0)
-            for cell in cells:
-                cell.best = cell.value == best.value
-                cell.tied = not cell.best and _within_spread(cell, best)
+            top = (max if column.better == "max" else min)(cells, key=lambda label: cells[label].value or 0.0)
+            if group.task == "cost":
+                for cell in cells.values():
+                    cell.best = cell.value == cells[top].value
+                continue
+            told = differences({label: cell.values for label, cell in cells.items()})
+            for label, cell in cells.items():
+                cell.like = [other for other in cells if (d := told.get((label, other))) and not d.real]
+            others = [told.get((top, other)) for other in cells if other != top]
+            cells[top].best = all(difference is not None and difference.real for difference in others)
+            for label in cells[top].like:
+                cells[label].tied = cells[top].tied = True
 
 
-def _within_spread(cell: Cell, other: Cell) -> bool:
-    return bool(cell.estimate and other.estimate and cell.estimate.touches(other.estimate))
-
-
-def _spread_notes(rows: list[Row], groups: list[Group]) -> list[str]:
-    """Who cannot be told from the best of a group's first metric, and from our own networks; the rule behind it."""
+def _verdict_notes(rows: list[Row], groups: list[Group]) -> list[str]:
+    """Who cannot be told from the highest mean of a group's first metric, and from our own networks, and of whom nothing
+    is said for want of seeds; the rule behind it."""
     notes = []
     repeated = False
     for g, group in enumerate(groups):
@@ -394,13 +408,17 @@ def _spread_notes(rows: list[Row], groups: list[Group]) -> list[str]:
             continue
         entries = [(row, row.cells[g][0]) for row in rows if row.kind == "measured"]
         repeated |= any(cell.count > 1 for _, cell in entries)
+        tied = [cell for _, cell in entries if cell.tied]
+        top = max(tied, key=lambda cell: cell.value or 0.0, default=None)
         for row, cell in entries:
-            if cell.like and (cell.best or row.model in OURS):
-                of = f"the best, {row.label}" if cell.best else row.label
-                notes.append(f"{group.title}: {', '.join(cell.like)} within the spread of {of}")
-    counts = sorted({cell.count for row in rows for part in row.cells for cell in part if cell.count > 1})
+            if cell.like and (cell is top or row.model in OURS):
+                of = f"{row.label}, the highest mean" if cell is top else row.label
+                notes.append(f"{group.title}: not told apart from {of}: {', '.join(cell.like)}")
+        few = [row.label for row, cell in entries if 0 < cell.count < ENOUGH]
+        if sum(cell.count > 0 for _, cell in entries) > 1 and few:
+            notes.append(f"{group.title}: no verdict below {ENOUGH} seeds: {', '.join(few)}")
     if repeated:
-        notes.insert(0, f"{RULE} ({' or '.join(map(str, counts))} seeds)")
+        notes.insert(0, RULE)
     return notes
 
 

@@ -71,7 +71,7 @@
       }
       if (link.dataset.like) {
         const text = document.createElement("p");
-        text.textContent = `Within the spread of ${link.dataset.like}.`;
+        text.textContent = `Not told apart from ${link.dataset.like}.`;
         content.append(text);
       }
       for (const n of (link.dataset.runs ?? "").split(" ").filter(Boolean)) {

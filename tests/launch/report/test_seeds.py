@@ -1,4 +1,4 @@
-"""Repetitions: which runs are one cell, their mean and spread, and when two models can be told apart."""
+"""Repetitions: which runs are one cell, their mean and interval, and when two models can be told apart."""
 
 from pathlib import Path
 
@@ -23,18 +23,21 @@ def seeded(model: str, seed: int, top1: float, day: int = 1, epochs: int = 3, **
     return made_result("classification", model, run=run, metrics=metrics, provenance=provenance, **changes)
 
 
-def test_runs_that_differ_in_the_seed_alone_are_one_cell_with_mean_and_spread():
+def test_runs_that_differ_in_the_seed_alone_are_one_cell_with_mean_interval_and_number():
     table = build_table([seeded("resnet18", seed, top1) for seed, top1 in enumerate((0.80, 0.81, 0.82))])
     cell = table.rows[0].cells[0][0]
-    assert cell.text == "81.0 ± 1.0"
-    assert (cell.value, cell.spread, cell.count) == (pytest.approx(81), pytest.approx(1), 3)
+    assert cell.text == "81.0 ± 2.5 (3)"
+    # Student's t for two degrees of freedom is 4.303; the standard deviation is 1.
+    assert (cell.value, cell.half_width, cell.count) == (pytest.approx(81), pytest.approx(4.303 / 3**0.5, abs=1e-3), 3)
     assert cell.runs == ["resnet18-0-3-1", "resnet18-1-3-1", "resnet18-2-3-1"]
     assert not any("older" in note for note in table.notes)
 
 
-def test_seeds_that_agree_show_that_they_are_several():
+def test_seeds_that_agree_show_that_they_are_several_and_no_interval_of_zero():
     table = build_table([seeded("resnet18", seed, 0.8) for seed in (0, 1)])
-    assert table.rows[0].cells[0][0].text == "80.0 ± 0.0"
+    assert table.rows[0].cells[0][0].text == "80.0 (2)"
+    table = build_table([seeded("resnet18", seed, 0.8 + 1e-5 * seed) for seed in (0, 1, 2)])
+    assert table.rows[0].cells[0][0].text == "80.0 ± <0.1 (3)"
 
 
 def test_the_same_seed_twice_is_not_a_repetition():
@@ -49,7 +52,7 @@ def test_where_a_run_worked_and_how_its_step_was_shared_is_no_other_recipe():
         result = seeded("resnet18", seed, 0.5 + seed / 10, training={"steps": 10, "images": 20480})
         result.provenance["config"]["data"]["init_args"] |= {"data_dir": path, "num_workers": seed, "batch_size": batch}
         results.append(result)
-    assert build_table(results).rows[0].cells[0][0].text == "55.0 ± 7.1"
+    assert build_table(results).rows[0].cells[0][0].text == "55.0 ± 63.5 (2)"
     results[1].training["images"] = 40960  # now twice the images a step
     assert build_table(results).rows[0].cells[0][0].count == 1
 
@@ -91,38 +94,46 @@ def test_a_seed_that_failed_is_said_and_not_counted():
     assert "resnet18, classification (seed 2): failed: no space" in table.notes
 
 
-def test_a_difference_within_the_spread_is_said_with_the_rule():
+def test_who_cannot_be_told_from_the_highest_mean_is_said_with_the_rule():
     close = [seeded("resnet18", seed, 0.80 + 0.01 * seed) for seed in range(3)]
     best = [seeded("resnet50", seed, 0.82 + 0.01 * seed) for seed in range(3)]
     far = [seeded("resnet34", seed, 0.30 + 0.01 * seed) for seed in range(3)]
     table = build_table(close + best + far)
     cells = {row.model: row.cells[0][0] for row in table.rows if row.kind == "measured"}
-    assert (cells["resnet50"].best, cells["resnet18"].tied, cells["resnet34"].tied) == (True, True, False)
-    assert "classification: resnet18 within the spread of the best, resnet50" in table.notes
+    assert [cells[name].tied for name in ("resnet50", "resnet18", "resnet34")] == [True, True, False]
+    assert not any(cell.best for cell in cells.values())
+    assert "classification: not told apart from resnet50, the highest mean: resnet18" in table.notes
     assert (cells["resnet18"].like, cells["resnet34"].like) == (["resnet50"], [])
-    assert any("intervals touch" in note and "3 seeds" in note for note in table.notes)
+    assert any("Welch" in note and "Holm" in note for note in table.notes)
+
+
+def test_only_what_is_better_than_all_others_is_the_best():
+    best = [seeded("resnet50", seed, 0.90 + 0.001 * seed) for seed in range(3)]
+    far = [seeded(name, seed, 0.30 + 0.01 * seed) for name in ("resnet18", "resnet34") for seed in range(3)]
+    cells = {row.model: row.cells[0][0] for row in build_table(best + far).rows if row.kind == "measured"}
+    assert [cells[name].best for name in ("resnet50", "resnet18", "resnet34")] == [True, False, False]
+    assert not any(cell.tied for cell in cells.values())
 
 
 def test_who_ties_with_our_networks_is_said_too():
-    ours = [seeded("efficientvmamba_t", seed, 0.70 + 0.01 * seed) for seed in range(2)]
-    like = [seeded("resnet18", seed, 0.705 + 0.01 * seed) for seed in range(2)]
-    best = [seeded("resnet50", seed, 0.90 + 0.01 * seed) for seed in range(2)]
+    ours = [seeded("efficientvmamba_t", seed, 0.70 + 0.01 * seed) for seed in range(3)]
+    like = [seeded("resnet18", seed, 0.705 + 0.01 * seed) for seed in range(3)]
+    best = [seeded("resnet50", seed, 0.90 + 0.001 * seed) for seed in range(3)]
     notes = build_table(ours + like + best).notes
-    assert "classification: resnet18 within the spread of EfficientVMamba-T" in notes
-    assert not any("the best" in note for note in notes)
+    assert "classification: not told apart from EfficientVMamba-T: resnet18" in notes
+    assert not any("highest mean" in note for note in notes)
 
 
-def test_single_runs_say_nothing_about_their_difference():
-    table = build_table([seeded("resnet18", 0, 0.80), seeded("resnet50", 0, 0.80001)])
-    assert not any(row.cells[0][0].tied for row in table.rows)
-    assert not any("spread" in note for note in table.notes)
-    assert Estimate(1.0, None, 1).touches(Estimate(1.0, 0.5, 3)) is None
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_seeds_get_no_verdict_and_no_mark(seeds):
+    best = [seeded("resnet50", seed, 0.90 + 0.001 * seed) for seed in range(seeds)]
+    table = build_table([seeded("resnet18", seed, 0.80 + 0.001 * seed) for seed in range(seeds)] + best)
+    assert not any(row.cells[0][0].tied or row.cells[0][0].best for row in table.rows)
+    assert "classification: no verdict below 3 seeds: resnet18, resnet50" in table.notes
 
 
 def test_what_is_undefined_does_not_enter_a_mean():
-    assert estimate([0.2, None, -1.0, float("nan"), 0.4]) == Estimate(
-        pytest.approx(0.3), pytest.approx(0.1414, abs=1e-4), 2
-    )
+    assert estimate([0.2, None, -1.0, float("nan"), 0.4]) == Estimate((0.2, 0.4))
     assert estimate([None, -1.0]) is None
 
 

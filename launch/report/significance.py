@@ -1,0 +1,94 @@
+"""Which differences between networks are real, by tests that are right at their stated level.
+
+Over seeds: Welch's t-test of the difference of means for every pair of a column, with Holm's correction over all those
+pairs (Holm, Scand. J. Statist. 6, 1979), so that among networks that are equal in truth any difference at all is called
+real in at most `LEVEL` of the tables. A network takes part from `ENOUGH` seeds on; below that nothing is said.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.05
+ENOUGH = 3  # values on both sides; two seeds call equal networks different in one case of five
+RULE = (
+    "mean ± half of the 95% t-interval of the mean (number of seeds); a difference is real at the 5% level by Welch's "
+    f"t-test with Holm's correction over a column's pairs, from {ENOUGH} seeds on"
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far apart two networks are: first - second, in the unit of the values.
+
+    Attributes:
+        mean: of the difference.
+        low, high: its 95 % interval (Welch), not corrected for the number of pairs.
+        p: corrected by Holm over all pairs that were compared together.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def real(self) -> bool:
+        return self.p <= LEVEL
+
+
+def half_width(spread: float, count: int) -> float:
+    """Half of the 95 % t-interval of a mean, from the standard deviation (n - 1) of `count` > 1 values."""
+    return float(stats.t.ppf(1 - LEVEL / 2, count - 1)) * spread / math.sqrt(count)
+
+
+def differences(samples: Mapping[str, Sequence[float]]) -> dict[tuple[str, str], Difference]:
+    """Compare all pairs of a column.
+
+    Args:
+        samples: the values of each network, one a seed; those with fewer than `ENOUGH` are left out.
+
+    Returns:
+        A difference for each pair in both orders. Two networks without any spread are left out unless their means
+        agree: with so few different values the test has nothing to go by.
+    """
+    names = [name for name, values in samples.items() if len(values) >= ENOUGH]
+    pairs = list(itertools.combinations(names, 2))
+    if not pairs:
+        return {}
+    mean = {name: float(np.mean(samples[name])) for name in names}
+    # Of the mean: the squared standard error.
+    error = {name: float(np.var(samples[name], ddof=1)) / len(samples[name]) for name in names}
+    free = {name: len(samples[name]) - 1 for name in names}
+    left, right = ([pair[side] for pair in pairs] for side in (0, 1))
+    e1, e2, n1, n2 = (np.array([of[name] for name in side]) for of in (error, free) for side in (left, right))
+    gap = np.array([mean[a] - mean[b] for a, b in pairs])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        degrees = (e1 + e2) ** 2 / (e1**2 / n1 + e2**2 / n2)
+        p = 2 * stats.t.sf(np.abs(gap) / np.sqrt(e1 + e2), degrees)
+        reach = stats.t.ppf(1 - LEVEL / 2, degrees) * np.sqrt(e1 + e2)
+    same = (e1 + e2 == 0) & (gap == 0)
+    p, reach = np.where(same, 1.0, p), np.where(same, 0.0, reach)
+    told = np.isfinite(p)
+    corrected = np.full(len(pairs), np.nan)
+    corrected[told] = holm(p[told])
+    found: dict[tuple[str, str], Difference] = {}
+    for (a, b), d, r, q in zip(pairs, gap.tolist(), reach.tolist(), corrected.tolist(), strict=True):
+        if math.isfinite(q):
+            found[a, b] = Difference(d, d - r, d + r, q)
+            found[b, a] = Difference(-d, -d - r, -d + r, q)
+    return found
+
+
+def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
+    """p-values corrected by Holm's step-down procedure, in the order given."""
+    values = np.asarray(p, dtype=float)
+    order = np.argsort(values)
+    factors = len(values) - np.arange(len(values))
+    corrected = np.empty_like(values)
+    corrected[order] = np.minimum(np.maximum.accumulate(factors * values[order]), 1)
+    return corrected
