@@ -312,9 +312,7 @@ def _measured_cells(runs: Repetitions, group: Group, label: str, notes: "Notes")
         else:
             number = Estimate(tuple(value * column.scale for value in number.values))
             text = _with_interval(number, column, counted=group.task == "cost")
-            cells.append(
-                Cell(text, "measured", number.mean, number.half_width, list(number.values), runs=names)
-            )
+            cells.append(Cell(text, "measured", number.mean, number.half_width, list(number.values), runs=names))
     if undefined:
         columns = ", ".join(column.header.split(" (")[0] for column in undefined)
         # A task leaves out what its data does not define, e.g. APs without small objects.
