@@ -31,8 +31,8 @@ def cells_of(row: Row) -> list[Cell]:
 
 
 def to_markdown(table: Table) -> str:
-    """Tables for a README: groups stand in the headers, what is better than all others of a column is bold, published rows are italic, with
-    the difference of the measured number in brackets."""
+    """Tables for a README: groups stand in the headers, what is better than all others of a column is bold, published
+    rows are italic, with the difference of the measured number in brackets."""
     parts = [table.caption, *_markdown_table(table)]
     if table.ablations:
         parts += ["", "**Ablations**", *_markdown_table(table.ablations)]
@@ -71,7 +71,8 @@ def to_csv(table: Table) -> str:
 
 
 def to_json(table: Table) -> dict[str, Any]:
-    """The table as data: the printed text beside the number in the printed unit, half of its 95 % interval, its seeds and its runs."""
+    """The table as data: the printed text beside the number in the printed unit, half of its 95 % interval, its seeds
+    and its runs."""
 
     def cell(cell: Cell) -> dict[str, Any]:
         return {
@@ -112,7 +113,8 @@ def to_json(table: Table) -> dict[str, Any]:
 
 
 def to_latex(table: Table) -> str:
-    """A table for a paper (packages booktabs and graphicx); published rows are in italics, what is better than all others is bold."""
+    """A table for a paper (packages booktabs and graphicx); published rows are in italics, what is better than all
+    others is bold."""
     groups = [[column.header for column in group.columns] for group in table.groups]
     spans, rules, start = [], [], 2
     for group, names in zip(table.groups, groups, strict=True):

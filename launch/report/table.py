@@ -397,8 +397,8 @@ def _mark_best(rows: list[Row], groups: list[Group]) -> None:
 
 
 def _verdict_notes(rows: list[Row], groups: list[Group]) -> list[str]:
-    """Who cannot be told from the highest mean of a group's first metric, and from our own networks, and of whom nothing
-    is said for want of seeds; the rule behind it."""
+    """Who cannot be told from the highest mean of a group's first metric, and from our own networks, and of whom
+    nothing is said for want of seeds; the rule behind it."""
     notes = []
     repeated = False
     for g, group in enumerate(groups):
