@@ -1,7 +1,13 @@
-"""The floors of the house: imports go down only (launch -> tasks -> evmamba -> kernels)."""
+"""The house: imports go down only, between floors and between the rooms of launch/, and never in a circle.
+
+Imports inside functions count, and modules that are imported by a name written in the file. A package's ``__init__``
+counts as imported only by who imports from it.
+"""
 
 import ast
+import importlib.util
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -22,15 +28,38 @@ MAY_IMPORT = {
     "evmamba.conf": set(),
 }
 KERNELS_MAY_USE = {"torch", "triton", "numpy"} | sys.stdlib_module_names
-# The benchmark is a command: it draws its plot where matplotlib is installed and does without elsewhere.
-BENCHMARK_MAY_USE = KERNELS_MAY_USE | {"matplotlib", "mamba_ssm"}
+BELOW_CLUSTER = {"store", "measure", "report", "fit", "use", "bench"}
+# The rooms of launch/, and the files that lie there alone.
+ROOM_MAY_IMPORT = {
+    "store": set(),
+    "measure": {"store"},
+    "report": {"store"},
+    "fit": {"store"},
+    "use": {"store", "fit"},
+    "bench": {"store", "measure", "report", "fit"},
+    "cluster": BELOW_CLUSTER,
+    "commands": {*BELOW_CLUSTER, "cluster", "datacheck", "datafindings"},
+    "cli": {*BELOW_CLUSTER, "cluster", "commands"},
+    "train": {"cli"},
+    # On their way into tasks/.
+    "datacheck": {"bench", "datafindings"},
+    "datafindings": set(),
+}
+FILES_IN_LAUNCH = 6
+
+
+def module_name(path: Path, floor: str) -> str:
+    parts = path.relative_to(FOLDERS[floor]).with_suffix("").parts
+    return ".".join([floor, *(parts[:-1] if parts[-1] == "__init__" else parts)])
+
 
 FILES = [(floor, path) for floor, folder in FOLDERS.items() for path in sorted(folder.rglob("*.py")) if path.is_file()]
+MODULES = {module_name(path, floor): path for floor, path in FILES}
 
 
 def imported(path: Path, package: str) -> set[str]:
-    """Modules that a file imports anywhere, also inside functions and by relative import."""
-    modules = set()
+    """Modules that a file imports anywhere: also inside functions, by relative import, and by ``import_module``."""
+    modules: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
@@ -38,8 +67,19 @@ def imported(path: Path, package: str) -> set[str]:
             above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
             # `from evmamba import tasks` imports the module evmamba.tasks
-            modules |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in FOLDERS else base for alias in node.names}
+            modules |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names}
+        elif isinstance(node, ast.Call) and node.args and ast.unparse(node.func).endswith("import_module"):
+            modules |= named(node.args[0], package)
     return modules
+
+
+def named(argument: ast.expr, package: str) -> set[str]:
+    """The modules that an argument of ``import_module`` may mean: of an f-string, all that begin like it."""
+    if isinstance(argument, ast.Constant):
+        return {importlib.util.resolve_name(argument.value, package)}
+    if isinstance(argument, ast.JoinedStr) and isinstance(first := argument.values[0], ast.Constant):
+        return {module for module in MODULES if module.startswith(first.value)}
+    return set()
 
 
 def floor_of(module: str) -> str | None:
@@ -49,29 +89,61 @@ def floor_of(module: str) -> str | None:
     return above if above in FOLDERS else "evmamba"
 
 
-@pytest.mark.parametrize(("floor", "path"), FILES, ids=[str(path.relative_to(ROOT)) for _, path in FILES])
-def test_imports_go_down_only(floor, path):
-    package = ".".join([floor, *path.relative_to(FOLDERS[floor]).parts[:-1]])
-    modules = imported(path, package)
-    floors = {found for module in modules if (found := floor_of(module))}
+def room_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["evmamba", "launch"] and len(parts) > 2 else None
+
+
+def package_of(module: str) -> str:
+    return module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+
+
+IMPORTS = {module: imported(path, package_of(module)) for module, path in MODULES.items()}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down_only(module: str):
+    floor = floor_of(module)
+    assert floor is not None
+    floors = {found for name in IMPORTS[module] if (found := floor_of(name))}
     assert floors <= MAY_IMPORT[floor] | {floor}
     if floor == "evmamba.kernels":
-        outside = {module.split(".")[0] for module in modules if floor_of(module) is None}
-        assert outside <= (BENCHMARK_MAY_USE if path.name in ("bench.py", "original.py") else KERNELS_MAY_USE)
+        assert {name.split(".")[0] for name in IMPORTS[module] if floor_of(name) is None} <= KERNELS_MAY_USE
 
 
-def test_every_floor_is_seen():
-    assert {floor for floor, _ in FILES} == set(FOLDERS)
+@pytest.mark.parametrize("module", [module for module in MODULES if room_of(module)])
+def test_the_rooms_of_launch_form_a_line(module: str):
+    room = room_of(module)
+    assert room in ROOM_MAY_IMPORT, f"{room} is no room of launch/"
+    rooms = {found for name in IMPORTS[module] if (found := room_of(name))}
+    assert rooms <= ROOM_MAY_IMPORT[room] | {room}
+
+
+def test_no_import_runs_in_a_circle():
+    TopologicalSorter(IMPORTS).prepare()  # its error names the circle
+
+
+def test_launch_is_rooms_and_few_files():
+    assert len(list((ROOT / "launch").glob("*.py"))) <= FILES_IN_LAUNCH
+
+
+def test_every_floor_and_room_is_seen():
+    assert {floor_of(module) for module in MODULES} == set(FOLDERS)
+    assert {room_of(module) for module in MODULES} - {None} >= set(ROOM_MAY_IMPORT)
 
 
 @pytest.mark.parametrize(
     ("line", "found"),
     [
         ("from evmamba import tasks, create_model", {"evmamba.tasks", "evmamba"}),
-        ("from . import model", {"evmamba.tasks"}),
+        ("from . import module", {"evmamba.tasks.module"}),
         ("from .. import launch", {"evmamba.launch"}),
         ("from ..launch.cli import main", {"evmamba.launch.cli"}),
         ("def f():\n    import evmamba.launch.cli", {"evmamba.launch.cli"}),
+        ("from evmamba.launch import cli", {"evmamba.launch.cli"}),
+        ("import_module('evmamba.launch.cli')", {"evmamba.launch.cli"}),
+        ("import_module('.module', __package__)", {"evmamba.tasks.module"}),
+        ("importlib.import_module(f'evmamba.launch.tra{x}')", {"evmamba.launch.train"}),
     ],
 )
 def test_the_reader_of_imports_sees(tmp_path, line, found):

@@ -1,6 +1,6 @@
 """A benchmark as a graph of runs: what starts from what, on how many processes, and how they share a global batch.
 
-`build_graph` turns the specs of `benchmark.plan` into the runs of `evmamba submit`:
+`build_graph` turns the specs of `plan.plan` into the runs of `evmamba submit`:
 
     cost
     classification -> detection
@@ -18,7 +18,7 @@ import yaml
 from rich.tree import Tree
 
 from evmamba.errors import UserError
-from evmamba.launch.bench.run import Resources, RunSpec
+from evmamba.launch.store.spec import Resources, RunSpec
 
 BATCH_OPTION = "data.init_args.batch_size"
 ACCUMULATE_OPTION = "trainer.accumulate_grad_batches"
@@ -39,7 +39,7 @@ def build_graph(specs: Iterable[RunSpec], resources: Callable[[str], Resources])
     another checkpoint. A segmentation becomes a training and an evaluation.
 
     Args:
-        specs: what `benchmark.plan` returns; they are not changed.
+        specs: what `plan.plan` returns; they are not changed.
         resources: nodes, devices and strategy of a kind of run (see `kind_of`).
 
     Raises:

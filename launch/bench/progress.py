@@ -1,20 +1,19 @@
 """Progress of a benchmark: bars in a terminal, plain lines elsewhere."""
 
-import json
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from evmamba.launch.bench.run import RunSpec
 from evmamba.launch.report.columns import columns_of, title_of
 from evmamba.launch.report.paper import label_of
+from evmamba.launch.store.progress import read_progress
 from evmamba.launch.store.results import Result
+from evmamba.launch.store.spec import RunSpec
 
-PROGRESS_FILE = "progress.json"
 LINE_SECONDS = 20.0
 
 
@@ -70,21 +69,19 @@ class RunProgress:
 
     def update(self, folder: Path) -> None:
         """Look at the progress file of the run at work."""
-        try:
-            state: dict[str, Any] = json.loads((folder / PROGRESS_FILE).read_text())
-        except (OSError, ValueError):
+        state = read_progress(folder)
+        if state is None:
             return
-        loss = "" if state["loss"] is None else f", loss {state['loss']:.3f}"
+        loss = "" if state.loss is None else f", loss {state.loss:.3f}"
         if self._bars:
-            note = f"{state['phase']}{loss}"
-            if self._bars.tasks[self._one].fields["note"].split(",")[0] != state["phase"]:
+            if self._bars.tasks[self._one].fields["note"].split(",")[0] != state.phase:
                 # Another phase has another speed: its time left is estimated anew.
                 self._bars.reset(self._one, description=self._name, visible=True)
-            self._bars.update(self._one, completed=state["done"], total=state["total"] or None, note=note)
+            self._bars.update(self._one, completed=state.done, total=state.total or None, note=f"{state.phase}{loss}")
         elif time.monotonic() - self._last_line > LINE_SECONDS:
             self._last_line = time.monotonic()
-            count = f" {state['done']}/{state['total']}" if state["total"] else ""
-            self._print(f"{self._name}: {state['phase']}{count}{loss}")
+            count = f" {state.done}/{state.total}" if state.total else ""
+            self._print(f"{self._name}: {state.phase}{count}{loss}")
 
     def skip(self, spec: RunSpec) -> None:
         self._advance(f"{name_of(spec)}: finished before")

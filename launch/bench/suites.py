@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from evmamba.errors import UserError
 from evmamba.launch.report.paper import paper
+from evmamba.variants import VARIANTS
 
 TASKS = ("classification", "detection", "segmentation")
 
-OURS = ("efficientvmamba_t", "efficientvmamba_s", "efficientvmamba_b")
+OURS = tuple(VARIANTS)
 # Others' networks from 3 to 29 M parameters with four stages (Vim: plain, with a simple pyramid), by timm's names.
 PEERS = (
     "vmamba_tiny",

@@ -16,12 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from evmamba.errors import UserError
-from evmamba.launch.bench.benchmark import LOG_FILE, RUNS_FOLDER
-from evmamba.launch.bench.progress import PROGRESS_FILE, headline
-from evmamba.launch.bench.run import SPEC_FILE, RunSpec, failed_result
+from evmamba.launch.bench.progress import headline
 from evmamba.launch.cluster import slurm
 from evmamba.launch.cluster.slurm import Job
+from evmamba.launch.store.progress import PROGRESS_FILE
 from evmamba.launch.store.results import FILE_NAME, Result, read_result, write_json, write_result
+from evmamba.launch.store.spec import LOG_FILE, RUNS_FOLDER, SPEC_FILE, RunSpec, failed_result
 
 JOBS_FILE = "jobs.json"
 SCHEMA = 1

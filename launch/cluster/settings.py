@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from evmamba.errors import UserError, unknown_name
-from evmamba.launch.bench.run import Resources
+from evmamba.launch.store.spec import Resources
 
 KINDS = ("cost", "classification", "detection", "segmentation", "evaluation", "report")
 # SLURM's: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].

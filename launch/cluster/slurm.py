@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evmamba.errors import UserError
-from evmamba.launch.bench.run import SPEC_FILE, RunSpec
 from evmamba.launch.cluster.settings import JobConfig
+from evmamba.launch.store.spec import SPEC_FILE, RunSpec
 
 TEMPLATES = Path(__file__).parent / "scripts"
 SCRIPT_FILE = "job.sbatch"

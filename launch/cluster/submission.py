@@ -16,16 +16,16 @@ from rich.markup import escape
 
 from evmamba.errors import UserError, unknown_name
 from evmamba.files import write_text
-from evmamba.launch.bench import benchmark
-from evmamba.launch.bench.benchmark import RUNS_FOLDER, BenchOptions, finished_before
 from evmamba.launch.bench.graph import batch_of, build_graph, kind_of, setting, share_batch, tree
-from evmamba.launch.bench.progress import PROGRESS_FILE
-from evmamba.launch.bench.run import Resources, RunSpec
+from evmamba.launch.bench.local import finished_before
+from evmamba.launch.bench.plan import BenchOptions, plan
 from evmamba.launch.cluster import slurm
 from evmamba.launch.cluster.jobs import JOBS_FILE, REPORT, JobBook, read_specs
 from evmamba.launch.cluster.settings import Cluster
 from evmamba.launch.cluster.slurm import SCRIPT_FILE
+from evmamba.launch.store.progress import PROGRESS_FILE
 from evmamba.launch.store.results import FILE_NAME
+from evmamba.launch.store.spec import RUNS_FOLDER, Resources, RunSpec
 
 RECIPE_FILE = "recipe.yaml"
 REPORT_SCRIPT = "report.sbatch"
@@ -36,12 +36,12 @@ def plan_graph(options: BenchOptions, cluster: Cluster) -> list[RunSpec]:
     """Plan a benchmark for a cluster.
 
     Raises:
-        UserError: see `benchmark.plan` and `build_graph`.
+        UserError: see `plan` and `build_graph`.
     """
     _check_strategies(cluster)
     with_gpus = cluster["classification"].gpus_per_node or cluster["classification"].gres
     device = {"auto": "cuda" if with_gpus else "cpu"}.get(options.device, options.device)
-    specs = benchmark.plan(dataclasses.replace(options, device=device, elsewhere=True))
+    specs = plan(dataclasses.replace(options, device=device, elsewhere=True))
     graph = build_graph(specs, cluster.resources)
     _check_recipes(graph)
     return graph
@@ -79,7 +79,7 @@ def plan_here(options: BenchOptions, cluster: Cluster) -> list[RunSpec]:
     """Plan the same graph for this machine: on all its GPUs that a node may use, or in one process without any."""
     import torch
 
-    specs = benchmark.plan(options)
+    specs = plan(options)
     gpus = torch.cuda.device_count() if any(spec.device == "cuda" for spec in specs) else 0
 
     def resources(kind: str) -> Resources:
@@ -140,21 +140,21 @@ def steps(specs: Sequence[RunSpec], output: Path, book: JobBook) -> tuple[list[S
         number = book.job_of(name)
         if number is not None and number in told and told[number].live:
             live[name] = number
-    plan = []
+    actions = []
     finished = set()
     anew: set[str] = set()
     for spec in specs:
         waits = spec.name in live and told[live[spec.name]].state == "PENDING"
         if finished_before(spec, output / RUNS_FOLDER / spec.name):
             finished.add(spec.name)
-            plan.append(Step(spec, "finished"))
+            actions.append(Step(spec, "finished"))
         # A job that waits for one that has failed never starts; SLURM may take a while to cancel it.
         elif spec.name in live and not (waits and anew.intersection(spec.needs)):
-            plan.append(Step(spec, f"{'queued' if waits else 'running'} as job {live[spec.name]}"))
+            actions.append(Step(spec, f"{'queued' if waits else 'running'} as job {live[spec.name]}"))
         else:
             anew.add(spec.name)
-            plan.append(Step(spec, "submit", tuple(name for name in spec.needs if name not in finished)))
-    return plan, live
+            actions.append(Step(spec, "submit", tuple(name for name in spec.needs if name not in finished)))
+    return actions, live
 
 
 def check_alone(output: Path) -> None:
@@ -212,12 +212,12 @@ def _submit(specs: Sequence[RunSpec], output: Path, cluster: Cluster, resume: bo
         raise UserError(
             f"jobs were submitted to {output} before; --resume submits what is missing, or use another --output"
         )
-    plan, live = steps(specs, output, book)
+    actions, live = steps(specs, output, book)
     book.order, book.cluster = [spec.name for spec in specs], dict(cluster.given)
     book.write()
     done = {}
     try:
-        for step in plan:
+        for step in actions:
             name = step.spec.name
             done[name] = step.action
             if step.action == "submit":
@@ -226,7 +226,7 @@ def _submit(specs: Sequence[RunSpec], output: Path, cluster: Cluster, resume: bo
                 live[name] = _submit_run(step, output, cluster, live)
                 book.add(name, live[name])
                 done[name] = f"submitted as job {live[name]}"
-        report = _submit_report(output, cluster, book, live, anew=any(step.action == "submit" for step in plan))
+        report = _submit_report(output, cluster, book, live, anew=any(step.action == "submit" for step in actions))
     except UserError as error:
         count = sum(text.startswith("submitted") for text in done.values())
         raise UserError(f"{error}; {count} jobs were submitted before that, --resume goes on") from error
@@ -251,8 +251,8 @@ def _submit_report(output: Path, cluster: Cluster, book: JobBook, live: dict[str
 
 def show(specs: Sequence[RunSpec], output: Path, cluster: Cluster, console: Console) -> None:
     """Print the scripts that `submit` would submit, and the graph; write nothing."""
-    plan, _ = steps(specs, output, JobBook.read(output))
-    for step in plan:
+    actions, _ = steps(specs, output, JobBook.read(output))
+    for step in actions:
         if step.action == "submit":
             folder = output / RUNS_FOLDER / step.spec.name
             after = "".join(f":<job of {name}>" for name in step.needs)
@@ -261,7 +261,7 @@ def show(specs: Sequence[RunSpec], output: Path, cluster: Cluster, console: Cons
             _show_script(f"sbatch{option} {folder / SCRIPT_FILE}", script, console)
     command = f"sbatch --dependency=afterany:<all jobs> {output / REPORT_SCRIPT}"
     _show_script(command, slurm.report_script(output, cluster["report"]), console)
-    done = {step.spec.name: step.action for step in plan}
+    done = {step.spec.name: step.action for step in actions}
     console.print(
         tree(specs, lambda spec: describe(spec, done[spec.name]), "report  [dim]after all others have ended[/]")
     )

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from evmamba.launch.commands.parser import Parser
 from evmamba.launch.commands.shared import add_bench_options, bench_options, need_extra
-from evmamba.launch.messages import Parser
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -16,13 +16,15 @@ def main(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from evmamba.launch.bench import benchmark
     from evmamba.launch.bench.graph import build_graph
+    from evmamba.launch.bench.local import run_here
+    from evmamba.launch.bench.plan import backbones_of, plan, preset_of
     from evmamba.launch.bench.progress import RunProgress
-    from evmamba.launch.bench.run import Resources
+    from evmamba.launch.bench.suites import TASKS
     from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
     from evmamba.launch.report.build import print_table, write_report
     from evmamba.launch.report.table import build_table
+    from evmamba.launch.store.spec import Resources
 
     quiet_warnings()
     quiet_logs()
@@ -32,12 +34,12 @@ def main(arguments: Sequence[str]) -> int:
         options.overrides = [*options.overrides, f"trainer.strategy={given.strategy}"]
     console = Console()
     with console.status("checking models and data"):
-        specs = benchmark.plan(options)
-        if any(benchmark.preset_of(options, task) == "paper" for task in benchmark.TASKS):
+        specs = plan(options)
+        if any(preset_of(options, task) == "paper" for task in TASKS):
             # The paper's detectors and segmentors start from its classifiers.
             specs = build_graph(specs, lambda kind: Resources())
-    results, interrupted = benchmark.run_here(specs, options.output, RunProgress(console, len(specs)), options.force)
-    table = build_table(results, models=benchmark.backbones_of(options))
+    results, interrupted = run_here(specs, options.output, RunProgress(console, len(specs)), options.force)
+    table = build_table(results, models=backbones_of(options))
     print_table(table, console)
     written = write_report(table, options.output)
     console.print("\n" + "  ".join(map(str, written)), style="dim", highlight=False, soft_wrap=True)

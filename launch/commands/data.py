@@ -7,8 +7,8 @@ from pathlib import Path
 
 from evmamba.errors import UserError, unknown_name
 from evmamba.files import write_text
+from evmamba.launch.commands.parser import Parser
 from evmamba.launch.commands.shared import need_extra
-from evmamba.launch.messages import Parser
 
 HELP = """\
 usage: evmamba data ACTION [options]

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from evmamba.launch.commands.parser import Parser
 from evmamba.launch.commands.shared import need_extra
-from evmamba.launch.messages import Parser
 
 
 def main(arguments: Sequence[str]) -> int:

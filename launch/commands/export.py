@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evmamba.errors import UserError, unknown_name
+from evmamba.launch.commands.parser import Parser
 from evmamba.launch.commands.shared import need_extra
-from evmamba.launch.messages import Parser
 
 SUFFIXES = (".onnx", ".pt2", ".safetensors")
 

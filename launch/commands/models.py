@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from evmamba.errors import unknown_name
-from evmamba.launch.messages import Parser
+from evmamba.launch.commands.parser import Parser
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evmamba.errors import UserError
+from evmamba.launch.commands.parser import Parser
 from evmamba.launch.commands.shared import names, need_extra
-from evmamba.launch.messages import Parser
 
 
 def main(arguments: Sequence[str]) -> int:

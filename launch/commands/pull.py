@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from evmamba.launch.messages import Parser
+from evmamba.launch.commands.parser import Parser
 
 
 def main(arguments: Sequence[str]) -> int:

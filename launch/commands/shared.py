@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evmamba.errors import UserError
-from evmamba.launch.messages import Parser
+from evmamba.launch.commands.parser import Parser
 
 if TYPE_CHECKING:
-    from evmamba.launch.bench.benchmark import BenchOptions
+    from evmamba.launch.bench.plan import BenchOptions
 
 
 def names(text: str) -> list[str]:
@@ -62,14 +62,15 @@ def _numbers(text: str, option: str) -> list[int]:
 
 
 def bench_options(given: argparse.Namespace) -> "BenchOptions":
-    from evmamba.launch.bench import benchmark
+    from evmamba.launch.bench.plan import BenchOptions
+    from evmamba.launch.bench.suites import TASKS
 
-    return benchmark.BenchOptions(
+    return BenchOptions(
         output=given.output,
         suite=given.suite,
         backbones=names(given.backbones) if given.backbones is not None else None,
         tasks=names(given.tasks) if given.tasks is not None else None,
-        data={task: folder for task in benchmark.TASKS if (folder := getattr(given, task)) is not None},
+        data={task: folder for task in TASKS if (folder := getattr(given, task)) is not None},
         detectors=names(given.detectors) if given.detectors is not None else None,
         preset=given.preset,
         seeds=_numbers(given.seeds, "--seeds"),

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evmamba.errors import UserError
+from evmamba.launch.commands.parser import Parser
 from evmamba.launch.commands.shared import add_bench_options, bench_options, need_extra
-from evmamba.launch.messages import Parser
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run_here(given: argparse.Namespace, cluster: "Cluster", console: "Console") -> int:
-    from evmamba.launch.bench import benchmark
+    from evmamba.launch.bench.local import run_here
     from evmamba.launch.bench.progress import RunProgress
     from evmamba.launch.cluster import submission
     from evmamba.launch.report.build import print_table, write_report
@@ -100,7 +100,7 @@ def _run_here(given: argparse.Namespace, cluster: "Cluster", console: "Console")
     submission.check_alone(given.output)
     with console.status("checking models and data"):
         specs = submission.plan_here(bench_options(given), cluster)
-    results, interrupted = benchmark.run_here(specs, given.output, RunProgress(console, len(specs)))
+    results, interrupted = run_here(specs, given.output, RunProgress(console, len(specs)))
     table = build_table(results, models=list(dict.fromkeys(spec.model for spec in specs)))
     print_table(table, console)
     written = write_report(table, given.output)

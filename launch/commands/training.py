@@ -52,7 +52,7 @@ def main(command: str, arguments: Sequence[str]) -> int:
     # A recipe may name a user's own classes, in a module where the command was given, as for ``python -m``.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
-    from evmamba.launch.train import train
+    from evmamba.launch.fit.cli import train
 
     train([command, *arguments])
     return 0

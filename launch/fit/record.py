@@ -1,7 +1,6 @@
 """What a run leaves behind: its result after the test, its progress for whoever waits, its training curve."""
 
 import datetime
-import json
 import math
 import statistics
 import time
@@ -12,8 +11,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 
-from evmamba.files import write_text
-from evmamba.launch.bench.progress import PROGRESS_FILE
+from evmamba.launch.store.progress import write_progress
 from evmamba.launch.store.results import Result, device_name, git_state, provenance, write_result
 from evmamba.tasks.data import TaskDataModule
 from evmamba.tasks.module import TaskModule
@@ -220,12 +218,6 @@ class ProgressWriter(Callback):
             return
         self._written = now
         write_progress(self.folder, phase, done, total, self.record.loss)
-
-
-def write_progress(folder: Path, phase: str, done: int = 0, total: int = 0, loss: float | None = None) -> None:
-    """Replace ``folder/progress.json``."""
-    document = {"phase": phase, "done": done, "total": total, "loss": loss}
-    write_text(folder / PROGRESS_FILE, json.dumps(document), durable=False)
 
 
 def _number(batches: Any) -> int:

@@ -1,11 +1,10 @@
 """One classifier at several image sizes: how far its accuracy carries beyond the size that it was trained at."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import lightning as L
 
-from evmamba.launch.measure.cost import sweep
+from evmamba.launch.store.sweeps import Point, sweep
 from evmamba.tasks.classification import ClassificationData
 from evmamba.tasks.classification.data import evaluation_transform
 from evmamba.tasks.module import TaskModule
@@ -15,7 +14,7 @@ MULTIPLE = 16
 
 def accuracy_at_scales(
     trainer: L.Trainer, model: TaskModule, data: ClassificationData, scales: Iterable[float]
-) -> list[dict[str, Any]]:
+) -> list[Point]:
     """Test a trained classifier at `scales` times its training size, as its own test does it at that size.
 
     Returns:
@@ -24,7 +23,7 @@ def accuracy_at_scales(
     sizes = sorted({max(32, MULTIPLE * round(scale * data.image_size / MULTIPLE)) for scale in scales})
     own = data.val_set.transform
 
-    def at_size(side: int) -> dict[str, Any]:
+    def at_size(side: int) -> Point:
         data.val_set.transform = evaluation_transform(side, data.crop_ratio)
         trainer.test(model, datamodule=data, verbose=False)
         return dict(model.exact_metrics)

@@ -15,11 +15,11 @@ from torch import nn
 import evmamba
 from evmamba.checkpoints import write_safetensors
 from evmamba.errors import UserError
-from evmamba.launch.bench.run import BACKBONE_FILE
 from evmamba.model import Trunk
 from evmamba.tasks.module import TaskModule
 
 WEIGHTS_FILE = "weights.safetensors"
+BACKBONE_FILE = "backbone.safetensors"
 
 
 def save_weights(module: TaskModule, folder: Path) -> None:

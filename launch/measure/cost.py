@@ -6,7 +6,6 @@ detectors at 800 x 1280 and UPerNet at 512 x 2048 pixels.
 
 import dataclasses
 import datetime
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ from torch._subclasses import FakeTensorMode
 
 from evmamba import cost
 from evmamba.errors import UserError
-from evmamba.launch.bench.run import RunSpec, origin_of
 from evmamba.launch.measure.profiling import energy_counter
 from evmamba.launch.store.results import Result, device_name, git_state, provenance, write_result
+from evmamba.launch.store.spec import RunSpec, origin_of
+from evmamba.launch.store.sweeps import Point, sweep
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.detection.detectors import build_detector
 from evmamba.tasks.segmentation.upernet import UPerNet
@@ -36,8 +36,6 @@ SWEEP = {"warmup": 3, "steps": 10}
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 # The board's counter moves about ten times a second.
 ENERGY_SECONDS = 3.0
-
-Point = dict[str, Any]
 
 
 def measure_cost(spec: RunSpec, folder: Path) -> None:
@@ -150,20 +148,6 @@ def _energy(model: nn.Module, batch_size: int, amp: torch.dtype | None, device: 
     joule = energy() - before
     model.to("cpu")
     return {"energy_j_per_image": joule / (steps * batch_size)}
-
-
-def sweep(name: str, values: Any, measure: Callable[[int], Point]) -> list[Point]:
-    """Points in the order of the values, up to the first that cannot be measured, which says why."""
-    points: list[Point] = []
-    for value in values:
-        try:
-            points.append({name: value} | measure(value))
-        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-            out = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
-            reason = "out of memory" if out else str(error).strip().splitlines()[0]
-            points.append({name: value, "failed": reason})
-            break
-    return points
 
 
 def _count_whole(spec: RunSpec) -> Result:

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from evmamba.launch.bench.suites import OURS
 from evmamba.launch.report.columns import HEADS, Column, columns_of, title_of
 from evmamba.launch.report.paper import claims, comparable, label_of, paper, published, split_tags
 from evmamba.launch.report.remarks import PRECISIONS, Notes, budgets, caption, memory, other_trainings, sizes
 from evmamba.launch.report.seeds import Estimate, Repetitions, repetitions
 from evmamba.launch.report.significance import ENOUGH, RULE, differences
 from evmamba.launch.store.results import TASKS, Result
+from evmamba.variants import VARIANTS
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -409,7 +409,7 @@ def _verdict_notes(rows: list[Row], groups: list[Group]) -> list[str]:
         tied = [cell for _, cell in entries if cell.tied]
         top = max(tied, key=lambda cell: cell.value or 0.0, default=None)
         for row, cell in entries:
-            if cell.like and (cell is top or row.model in OURS):
+            if cell.like and (cell is top or row.model in VARIANTS):
                 of = f"{row.label}, the highest mean" if cell is top else row.label
                 notes.append(f"{group.title}: not told apart from {of}: {', '.join(cell.like)}")
         few = [row.label for row, cell in entries if 0 < cell.count < ENOUGH]

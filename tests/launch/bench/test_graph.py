@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from evmamba.errors import UserError
-from evmamba.launch.bench.benchmark import recipe_of
 from evmamba.launch.bench.graph import batch_of, build_graph, share_batch, tree
-from evmamba.launch.bench.run import Resources, RunSpec
+from evmamba.launch.fit.recipes import recipe_of
+from evmamba.launch.store.spec import Resources, RunSpec
 
 
 def paper(task: str, *arguments: str, model: str = "efficientvmamba_t", seed: int = 0) -> RunSpec:
@@ -105,13 +105,14 @@ def test_processes_share_the_recipes_global_batch(
 
 
 def test_the_shared_batch_is_what_the_trainer_and_the_data_get():
-    from evmamba.launch.train import EvmambaCLI
+    from evmamba.launch.fit.cli import EvmambaCLI
+    from evmamba.launch.fit.training import cli_arguments
     from evmamba.tasks.embedded import ensure_embedded
 
     data = f"--data.init_args.data_dir={ensure_embedded('segmentation')}"
     spec = on(1, 1, paper("segmentation", data, "--data.init_args.num_workers=0"))
     spec.device = "cpu"
-    cli = EvmambaCLI(spec.cli_arguments(Path("/tmp")), run=False)
+    cli = EvmambaCLI(cli_arguments(spec, Path("/tmp")), run=False)
     assert (cli.datamodule.batch_size, cli.trainer.accumulate_grad_batches) == (2, 8)
 
 

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from evmamba.launch.bench.progress import LINE_SECONDS, RunProgress, headline
-from evmamba.launch.bench.run import RunSpec
-from evmamba.launch.fit.record import write_progress
+from evmamba.launch.store.progress import write_progress
+from evmamba.launch.store.spec import RunSpec
 
 from ..handmade import made_result
 

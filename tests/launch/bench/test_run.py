@@ -7,17 +7,21 @@ import pytest
 import torch
 
 from evmamba.launch.bench import run
-from evmamba.launch.bench.run import Resources, RunSpec
+from evmamba.launch.fit.cli import EvmambaCLI
 from evmamba.launch.fit.recipes import find_recipe
+from evmamba.launch.fit.training import cli_arguments
+from evmamba.launch.fit.weights import save_weights
+from evmamba.launch.measure import cost
 from evmamba.launch.report.table import build_table
 from evmamba.launch.store.results import read_result
+from evmamba.launch.store.spec import SPEC_FILE, Resources, RunSpec
 
 QUICK = {"batch_size": 2, "warmup_steps": 0, "timed_steps": 1}
 
 
 def written(folder: Path, spec: RunSpec) -> str:
     spec.write(folder)
-    return str(folder / run.SPEC_FILE)
+    return str(folder / SPEC_FILE)
 
 
 def cost_spec(model: str = "efficientvmamba_t") -> RunSpec:
@@ -66,7 +70,7 @@ def test_a_bug_leaves_its_first_line_in_the_result_and_its_traceback_in_the_log(
     def broken(spec: RunSpec, folder: Path) -> None:
         raise ZeroDivisionError("nothing to divide by\nsecond line")
 
-    monkeypatch.setattr(run, "measure_cost", broken)
+    monkeypatch.setattr(cost, "measure_cost", broken)
     assert run.main([written(tmp_path, cost_spec())]) == 1
     result = read_result(tmp_path / "result.json")
     assert result.reason == f"ZeroDivisionError: nothing to divide by (see {tmp_path / 'run.log'})"
@@ -77,7 +81,7 @@ def test_an_interrupted_run_leaves_no_result(tmp_path: Path, monkeypatch: pytest
     def interrupted(spec: RunSpec, folder: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "measure_cost", interrupted)
+    monkeypatch.setattr(cost, "measure_cost", interrupted)
     assert run.main([written(tmp_path, cost_spec())]) == 130
     assert not (tmp_path / "result.json").exists()
 
@@ -95,16 +99,14 @@ def training(task: str, head: str, **changes) -> RunSpec:
 
 @pytest.mark.parametrize("model", ["efficientvmamba_t", "resnet18"])
 def test_detection_and_segmentation_start_from_the_backbone_that_classification_left(tmp_path: Path, model: str):
-    from evmamba.launch.fit.weights import save_weights
-    from evmamba.launch.train import EvmambaCLI
 
     named = [f"--model.init_args.backbone={model}"]
     first = training("classification", "linear", arguments=named)
-    classifier = EvmambaCLI(first.cli_arguments(tmp_path / first.name), run=False).model
+    classifier = EvmambaCLI(cli_arguments(first, tmp_path / first.name), run=False).model
     save_weights(classifier, tmp_path / first.name)
     then = training("segmentation", "upernet", arguments=named)
     then.start_after(first)
-    segmentor = EvmambaCLI(then.cli_arguments(tmp_path / then.name), run=False).model
+    segmentor = EvmambaCLI(cli_arguments(then, tmp_path / then.name), run=False).model
     wanted = classifier.network.state_dict()
     names = {"efficientvmamba_t": "stages.0.blocks.0.global_branch.in_proj.weight", "resnet18": "layer1.0.conv1.weight"}
     found = [value for name, value in segmentor.state_dict().items() if name.endswith(names[model])]
@@ -152,8 +154,8 @@ def test_a_hash_follows_what_a_run_starts_from_and_the_global_batch_but_not_the_
     assert spread.hash == base.hash
     hashes = {base.hash, after_one.hash, after_other.hash, replace(base, global_batch=64).hash}
     assert len(hashes) == 4
-    assert "--trainer.num_nodes=8" in spread.cli_arguments(Path())
-    assert "--data.init_args.batch_size=2" in spread.cli_arguments(Path())
+    assert "--trainer.num_nodes=8" in cli_arguments(spread, Path())
+    assert "--data.init_args.batch_size=2" in cli_arguments(spread, Path())
 
 
 def test_of_several_processes_the_first_that_fails_tells_the_reason(
@@ -169,7 +171,7 @@ def test_of_several_processes_the_first_that_fails_tells_the_reason(
             raise RuntimeError(message)
 
         monkeypatch.setenv("SLURM_PROCID", str(rank))
-        monkeypatch.setattr(run, "measure_cost", broken)
+        monkeypatch.setattr(cost, "measure_cost", broken)
         assert run.main([written(tmp_path, spec)]) == 1
 
     main(1, "an index out of range")

@@ -10,11 +10,10 @@ import torch
 import yaml
 
 import evmamba
-from evmamba.launch.bench import benchmark
-from evmamba.launch.bench.benchmark import BenchOptions, plan
-from evmamba.launch.bench.run import RunSpec
+from evmamba.launch.bench.plan import BenchOptions, plan, preset_of
 from evmamba.launch.bench.suites import ABLATED, OURS, PEERS, SUITES, entries_of, paper_entries
 from evmamba.launch.fit import recipes
+from evmamba.launch.store.spec import RunSpec
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.detection.detectors import build_detector
 from evmamba.tasks.segmentation.upernet import UPerNet
@@ -24,9 +23,9 @@ from evmamba.variants import ABLATIONS, split_name
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans without building networks and looking at data, which other tests do."""
-    monkeypatch.setattr(benchmark, "_check_backbone", lambda name, pyramid: None)
-    monkeypatch.setattr(benchmark, "_check_training", lambda *arguments: "fingerprint")
-    monkeypatch.setattr(benchmark, "has_drop_path", lambda model: True)
+    monkeypatch.setattr("evmamba.launch.bench.plan._check_backbone", lambda name, pyramid: None)
+    monkeypatch.setattr("evmamba.launch.bench.plan._check_training", lambda *arguments: "fingerprint")
+    monkeypatch.setattr("evmamba.launch.bench.plan.has_drop_path", lambda model: True)
     monkeypatch.setattr(recipes, "_nearest_variant", lambda model: "efficientvmamba_t")
 
 
@@ -136,10 +135,10 @@ def test_the_papers_suite_has_its_tables(tmp_path: Path):
 
 def test_the_papers_recipes_are_the_default_on_real_data_in_its_suite_only():
     data = {"classification": "/data"}
-    assert benchmark.preset_of(BenchOptions(suite="paper", data=data), "classification") == "paper"
-    assert benchmark.preset_of(BenchOptions(suite="paper", data=data), "detection") == "tiny"
-    assert benchmark.preset_of(BenchOptions(suite="main", data=data), "classification") == "small"
-    assert benchmark.preset_of(BenchOptions(suite="paper", data=data, preset="small"), "classification") == "small"
+    assert preset_of(BenchOptions(suite="paper", data=data), "classification") == "paper"
+    assert preset_of(BenchOptions(suite="paper", data=data), "detection") == "tiny"
+    assert preset_of(BenchOptions(suite="main", data=data), "classification") == "small"
+    assert preset_of(BenchOptions(suite="paper", data=data, preset="small"), "classification") == "small"
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -154,17 +153,11 @@ def test_resolution_measures_all_and_trains_one(tmp_path: Path):
     assert [spec.model for spec in named if spec.task == "classification"] == ["resnet18", "resnet50"]
 
 
-def test_networks_without_stochastic_depth_are_trained_without_it():
-    assert benchmark.has_drop_path("resnet18")
-    assert benchmark.has_drop_path("efficientvmamba_t-ss2d")
-    assert not benchmark.has_drop_path("efficientvit_b0")
-
-
 @pytest.mark.usefixtures("unchecked")
 def test_a_recipes_stochastic_depth_is_switched_off_only_where_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(benchmark, "has_drop_path", lambda model: model != "efficientvit_b0")
+    monkeypatch.setattr("evmamba.launch.bench.plan.has_drop_path", lambda model: model != "efficientvit_b0")
     for preset, expected in (("paper", [False, True]), ("tiny", [False, False])):
         specs = planned(tmp_path, "peers", backbones=["resnet18", "efficientvit_b0"], preset=preset)
         off = ["--model.init_args.drop_path_rate=0" in s.arguments for s in specs if s.task == "classification"]

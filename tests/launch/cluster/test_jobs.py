@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from evmamba.launch import cli
-from evmamba.launch.bench.run import RunSpec, failed_result
 from evmamba.launch.cluster import jobs
 from evmamba.launch.cluster.jobs import JobBook, RunState, settle, states
 from evmamba.launch.store.results import read_result, write_result
+from evmamba.launch.store.spec import RunSpec, failed_result
 
 from ..handmade import made_result
 from .fake_slurm import FakeSlurm, install

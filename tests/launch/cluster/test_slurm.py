@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from evmamba.errors import UserError
-from evmamba.launch.bench.run import RunSpec
 from evmamba.launch.cluster import slurm
 from evmamba.launch.cluster.settings import KINDS, Cluster, JobConfig, read_cluster
+from evmamba.launch.store.spec import RunSpec
 
 from .fake_slurm import install
 

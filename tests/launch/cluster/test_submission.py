@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from evmamba.launch import cli
-from evmamba.launch.bench import benchmark
-from evmamba.launch.bench.benchmark import BenchOptions
-from evmamba.launch.bench.run import RunSpec, failed_result
-from evmamba.launch.cluster import jobs
-from evmamba.launch.fit.recipes import find_recipe
+from evmamba.launch.bench import local
+from evmamba.launch.bench.plan import BenchOptions
+from evmamba.launch.cluster import jobs, submission
+from evmamba.launch.fit.recipes import find_recipe, recipe_of
 from evmamba.launch.store.results import Result, write_result
+from evmamba.launch.store.spec import RunSpec, failed_result
 
 from ..handmade import made_result
 from .fake_slurm import FakeSlurm, install
@@ -34,16 +34,16 @@ NO_GPUS = "--gpus-per-node=0"
 
 
 def planned(options: BenchOptions) -> list[RunSpec]:
-    """What `benchmark.plan` would return, without looking at models and data."""
+    """What `plan` would return, without looking at models and data."""
     bare = RunSpec("cost", "resnet18", None, options.seeds[0], options.device, options.precision)
     heads = {"classification": "linear", "detection": "retinanet", "segmentation": "upernet"}
-    recipes = {task: str(benchmark.recipe_of(task, "tiny", head, "resnet18")) for task, head in heads.items()}
+    recipes = {task: str(recipe_of(task, "tiny", head, "resnet18")) for task, head in heads.items()}
     return [bare, *(replace(bare, task=task, head=heads[task], recipe=recipes[task]) for task in heads)]
 
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    monkeypatch.setattr(benchmark, "plan", planned)
+    monkeypatch.setattr(submission, "plan", planned)
     return install(tmp_path / "slurm", monkeypatch)
 
 
@@ -272,7 +272,7 @@ def test_a_strategy_that_does_not_go_with_a_recipe_is_refused_before_it_waits_fo
     monkeypatch: pytest.MonkeyPatch,
     option: str,
 ):
-    monkeypatch.setattr(benchmark, "recipe_of", lambda task, *_: find_recipe(f"{task}/small"))  # it averages weights
+    monkeypatch.setattr(f"{__name__}.recipe_of", lambda task, *_: find_recipe(f"{task}/small"))  # it averages weights
     output = tmp_path / "out"
     assert submit(output, "--gpus-per-node=2", option) == 2
     name = option.rpartition("=")[2]
@@ -310,8 +310,8 @@ def test_here_too_a_run_is_not_started_when_what_it_needs_failed(
         write_result(result, folder)
         return result
 
-    monkeypatch.setattr(benchmark, "plan", planned)
-    monkeypatch.setattr(benchmark, "run_one", run_one)
+    monkeypatch.setattr(submission, "plan", planned)
+    monkeypatch.setattr(local, "run_one", run_one)
     assert submit(tmp_path / "out", "--local") == 1
     assert started == ["cost", "classification"]
     report = json.loads((tmp_path / "out" / "report.json").read_text())

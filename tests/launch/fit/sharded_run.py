@@ -21,8 +21,8 @@ from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from evmamba.launch.fit import strategies
+from evmamba.launch.fit.cli import EvmambaCLI
 from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
-from evmamba.launch.train import EvmambaCLI
 
 
 class CpuZeRO(strategies.ZeRO):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from evmamba.errors import UserError
-from evmamba.launch.fit.recipes import CONF, find_recipe, recipes
+from evmamba.launch.fit.recipes import CONF, find_recipe, has_drop_path, recipe_of, recipes
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,36 @@ def test_the_names_that_are_listed_are_found():
 def test_an_unknown_recipe_is_answered_with_the_nearest():
     with pytest.raises(UserError, match=r"did you mean conf/segmentation/small\.yaml"):
         find_recipe("conf/segmentation/smal.yaml")
+
+
+@pytest.mark.parametrize(
+    ("task", "head", "model", "name"),
+    [
+        ("classification", "linear", "efficientvmamba_s", "imagenet_efficientvmamba_s.yaml"),
+        ("classification", "linear", "resnet18", "imagenet_efficientvmamba_s.yaml"),  # 11.7 M parameters, as S
+        ("classification", "linear", "pvt_v2_b0", "imagenet_efficientvmamba_t.yaml"),
+        ("classification", "linear", "efficientvmamba_b-ss2d", "imagenet_efficientvmamba_b.yaml"),
+        ("detection", "maskrcnn", "efficientvmamba_b", "coco_maskrcnn_1x_efficientvmamba_b.yaml"),
+        ("detection", "retinanet", "vim_tiny", "coco_retinanet_efficientvmamba_t.yaml"),
+        ("segmentation", "upernet", "efficientvmamba_t", "ade20k_upernet_efficientvmamba_t.yaml"),
+    ],
+)
+def test_the_paper_preset_is_the_variants_own_recipe(task: str, head: str, model: str, name: str):
+    assert recipe_of(task, "paper", head, model).name == name
+
+
+def test_mask_rcnn_has_two_schedules():
+    for schedule in ("1x", "3x"):
+        recipe = recipe_of("detection", "paper", "maskrcnn", "efficientvmamba_t", schedule)
+        assert recipe.name == f"coco_maskrcnn_{schedule}_efficientvmamba_t.yaml"
+
+
+def test_a_detector_without_paper_recipe_is_refused():
+    with pytest.raises(UserError, match="no paper recipe for detection with fasterrcnn"):
+        recipe_of("detection", "paper", "fasterrcnn", "resnet18")
+
+
+def test_networks_without_stochastic_depth_are_trained_without_it():
+    assert has_drop_path("resnet18")
+    assert has_drop_path("efficientvmamba_t-ss2d")
+    assert not has_drop_path("efficientvit_b0")

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from evmamba.launch.bench import run
-from evmamba.launch.bench.run import RunSpec
 from evmamba.launch.fit.recipes import find_recipe
 from evmamba.launch.store.results import read_result
+from evmamba.launch.store.spec import RunSpec
 
 
 def test_a_training_is_tested_at_other_sizes_too(tmp_path: Path):

@@ -11,9 +11,9 @@ from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 
 from evmamba.errors import UserError
 from evmamba.launch.fit import strategies
+from evmamba.launch.fit.cli import EvmambaCLI, train
 from evmamba.launch.fit.sharded import consolidate, folder_kind, replaced_folder, settle
 from evmamba.launch.fit.strategies import CONFIGS, FSDP2, ZERO_STAGES, ZeRO, build_strategy, check_strategy, spell_out
-from evmamba.launch.train import EvmambaCLI, train
 from evmamba.tasks.training.callbacks import WeightEMA
 
 STAGES = (1, 2, 3)

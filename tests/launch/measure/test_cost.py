@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from evmamba import cost
-from evmamba.launch.bench.benchmark import BenchOptions, plan
-from evmamba.launch.bench.run import RunSpec
+from evmamba.launch.bench.plan import BenchOptions, plan
 from evmamba.launch.measure import cost as measure
-from evmamba.launch.measure.cost import WithAuxiliary, count, measure_cost, sweep
+from evmamba.launch.measure.cost import WithAuxiliary, count, measure_cost
 from evmamba.launch.store.results import Result, read_result
+from evmamba.launch.store.spec import RunSpec
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.segmentation.upernet import UPerNet
 
@@ -94,30 +94,8 @@ def test_the_macs_of_the_scan_grow_with_the_pixels():
     assert counts[1].paper / counts[0].paper == pytest.approx(pixels, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), "out of memory"),
-        (RuntimeError("shape mismatch\nmore"), "shape mismatch"),
-    ],
-    ids=str,
-)
-def test_a_sweep_ends_with_its_reason_at_what_cannot_be_measured(error, reason):
-    def measure_one(value: int) -> dict[str, Any]:
-        if value > 2:
-            raise error
-        return {"images_per_s": 1.0}
-
-    points = sweep("batch_size", [1, 2, 4, 8], measure_one)
-    assert [point["batch_size"] for point in points] == [1, 2, 4]
-    assert points[-1] == {"batch_size": 4, "failed": reason}
-
-
 def test_upernets_width_comes_from_the_papers_recipe_of_an_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from evmamba.launch.bench import benchmark
-
-    monkeypatch.setattr(benchmark, "_check_training", lambda *arguments: "fingerprint")
+    monkeypatch.setattr("evmamba.launch.bench.plan._check_training", lambda *arguments: "fingerprint")
     options = BenchOptions(tmp_path, suite="main", backbones=["efficientvmamba_s", "resnet50"], tasks=["segmentation"])
     widths = [
         spec.timing["decoder_channels"] for spec in plan(options) if spec.head == "upernet" and spec.task == "cost"

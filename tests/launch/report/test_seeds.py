@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from evmamba.launch.bench.run import RunSpec, origin_of
 from evmamba.launch.report.seeds import Estimate, estimate, repetitions
 from evmamba.launch.report.table import build_table
+from evmamba.launch.store.spec import RunSpec, origin_of
 
 from ..handmade import made_result, origin
 

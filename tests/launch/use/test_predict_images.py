@@ -11,8 +11,8 @@ from PIL import Image
 
 from evmamba.errors import UserError
 from evmamba.launch import cli
+from evmamba.launch.fit.cli import EvmambaCLI
 from evmamba.launch.fit.described import KEY, SelfDescription, load_described
-from evmamba.launch.train import EvmambaCLI
 from evmamba.launch.use.predict_images import find_images
 from evmamba.launch.use.predictor import load_predictor
 from evmamba.tasks.classification import ClassificationModule

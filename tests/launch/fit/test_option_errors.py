@@ -2,8 +2,7 @@
 
 import pytest
 
-from evmamba.errors import UserError
-from evmamba.launch.messages import Parser, short_error
+from evmamba.launch.fit.option_errors import short_error
 
 NESTED = """Parser key "model":
   Does not validate against any of the Union subtypes
@@ -37,17 +36,3 @@ def test_the_explanation_shrinks_to_what_is_wrong(message: str, line: str):
     assert error.startswith(line)
     assert "\n" not in error
     assert len(error) < 160
-
-
-def test_an_abbreviated_option_is_a_mistake_not_a_guess():
-    parser = Parser(prog="evmamba bench")
-    parser.add_argument("--backbones")
-    with pytest.raises(UserError, match=r"unknown option '--backbone'; did you mean --backbones\?"):
-        parser.parse_args(["--backbone=resnet18"])
-
-
-def test_a_missing_value_points_to_the_help():
-    parser = Parser(prog="evmamba bench")
-    parser.add_argument("--output")
-    with pytest.raises(UserError, match="expected one argument; see evmamba bench --help"):
-        parser.parse_args(["--output"])

@@ -1,13 +1,11 @@
-"""Wrong options in one line: argparse with nearest names, and jsonargparse's long explanations made short."""
+"""jsonargparse's long explanations of wrong options and recipes, made one line."""
 
-import argparse
 import dataclasses
 import importlib
 import inspect
 import re
 import typing
 from collections.abc import Iterable
-from typing import NoReturn
 
 from evmamba.errors import UserError, unknown_name
 
@@ -16,22 +14,6 @@ NOISE = re.compile(
     r"^(Does not validate against any|Subtypes: |Errors:|Given value type: |Given value: |"
     r"Expected a <class 'NoneType'>|Problem with given class_path|Expected a path but )"
 )
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are UserErrors that offer the nearest option."""
-
-    def __init__(self, prog: str, description: str | None = None) -> None:
-        super().__init__(prog, description=description, allow_abbrev=False)
-
-    def parse_args(self, args=None, namespace=None):
-        parsed, rest = self.parse_known_args(args, namespace)
-        if rest:
-            raise unknown_name("option", rest[0].partition("=")[0], self._option_string_actions)
-        return parsed
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def short_error(message: str, options: Iterable[str]) -> UserError:

@@ -1,0 +1,171 @@
+"""Running a benchmark here: one process a run, one after the other.
+
+`run_here` leaves out what is finished already, and goes on after a failure.
+"""
+
+import contextlib
+import datetime
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from evmamba.errors import UserError
+from evmamba.launch.bench.progress import RunProgress
+from evmamba.launch.store.results import FILE_NAME, Result, git_state, read_result, write_result
+from evmamba.launch.store.spec import LOG_FILE, RUNS_FOLDER, SPEC_FILE, RunSpec, failed_result
+
+POLL_SECONDS = 0.2
+# In a failed result's provenance: ended from outside; started again, the run goes on.
+INTERRUPTED = "interrupted"
+
+
+def run_here(
+    specs: Sequence[RunSpec], output: Path, progress: RunProgress, force: bool = False
+) -> tuple[list[Result], bool]:
+    """Run specs one after the other and return one result each, and whether Ctrl-C ended it before its time.
+
+    A finished run with the same spec is not repeated. A failed run is a result like any other; runs that need it are
+    not started, which is their reason. After Ctrl-C the run at work is stopped, finished ones stay, and what is missing
+    is "failed: interrupted" in what is returned (not on disk).
+    """
+    results: list[Result] = []
+    failed: dict[str, Result] = {}
+    interrupted = False
+    elsewhere: str | None = None
+    with _terminated_is_interrupted(), progress:
+        for spec in specs:
+            folder = output / RUNS_FOLDER / spec.name
+            previous = None if force else finished_before(spec, folder)
+            if previous is not None:
+                progress.skip(spec)
+                elsewhere = elsewhere or _other_commit(previous)
+                results.append(previous)
+                continue
+            start = datetime.datetime.now(datetime.UTC)
+            if interrupted:
+                results.append(failed_result(spec, "interrupted", start))
+                continue
+            progress.start(spec)
+            lacking = next((failed[name] for name in spec.needs if name in failed), None)
+            try:
+                if lacking is not None:
+                    result = failed_result(spec, not_started(lacking), start)
+                    spec.write(folder)
+                    write_result(result, folder)
+                else:
+                    result = run_one(spec, folder, functools.partial(progress.update, folder))
+            except KeyboardInterrupt:
+                interrupted = True
+                result = failed_result(spec, "interrupted", start)
+            if not result.finished:
+                failed[spec.name] = result
+            progress.finish(spec, result)
+            results.append(result)
+        if elsewhere:
+            progress.remark(f"finished runs of another commit were taken over ({elsewhere}); --force repeats them")
+    return results, interrupted
+
+
+def not_started(lacking: Result) -> str:
+    """The reason of a run that needs a failed one; through a chain of them the first reason stays in sight."""
+    reason = lacking.reason or ""
+    return reason if reason.startswith("not started: ") else f"not started: needs {lacking.run}, which failed: {reason}"
+
+
+def finished_before(spec: RunSpec, folder: Path) -> Result | None:
+    """The finished result of the same spec, if there is one; a broken file is none."""
+    if not (folder / FILE_NAME).exists():
+        return None
+    try:
+        result = read_result(folder / FILE_NAME)
+    except UserError:
+        return None
+    return result if result.finished and result.provenance.get("spec_hash") == spec.hash else None
+
+
+def _other_commit(result: Result) -> str | None:
+    """Which commit a result is of and which this is, where both are known and differ."""
+    then, now = result.provenance.get("git_commit"), git_state()["git_commit"]
+    return f"{then[:12]}, now {now[:12]}" if then and now and then != now else None
+
+
+def run_one(spec: RunSpec, folder: Path, while_waiting: Callable[[], None]) -> Result:
+    """Run one spec in a process of its own; everything it says goes to ``run.log``.
+
+    Raises:
+        KeyboardInterrupt: after the process has been stopped.
+    """
+    start = datetime.datetime.now(datetime.UTC)
+    _make_room(folder)
+    spec.write(folder)
+    with (folder / LOG_FILE).open("w") as log:
+        # A session of its own, so that Ctrl-C reaches this process alone, which then ends the run in order.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "evmamba.launch.bench.run", str(folder / SPEC_FILE)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
+        try:
+            while process.poll() is None:
+                while_waiting()
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            _stop(process)
+            raise
+    if (folder / FILE_NAME).exists():
+        return read_result(folder / FILE_NAME)
+    # Killed from outside, or died before Python could say anything.
+    lines = (folder / LOG_FILE).read_text(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    code = process.returncode
+    how = f"killed by signal {-code}{' (out of memory?)' if code == -9 else ''}" if code < 0 else f"exit status {code}"
+    result = failed_result(spec, f"{how}; last words: {last} (see {folder / LOG_FILE})", start)
+    result.provenance[INTERRUPTED] = code < 0 or code == os.EX_TEMPFAIL  # the second: it saved and left in order
+    write_result(result, folder)
+    return result
+
+
+def _make_room(folder: Path) -> None:
+    """Remove what an earlier run left, except that an interrupted one goes on from its checkpoints, and a failed one
+    with checkpoints goes to ``NAME.failed-N``, as it may be all that is left of a long training."""
+    try:
+        result = read_result(folder / FILE_NAME)
+    except UserError:
+        return  # stopped before it could say anything
+    if result.provenance.get(INTERRUPTED):
+        (folder / FILE_NAME).unlink()
+        return
+    if not result.finished and next(folder.rglob("*.ckpt"), None):
+        n = 1
+        while (kept := folder.with_name(f"{folder.name}.failed-{n}")).exists():
+            n += 1
+        folder.rename(kept)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """Let SIGTERM (a time limit, say) end the benchmark like Ctrl-C, so that the run's process is not left behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(process: subprocess.Popen) -> None:
+    process.terminate()
+    try:
+        process.wait(30)  # it finishes its step and writes a checkpoint
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

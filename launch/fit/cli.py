@@ -1,0 +1,244 @@
+"""Training, evaluation and prediction through LightningCLI: `evmamba fit|validate|test|predict`.
+
+Adds to LightningCLI: the number of classes goes from the data to the model, recipes are found by name inside the
+installed package too, every run has one stable folder, ``test`` writes a result, ``predict`` its predictions, and wrong
+options are one line.
+"""
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from evmamba.errors import UserError
+from evmamba.launch.fit import failures, launchers
+from evmamba.launch.fit.described import SelfDescription
+from evmamba.launch.fit.option_errors import short_error
+from evmamba.launch.fit.predictions import PredictionWriter
+from evmamba.launch.fit.quiet import quiet_warnings
+from evmamba.launch.fit.recipes import find_recipe
+from evmamba.launch.fit.record import ResultWriter, add_callbacks
+from evmamba.launch.fit.resume import (
+    Continuation,
+    find_continuation,
+    is_restarted,
+    leave_on_warning,
+    move_aside,
+    write_config,
+)
+from evmamba.launch.fit.sharded import settle
+from evmamba.launch.fit.strategies import build_strategy, check_strategy, spell_out
+from evmamba.launch.store.results import check_writable
+from evmamba.tasks.data import TaskDataModule
+from evmamba.tasks.module import TaskModule
+from evmamba.tasks.training.metrics_log import MetricsLog
+
+# Errors are raised, not printed; and max_epoch is a mistake, not max_epochs.
+PARSER_OPTIONS: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+# Every checkpoint of Lightning has it; it is what Lightning itself looks for first.
+CHECKPOINT_KEY = b"pytorch-lightning_version"
+# What Lightning takes for a checkpoint besides a file.
+NAMED_CHECKPOINTS = ("best", "last", "hpc", "registry")
+
+
+class EvmambaCLI(LightningCLI):
+    """LightningCLI for the three tasks.
+
+    Args:
+        args: command-line arguments, e.g. ``["fit", "--config", "conf/detection/tiny.yaml"]``.
+        run: whether the first argument is a subcommand that is run at once; otherwise only model, data and trainer are
+            built.
+
+    Raises:
+        UserError: unknown option or recipe (the nearest one is offered), a value of the wrong type, and whatever the
+            data and the model complain about.
+    """
+
+    def __init__(self, args: Sequence[str], run: bool = True) -> None:
+        args, self.recipe = resolve_configs(spell_out(args))
+        self.fresh = args[:1] == ["fit"] and "--fresh" in args
+        if self.fresh:
+            args.remove("--fresh")
+        super().__init__(
+            TaskModule,
+            TaskDataModule,
+            save_config_callback=None,  # Lightning's would replace a training's configuration by a test's
+            # Lightning's sampler pads the last batch by repeating images; the data modules bring exact ones.
+            trainer_defaults={"use_distributed_sampler": False},
+            seed_everything_default=0,
+            parser_kwargs=PARSER_OPTIONS | {name: PARSER_OPTIONS.copy() for name in self.subcommands()},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=args,
+            run=run,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        assert isinstance(args, list)
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise short_error(error.message or str(error), set(_options(parser))) from error
+        subcommand = self.config.get("subcommand")
+        checkpoint = self.config[subcommand].get("ckpt_path") if subcommand else None
+        if checkpoint is not None and not str(checkpoint).startswith(NAMED_CHECKPOINTS):
+            settle(Path(checkpoint))
+            if not Path(checkpoint).is_dir():
+                _check_checkpoint(Path(checkpoint))
+
+    def before_instantiate_classes(self) -> None:
+        trainer = self._get(self.config, "trainer")
+        if trainer.default_root_dir is None:
+            trainer.default_root_dir = str(Path("runs", self.recipe or "unnamed"))
+        launchers.settle(trainer)
+        check_strategy(trainer, self._get(self.config, "ckpt_path"), fitting=self.subcommand == "fit")
+        if self.subcommand == "predict":
+            # They are on the disk already; Lightning would keep those of all images in memory.
+            self.config.predict.return_predictions = False
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise _behind(error) from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        folder = Path(self._get(self.config, "trainer").default_root_dir)
+        check_writable(folder, "--trainer.default_root_dir")
+        options = self._get(self.config_init, "trainer")
+        kwargs.setdefault("strategy", build_strategy(options["strategy"], options["precision"]))
+        if options["logger"] in (None, True):
+            # Only trainings are logged: evaluations have their result.
+            kwargs["logger"] = MetricsLog(str(folder)) if self.subcommand == "fit" else False
+        trainer = super().instantiate_trainer(**kwargs)
+        add_callbacks(trainer, SelfDescription(self.plain_config()))
+        if self.subcommand in ("test", "predict"):
+            self.model.output_dir = folder
+        if self.subcommand == "test":
+            add_callbacks(trainer, ResultWriter(folder, self.plain_config(), run=self.recipe or folder.name))
+        elif self.subcommand == "predict":
+            add_callbacks(trainer, PredictionWriter(folder))
+        return trainer
+
+    def fit(self, **options: Any) -> None:
+        """Train, or continue where a training in the run's folder stands; a finished one is left alone."""
+        if options.get("ckpt_path") is None:
+            continuation = self.continuation()
+            if continuation.finished:
+                return
+            options["ckpt_path"] = continuation.checkpoint and str(continuation.checkpoint)
+        self.trainer.fit(**options)
+
+    def continuation(self) -> Continuation:
+        """Decide how the training begins, and keep its configuration in its folder.
+
+        Raises:
+            UserError: see `find_continuation` and `check_strategy`.
+        """
+        root = Path(self.trainer.default_root_dir)
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        text = self._parser(self.subcommand).dump(config, skip_none=False)
+        if self.fresh and not is_restarted():
+            move_aside(root)
+            found = Continuation()
+        else:
+            found = find_continuation(root, yaml.safe_load(text))
+            check_strategy(self._get(self.config, "trainer"), found.checkpoint, fitting=True)
+        if not found.finished and self.trainer.is_global_zero:
+            write_config(root, text)
+        return found
+
+    def plain_config(self) -> dict[str, Any]:
+        """Return the whole configuration as plain lists and mappings."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        return Namespace(**vars(config)).as_dict()
+
+
+def train(args: Sequence[str]) -> None:
+    """Run ``fit``, ``validate``, ``test`` or ``predict`` with LightningCLI's options.
+
+    Raises:
+        UserError: see `EvmambaCLI`.
+    """
+    quiet_warnings()
+    if args[:1] == ["fit"]:
+        leave_on_warning()
+    try:
+        with failures.told_once():
+            EvmambaCLI(args)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        if not lines or "loading state_dict" not in lines[0]:
+            raise
+        more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+        raise UserError(
+            f"the checkpoint does not fit this model: {lines[1]}{more}; was it trained with other options?"
+        ) from error
+
+
+def resolve_configs(args: Sequence[str]) -> tuple[list[str], str | None]:
+    """Replace the names behind ``--config`` by paths; return the arguments and the name of the last recipe."""
+    resolved: list[str] = []
+    recipe = None
+    pending = False
+    for arg in args:
+        option, _, value = arg.partition("=")
+        if pending or (option in ("--config", "-c") and value):
+            path = find_recipe(arg if pending else value)
+            _check_yaml(path)
+            recipe = f"{path.resolve().parent.name}-{path.stem}"
+            resolved += [str(path)] if pending else [option, str(path)]
+            pending = False
+        else:
+            resolved.append(arg)
+            pending = arg in ("--config", "-c")
+    return resolved, recipe
+
+
+def _check_yaml(path: Path) -> None:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{path}{where}: no valid YAML ({getattr(error, 'problem', None) or error})") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: a recipe has 'model:', 'data:' and 'trainer:' at its top, this file has not")
+
+
+def _check_checkpoint(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"checkpoint not found: {path} (--ckpt_path)")
+    weights = f"weights alone are given by --model.init_args.checkpoint={path}"
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is no checkpoint of Lightning, or it is truncated (--ckpt_path); {weights}")
+    with zipfile.ZipFile(path) as archive:
+        pickles = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
+    # Looked for as bytes: unpickling could run whatever the file says, and would read all of it.
+    if not any(CHECKPOINT_KEY in pickle for pickle in pickles):
+        raise UserError(f"{path} holds weights only, no training to continue or test (--ckpt_path); {weights}")
+
+
+def _options(parser: LightningArgumentParser) -> Iterator[str]:
+    """Option strings of a parser and of its subcommands."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action.choices, dict):
+            for sub in action.choices.values():
+                yield from _options(sub)
+
+
+def _behind(error: BaseException) -> BaseException:
+    """The exception that jsonargparse wrapped into an explanation."""
+    while not isinstance(error, UserError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -1,0 +1,88 @@
+"""One training or evaluation as its spec says it, from LightningCLI's options to the result."""
+
+from pathlib import Path
+
+from evmamba.launch.fit.cli import EvmambaCLI
+from evmamba.launch.fit.record import ProgressWriter, ResultWriter, TrainingRecord, add_callbacks, weights_in_memory
+from evmamba.launch.fit.resume import ignore_warning
+from evmamba.launch.fit.scales import accuracy_at_scales
+from evmamba.launch.fit.strategies import whole_parameters
+from evmamba.launch.fit.weights import BACKBONE_FILE, load_weights, save_weights
+from evmamba.launch.store.results import FILE_NAME, began_at_random, read_result, write_result
+from evmamba.launch.store.spec import RunSpec, origin_of
+
+
+def fit_and_test(spec: RunSpec, folder: Path) -> None:
+    """Train as the recipe says, then test the weights that the training ends with (averaged ones if it averages).
+
+    A training that was interrupted in this folder is continued.
+
+    Leaves those weights in the folder. A "fit" stops there; its result has no metrics.
+    """
+    cli = EvmambaCLI(cli_arguments(spec, folder), run=False)
+    record = TrainingRecord()
+    writer = ResultWriter(folder, cli.plain_config(), spec.name, weights_in_memory(cli.trainer), origin_of(spec))
+    writer.suite = spec.suite
+    add_callbacks(cli.trainer, record, ProgressWriter(folder, record))
+    # Also a training that is finished: its last validation is repeated, and the module holds its weights again.
+    found = cli.continuation()
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=found.checkpoint and str(found.checkpoint))
+    if cli.trainer.interrupted:
+        raise KeyboardInterrupt
+    if found.finished:
+        ignore_warning()  # the test is all that this start has to do
+    writer.training = record.summary(cli.trainer)
+    with whole_parameters(cli.trainer):
+        if cli.trainer.is_global_zero:
+            save_weights(cli.model, folder)
+            if spec.stage == "fit":
+                trained = writer.result(cli.trainer, cli.model, cli.datamodule)
+                trained.metrics, trained.details = {}, {}
+                trained.protocol["stage"] = "fit"
+                write_result(trained, folder)
+    if spec.stage == "fit":
+        return
+    if spec.test_scales:
+        points = accuracy_at_scales(cli.trainer, cli.model, cli.datamodule, spec.test_scales)
+        writer.sweeps = {"input_size": points}
+    add_callbacks(cli.trainer, writer)
+    cli.model.output_dir = folder
+    cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+
+
+def evaluate(spec: RunSpec, folder: Path) -> None:
+    """Test the weights that the run `init_from` ended with, under this run's own options (multi-scale, say)."""
+    trained_folder = spec.start_folder(folder)
+    cli = EvmambaCLI(cli_arguments(spec, folder), run=False)
+    load_weights(cli.model, trained_folder)
+    trained = read_result(trained_folder / FILE_NAME)
+    weights = f"{trained.protocol.get('weights', 'last epoch')} of {trained.run}"
+    origin = origin_of(spec) | {"from_scratch": began_at_random(trained)}
+    writer = ResultWriter(folder, cli.plain_config(), spec.name, weights, origin)
+    writer.suite = spec.suite
+    writer.training = trained.training
+    add_callbacks(cli.trainer, ProgressWriter(folder, TrainingRecord()), writer)
+    cli.model.output_dir = folder
+    cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+
+
+def cli_arguments(spec: RunSpec, folder: Path) -> list[str]:
+    """LightningCLI's options for a run, with everything it writes under `folder`."""
+    options = {
+        "config": spec.recipe,
+        "seed_everything": spec.seed,
+        "trainer.accelerator": spec.device,
+        "trainer.num_nodes": spec.resources.nodes,
+        "trainer.devices": spec.resources.devices,
+        "trainer.strategy": spec.resources.strategy,
+        "data.init_args.batch_size": spec.resources.batch_size,
+        "trainer.accumulate_grad_batches": spec.resources.accumulate,
+        "trainer.precision": spec.precision,
+        "trainer.default_root_dir": folder,
+        "trainer.logger": "evmamba.tasks.training.metrics_log.MetricsLog",
+        "trainer.logger.save_dir": folder,
+        "trainer.enable_progress_bar": "false",
+        "trainer.enable_model_summary": "false",
+        "model.init_args.checkpoint": spec.start_folder(folder) / BACKBONE_FILE if spec.starts_trained else None,
+    }
+    return [*(f"--{option}={value}" for option, value in options.items() if value is not None), *spec.arguments]
