@@ -99,3 +99,11 @@ def golden_case(golden) -> Callable[[str, str, torch.dtype], dict[str, Tensor]]:
         return case
 
     return load
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The emulator's longer set runs only where it is asked for."""
+    if "slow_emulator" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("slow_emulator"):
+                item.add_marker(pytest.mark.skip(reason="asked for with -m slow_emulator"))

@@ -1,0 +1,136 @@
+"""Sends a project's own Triton launches through the real JIT, without a GPU, to the emulator.
+
+Inside `emulated()` a kernel that is launched on `on_device(tensor)` is specialised from its real arguments, compiled
+for the wanted GPU up to PTX, and executed by machine.py on the tensors' own CPU memory.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from . import machine, ptx
+from . import tensor_cores as tensor_cores  # registers its instructions
+from .memory import GlobalMemory
+
+LARGEST_GRID = (2**31 - 1, 65535, 65535)
+
+
+class DeviceTensor(torch.Tensor):
+    """A CPU tensor that says it is on an NVIDIA GPU, so that launch code takes that path."""
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
+
+
+def on_device(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as a `DeviceTensor`."""
+    return tensor.as_subclass(DeviceTensor)
+
+
+class _Driver:
+    """What the JIT asks a driver when it compiles."""
+
+    def __init__(self, capability: int):
+        self._capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self._capability, 32)
+
+    def get_current_device(self) -> int:
+        return self._capability  # the JIT keeps compiled kernels by it
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_device_interface(self) -> Any:
+        return torch.cuda
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def map_python_to_cpp_type(self, type: str) -> str:
+        return type
+
+
+@dataclass
+class Launched:
+    """One launch: the kernel's name and its grid."""
+
+    kernel: str
+    grid: tuple[int, ...]
+
+
+@dataclass
+class Emulation:
+    """The launches so far, and the PTX of the kernels they ran, by a hash Triton gives a compiled kernel."""
+
+    launches: list[Launched] = field(default_factory=list)
+    kernels: dict[str, ptx.Kernel] = field(default_factory=dict)
+
+    def compilations(self, kernel: str) -> int:
+        """How many different binaries of a kernel ran."""
+        return sum(k.name == kernel for k in self.kernels.values())
+
+
+@contextmanager
+def emulated(cache: Path, capability: int = 90, order: int | None = None, execute: bool = True) -> Iterator[Emulation]:
+    """Emulate launches. `order` seeds the order of CTAs and of warps between barriers; None is first to last.
+
+    Compiled kernels are kept in `cache`, which must not be the one that a real GPU uses: no machine code is made.
+    Without `execute` kernels are compiled only.
+    """
+    emulation = Emulation()
+    compiled_run = JITFunction.run
+
+    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        compiled = compiled_run(self, *args, grid=grid, warmup=True, **options)
+        sizes = tuple(grid(options) if callable(grid) else grid)
+        sizes += (1,) * (3 - len(sizes))
+        if any(not 1 <= size <= largest for size, largest in zip(sizes, LARGEST_GRID, strict=True)):
+            raise ValueError(f"{self.__name__}: no GPU takes the grid {sizes}")
+        emulation.launches.append(Launched(self.__name__, sizes))
+        kernel = emulation.kernels.get(compiled.hash)
+        if kernel is None:
+            kernel = emulation.kernels[compiled.hash] = ptx.parse(compiled.asm["ptx"])
+        if execute:
+            _execute(self, compiled, kernel, sizes, args, options, order)
+        return compiled
+
+    device = mock.patch.object(driver, "_active", _Driver(capability))
+    # Machine code is not needed, and making it takes more than half of the time.
+    without_machine_code = mock.patch.object(CUDABackend, "make_cubin", return_value=b"")
+    own_cache = mock.patch.object(triton.knobs.cache, "dir", str(cache))
+    with mock.patch.object(JITFunction, "run", run), device, without_machine_code, own_cache:
+        yield emulation
+
+
+def _execute(
+    function: JITFunction, compiled: Any, kernel: ptx.Kernel, grid: tuple[int, ...], args: Any, options: Any,
+    order: int | None,
+) -> None:  # fmt: skip
+    names = function.arg_names
+    arguments = dict(zip(names, args, strict=False)) | {n: v for n, v in options.items() if n in names}
+    tensors, values = {}, []
+    for name in names:
+        value = arguments[name]
+        if isinstance(value, torch.Tensor):
+            tensors[name] = value
+            values.append(value.data_ptr())
+        elif compiled.src.signature[name] != "constexpr":
+            values.append(int(np.float32(value).view(np.uint32)) if isinstance(value, float) else int(value))
+    values += [0] * (len(kernel.parameters) - len(values))  # pointers to scratch memory, which these kernels lack
+    chance = None if order is None else random.Random(order)
+    machine.Launch(kernel, grid, values, GlobalMemory(tensors), compiled.metadata.shared, chance).run()
