@@ -6,7 +6,6 @@ from pathlib import Path
 
 import evmamba.conf
 from evmamba.errors import UserError, unknown_name
-from evmamba.variants import VARIANTS, split_name
 
 CONF = Path(evmamba.conf.__path__[0])
 
@@ -46,10 +45,7 @@ def recipe_of(task: str, preset: str, head: str, model: str, schedule: str | Non
     kind = {"classification": "imagenet", "segmentation": f"ade20k_{head}"}.get(task, f"coco_{head}")
     if head == "maskrcnn":
         kind += f"_{schedule or '1x'}"
-    variant = split_name(model)[0]
-    if variant not in VARIANTS:
-        variant = _nearest_variant(model)
-    path = CONF / task / f"{kind}_{variant}.yaml"
+    path = CONF / task / f"{kind}_{_nearest_variant(model)}.yaml"
     if not path.exists():
         raise UserError(f"there is no paper recipe for {task} with {head}")
     return path
@@ -57,6 +53,10 @@ def recipe_of(task: str, preset: str, head: str, model: str, schedule: str | Non
 
 @functools.cache
 def _nearest_variant(model: str) -> str:
+    from evmamba.variants import VARIANTS, split_name  # with torch and timm, which the lists of recipes do without
+
+    if (variant := split_name(model)[0]) in VARIANTS:
+        return variant
     size = math.log(_parameters(model))
     return min(VARIANTS, key=lambda variant: abs(math.log(_parameters(variant)) - size))
 
@@ -75,8 +75,7 @@ def has_drop_path(model: str) -> bool:
 
     try:
         build_backbone(model, features_only=False, drop_path_rate=0.1)
-    except UserError as error:
-        if "drop_path_rate" in str(error):
-            return False
-        raise
+    except UserError:
+        build_backbone(model, features_only=False)  # one that cannot be built at all says so here
+        return False
     return True

@@ -65,3 +65,8 @@ def test_networks_without_stochastic_depth_are_trained_without_it():
     assert has_drop_path("resnet18")
     assert has_drop_path("efficientvmamba_t-ss2d")
     assert not has_drop_path("efficientvit_b0")
+
+
+def test_a_network_that_cannot_be_built_is_not_taken_for_one_without_stochastic_depth():
+    with pytest.raises(UserError, match="unknown backbone 'resnet0'"):
+        has_drop_path("resnet0")
