@@ -19,6 +19,21 @@ class UserError(ValueError):
         super().__init__(message)
 
 
+def first_few(items: Iterable[object], limit: int = 5, separator: str = ", ") -> str:
+    """Name the first of many offenders: ``"a, b and 3 more"``, or ``"a is torn; b is torn; and 3 more"``.
+
+    Args:
+        items: what is named, by its text.
+        limit: how many at most.
+        separator: between them; one without a comma closes the list, too.
+    """
+    found = list(items)
+    shown = separator.join(map(str, found[:limit]))
+    if len(found) <= limit:
+        return shown
+    return f"{shown}{'' if separator == ', ' else separator.rstrip()} and {len(found) - limit} more"
+
+
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UserError:
     """Build the error for an unknown name, offering the nearest valid ones.
 

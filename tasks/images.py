@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from evmamba.errors import UserError
+from evmamba.errors import UserError, first_few
 
 Item = TypeVar("Item")
 BadImagePolicy = Literal["stop", "skip"]
@@ -155,7 +155,7 @@ def handle_unreadable(bad: dict[Path, str], total: int, policy: BadImagePolicy, 
     """
     if not bad:
         return
-    named = "; ".join(list(bad.values())[:3]) + (f"; and {len(bad) - 3} more" if len(bad) > 3 else "")
+    named = first_few(bad.values(), 3, "; ")
     count = f"{len(bad)} of {total} {where} images cannot be read"
     if policy == "stop":
         raise UserError(f"{count}: {named}; mend or remove them, or leave them out with data.on_bad_image=skip")

@@ -4,7 +4,7 @@ import heapq
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics import Metric
 
-from evmamba.errors import UserError
+from evmamba.errors import UserError, first_few
 from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, scaled_lr
 from evmamba.tasks.training.randomness import seed_step
 from evmamba.tasks.training.resume import make_resumable
@@ -89,7 +89,7 @@ class TaskModule(L.LightningModule):
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} at optimizer step {self.global_step} (epoch {self.current_epoch}, batch "
-                f"{batch_idx}; images {_named(batch['path'])}); checkpoints written before are kept: lower "
+                f"{batch_idx}; images {first_few(batch['path'], 8)}); checkpoints written before are kept: lower "
                 "optimizer.lr, lengthen the warm-up, set trainer.gradient_clip_val or use trainer.precision=32-true"
             )
         size = len(batch["path"])
@@ -184,8 +184,8 @@ class TaskModule(L.LightningModule):
         broken = [name for name, value in weights.items() if not is_finite(value)]
         if broken:
             raise UserError(
-                f"weights are no longer finite at optimizer step {self.global_step} ({_named(broken)}); they are not "
-                "saved, checkpoints written before are kept: lower optimizer.lr or set trainer.gradient_clip_val"
+                f"weights are no longer finite at optimizer step {self.global_step} ({first_few(broken, 8)}); they are "
+                "not saved, checkpoints written before are kept: lower optimizer.lr or set trainer.gradient_clip_val"
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -200,8 +200,3 @@ class TaskModule(L.LightningModule):
         lr_scale = scaled_lr(self.optimizer_config, global_batch or 1) / self.optimizer_config.lr
         scheduler = build_scheduler(optimizer, self.schedule_config, steps_per_epoch, total_steps, lr_scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def _named(names: Sequence[str], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

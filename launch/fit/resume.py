@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from evmamba.errors import UserError
+from evmamba.errors import UserError, first_few
 from evmamba.files import write_text
 from evmamba.launch.fit.failures import PATIENCE_SECONDS
 from evmamba.launch.fit.launchers import process_rank
@@ -124,10 +124,9 @@ def compare_configs(path: Path, config: Mapping[str, Any]) -> None:
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     refused = [key for key in differing if not _matches(key, FREE + TOLD)]
     if refused:
-        changes = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in refused[:4])
-        more = f" and {len(refused) - 4} more" if len(refused) > 4 else ""
+        changes = first_few((f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in refused), 4)
         raise UserError(
-            f"{path.parent} holds a training with other options ({changes}{more}); give the same ones to continue it, "
+            f"{path.parent} holds a training with other options ({changes}); give the same ones to continue it, "
             "another --trainer.default_root_dir, or --fresh to begin anew"
         )
     told = [key for key in differing if _matches(key, TOLD)]

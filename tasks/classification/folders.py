@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
-from evmamba.errors import UserError
+from evmamba.errors import UserError, first_few
 from evmamba.tasks.images import BadImagePolicy, find_unreadable, is_image_file, read_image
 
 SPLITS = ("train", "val")
@@ -96,7 +96,7 @@ def list_split(root: Path, split: str) -> dict[str, list[Path]]:
     if empty:
         nested = any(is_image_file(path) for path in (folder / empty[0]).rglob("*"))
         hint = "; images in folders below a class folder do not count" if nested else ""
-        raise UserError(f"class folders without images in {folder}: {_some(empty)}{hint}")
+        raise UserError(f"class folders without images in {folder}: {first_few(empty)}{hint}")
     return images
 
 
@@ -111,7 +111,7 @@ def list_dataset(root: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path
         parts = []
         for split, only in (("train", train.keys() - val.keys()), ("val", val.keys() - train.keys())):
             if only:
-                parts.append(f"only in {split}: {_some(sorted(only))}")
+                parts.append(f"only in {split}: {first_few(sorted(only))}")
         raise UserError(f"the class folders of train and val differ in {root}: {'; '.join(parts)}")
     if len(train) < 2:
         raise UserError(f"only one class folder, {next(iter(train))}, in {root / 'train'}; at least two are needed")
@@ -132,8 +132,5 @@ def _wrong_level(root: Path) -> str:
         if all((other / split).is_dir() for split in SPLITS):
             return f"{wrong}; did you mean {other}?"
     found = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
-    return f"{wrong} ({'it has ' + _some(found) if found else 'it is empty'}); expected train/<class>/ and val/<class>/"
-
-
-def _some(names: list[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    inside = f"it has {first_few(found)}" if found else "it is empty"
+    return f"{wrong} ({inside}); expected train/<class>/ and val/<class>/"

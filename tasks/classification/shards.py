@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from evmamba.errors import UserError
+from evmamba.errors import UserError, first_few
 from evmamba.files import replacing
 from evmamba.tasks.cache import cache_folder
 from evmamba.tasks.images import BadImagePolicy, find_faults, is_image_file, read_image
@@ -160,9 +160,8 @@ def read_shards(root: Path, *, remember: bool = True) -> tuple[dict[str, ShardIm
             )
         absent = sorted(set(range(len(names))) - set(np.unique(images.labels).tolist()))
         if absent:
-            shown = ", ".join(names[label] for label in absent[:5])
-            more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-            raise UserError(f"classes without images in the {split} shards of {root}: {shown}{more}")
+            found = first_few(names[label] for label in absent)
+            raise UserError(f"classes without images in the {split} shards of {root}: {found}")
     if len(names) < 2:
         raise UserError(f"only one class, {names[0]}, in the shards of {root}; at least two are needed")
     return splits, names
@@ -265,8 +264,7 @@ def read_members(file: Path) -> list[Member]:
     alone = [name for key, (name, *_) in images.items() if key not in labels] or sorted(labels.keys() - images.keys())
     if alone:
         lacking = "image" if alone[0] in labels else "label (.cls, or .json with a number as 'label')"
-        more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
-        raise UserError(f"shard {file}: {alone[0]} has no {lacking}{more}")
+        raise UserError(f"shard {file} has no {lacking} for {first_few(alone, 1)}")
     if not images:
         raise UserError(f"shard {file} holds no images")
     return [Member(*place, labels[key]) for key, place in images.items()]

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from evmamba.errors import UserError
+from evmamba.errors import UserError, first_few
 
 logger = logging.getLogger(__name__)
 
@@ -197,12 +197,6 @@ def to_rle(segmentation: list[Any] | dict[str, Any], height: int, width: int) ->
     return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
 
 
-def first_few(items: Iterable[Any], most: int = 3) -> str:
-    """'a, b, c, ...' for messages about many offenders."""
-    found = list(items)
-    return ", ".join(str(item) for item in found[:most]) + (", ..." if len(found) > most else "")
-
-
 def _check_section(content: dict[str, Any], section: str, keys: tuple[str, ...], path: Path) -> None:
     """The section is a list of objects with these keys."""
     entries = content.get(section)
@@ -222,8 +216,7 @@ def _check_values(content: dict[str, Any], path: Path, masks: bool) -> None:
     def refuse(kind: str, faults: list[tuple[Any, str | None]]) -> None:
         found = [f"{kind} {_shortened(identity)}: {fault}" for identity, fault in faults if fault]
         if found:
-            more = f" (and {len(found) - 1} more such entries)" if len(found) > 1 else ""
-            raise UserError(f"{path}: {found[0]}{more}")
+            raise UserError(f"{path}: {first_few(found, 1, '; ')}")
 
     def refuse_repeated(section: str) -> None:
         repeated = [identity for identity, count in Counter(e["id"] for e in content[section]).items() if count > 1]

@@ -18,13 +18,12 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from evmamba.errors import UserError
+from evmamba.errors import UserError, first_few
 from evmamba.tasks.data import TaskDataModule, fingerprint
 from evmamba.tasks.detection.annotations import (
     CocoAnnotations,
     ImageRecord,
     categories,
-    first_few,
     load_coco_json,
     read_annotations,
     to_rle,
@@ -153,7 +152,7 @@ class DetectionData(TaskDataModule):
         missing = [path.name for path in paths if not path.is_file()]
         if missing and self.on_bad_image == "stop":
             raise UserError(
-                f"{file} names {len(missing)} images that are not in {folder} ({first_few(missing)}); add them, or "
+                f"{file} names {len(missing)} images that are not in {folder} ({first_few(missing, 3)}); add them, or "
                 "leave them out with data.on_bad_image=skip"
             )
         return [path for path in paths if path.is_file()] if missing else paths
@@ -273,7 +272,7 @@ def check_sizes(folder: Path, records: Sequence[ImageRecord], file: Path) -> Non
     with ThreadPoolExecutor() as pool:
         offenders = [text for text in pool.map(wrong, records) if text]
     if offenders:
-        raise UserError(f"{len(offenders)} images differ in size from {file}: {first_few(offenders)}")
+        raise UserError(f"{len(offenders)} images differ in size from {file}: {first_few(offenders, 3)}")
 
 
 class RangeCrop(v2.Transform):

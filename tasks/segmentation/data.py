@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from evmamba.errors import UserError
+from evmamba.errors import UserError, first_few
 from evmamba.tasks.data import TaskDataModule
 from evmamba.tasks.images import BadImagePolicy, handle_unreadable, is_image_file, read_image
 from evmamba.tasks.segmentation.augment import TrainingAugmentation, normalise
@@ -174,8 +174,9 @@ class SegmentationData(TaskDataModule):
         classes = sorted(value for value in found if value >= first and value != ignore_label)
         # Labels that leave out more than they use are colours, marks or masks, not numbered classes.
         if not classes or 2 * len(classes) < classes[-1] + 1 - first:
+            labels = first_few(sorted(found), 8)
             raise UserError(
-                f"the number of classes is not known: {self.root} has no classes.txt and its labels ({_shown(found)}) "
+                f"the number of classes is not known: {self.root} has no classes.txt and its labels ({labels}) "
                 f"are not numbered from {first} on; write classes.txt (one name a line) or set data.num_classes"
             )
         rank_zero_info(f"{self.root} has no classes.txt; the highest label in it is {classes[-1]}")
@@ -196,8 +197,8 @@ def find_pairs(root: Path, split: str) -> list[Pair]:
     ):
         alone = [ours[stem] for stem in ours if stem not in theirs]
         if alone:
-            more = f" (and {len(alone) - 1} more of {len(ours)})" if len(alone) > 1 else ""
-            raise UserError(f"{kind} {alone[0]}{more} has no {other} of the same name in {place}; add or remove it")
+            found = first_few(alone, 3)
+            raise UserError(f"{kind} without {other} of the same name in {place}: {found}; add or remove it")
     return [Pair(images[stem], labels[stem]) for stem in images]
 
 
@@ -241,8 +242,3 @@ def read_class_names(root: Path) -> list[str]:
         raise UserError(f"{file} has an empty line {names.index('') + 1}; line k names label k, so give it a name")
     # ADE20K itself has two classes called "screen"; a table needs to tell them apart.
     return [f"{name} ({k + 1})" if names.count(name) > 1 else name for k, name in enumerate(names)]
-
-
-def _shown(values: dict[int, str]) -> str:
-    numbers = sorted(values)
-    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 from rich.console import Console
 from rich.progress import track
 
-from evmamba.errors import UserError
+from evmamba.errors import UserError, first_few
 from evmamba.files import replacing
 from evmamba.tasks.cache import cache_folder
 from evmamba.tasks.segmentation.labels import LabelMap, read_label
@@ -50,15 +50,14 @@ class LabelScan:
             UserError: masks of another size, labels out of range, or no labelled pixel at all.
         """
         if self.mismatched:
-            more = f" (and {len(self.mismatched) - 1} more)" if len(self.mismatched) > 1 else ""
-            raise UserError(f"{next(iter(self.mismatched.values()))}{more}; a label must have its image's size")
+            found = first_few(self.mismatched.values(), 1, "; ")
+            raise UserError(f"{found}; a label must have its image's size")
         wrong = sorted(value for value in self.first_file if not label_map.is_valid(value))
         if wrong:
-            shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
             ignored = ", ".join(map(str, sorted(label_map.ignored))) or "no label"
             raise UserError(
-                f"label {shown} in {self.first_file[wrong[0]]} is out of range: {label_map.num_classes} classes are "
-                f"labels {label_map.range}, {ignored} is ignored; mend the file or see data.ignore_label"
+                f"label {first_few(wrong)} in {self.first_file[wrong[0]]} is out of range: {label_map.num_classes} "
+                f"classes are labels {label_map.range}, {ignored} is ignored; mend the file or see data.ignore_label"
             )
         if num_files and not any(label_map.is_class(value) for value in self.first_file):
             raise UserError(f"not one pixel of the {num_files} label files has a class ({label_map.range})")

@@ -239,7 +239,7 @@ def test_classes_without_names_are_counted_from_the_labels(copy: Callable[[str],
 def test_a_label_without_image(copy: Callable[[str], Path]):
     root = copy("segmentation")
     next((root / "images" / "validation").iterdir()).unlink()
-    assert any("has no image of the same name" in line for line in found(root))
+    assert any("label without image of the same name" in line for line in found(root))
 
 
 def test_layouts_are_told_apart(sound: Path, tmp_path: Path):

@@ -208,8 +208,8 @@ def test_a_shard_cut_after_the_start_is_named(copied: Path):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"a__png": png()}, r"shard .*x\.tar: a\.png has no label"),
-        ({"a__cls": b"1"}, r"shard .*x\.tar: a has no image"),
+        ({"a__png": png()}, r"shard .*x\.tar has no label .* for a\.png"),
+        ({"a__cls": b"1"}, r"shard .*x\.tar has no image for a"),
         ({"a__png": png(), "a__jpg": png(), "a__cls": b"1"}, r"x\.tar: a\.png and a\.jpg have the same key"),
         ({"a__png": png(), "a__cls": b"cat"}, r"a\.cls in shard .*x\.tar holds no class number: b'cat'"),
         ({"a__png": png(), "a__cls": b"-1"}, r"a\.cls in shard .*x\.tar holds no class number"),

@@ -154,7 +154,7 @@ FAULTS = {
     "short box": ({"annotations": [annotation(4, bbox=[1, 2, 3])]}, NOT_FOUR),
     "two boxes": (
         {"annotations": [annotation(4, bbox=[]), annotation(6, bbox=[]), annotation(5), annotation(7, bbox=[])]},
-        NOT_FOUR + r"\[\] \(and 2 more such entries\)",
+        NOT_FOUR + r"\[\]; and 2 more",
     ),
     "text area": ({"annotations": [annotation(4, area="400")]}, "annotation 4: area is not a number: '400'"),
     "nan area": ({"annotations": [annotation(4, area=NAN)]}, "annotation 4: area is not a number: nan"),
