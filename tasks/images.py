@@ -1,6 +1,7 @@
 """Reading image files right, and finding the unreadable ones before training starts."""
 
 import io
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -162,3 +163,19 @@ def handle_unreadable(bad: dict[Path, str], total: int, policy: BadImagePolicy, 
     if len(bad) == total:
         raise UserError(f"{count}, so nothing is left: {named}")
     warnings.warn(f"{count} and are left out: {named}", stacklevel=2)
+
+
+def size_within(size: tuple[int, int], short: float, long: float = math.inf) -> tuple[int, int]:
+    """The largest size of these proportions, whose sides are at most `short` and `long`, rounded half up.
+
+    Args:
+        size: height and width in pixels.
+        short: limit of the short side.
+        long: limit of the long side.
+
+    Returns:
+        Height and width, at least a pixel each.
+    """
+    factor = min(short / min(size), long / max(size))
+    height, width = (max(int(side * factor + 0.5), 1) for side in size)
+    return height, width

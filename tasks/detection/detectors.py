@@ -1,8 +1,9 @@
-"""torchvision's detectors on a feature pyramid over any backbone.
+"""Detectors on a feature pyramid over any backbone: torchvision's modules with mmdetection's rules, or all torchvision.
 
 RetinaNet follows PVT's recipe, which the paper's detection table follows (levels at strides 8, 16, 32, P6 and P7 from
-the backbone's last map); Faster and Mask R-CNN follow Swin's (strides 4 to 32 and a subsampled fifth level). Heads are
-torchvision's with 256 channels unless told otherwise.
+the backbone's last map); Faster and Mask R-CNN follow Swin's (strides 4 to 32 and a subsampled fifth level). Modules
+and weights are the same under either set of rules; anchors, assignment, losses, initial values, RoIAlign, suppression
+and masks differ (`docs/detection.md`). 256 channels unless told otherwise.
 """
 
 from collections import OrderedDict
@@ -12,23 +13,36 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 from torch.utils._pytree import tree_map
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from evmamba.errors import UserError, unknown_name
 from evmamba.tasks.backbones import build_backbone
+from evmamba.tasks.detection.anchors import AnchorGrid
 from evmamba.tasks.detection.metrics import MAX_DETECTIONS
+from evmamba.tasks.detection.rcnn import (
+    AlignedRoIAlign,
+    PublishedProposals,
+    PublishedRoIHeads,
+    initialise_box_head,
+)
+from evmamba.tasks.detection.resize import PublishedResize, TorchvisionResize
+from evmamba.tasks.detection.retinanet import ExtraLevels, PublishedRetinaNet
 
 DetectorName = Literal["retinanet", "fasterrcnn", "maskrcnn"]
 DETECTORS = ("retinanet", "fasterrcnn", "maskrcnn")
+# Whose rules a detector follows.
+Rules = Literal["mmdetection", "torchvision"]
+RULES = ("mmdetection", "torchvision")
+MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's
 # Pixels of the resized image; one per pyramid level.
 ANCHOR_SIZES = (32, 64, 128, 256, 512)
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
@@ -53,31 +67,12 @@ class Pyramid(nn.Module):
         return OrderedDict((name, m.float()) for name, m in maps.items())
 
 
-class Resize(GeneralizedRCNNTransform):
-    """torchvision's normalising, resizing and padding, also for strips whose short side would shrink to no pixel.
-
-    They are stretched to that one pixel, boxes and masks with them; torchvision brings predictions back.
-    """
-
-    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Resize an image [3, H, W] and its target (boxes in its pixels, masks [n, H, W])."""
-        size = [int(side) for side in image.shape[-2:]]
-        least = max(size) // self.max_size + 1  # more than max(size) / max_size: rounding must not end below a pixel
-        if min(size) < least:
-            stretched = [max(side, least) for side in size]
-            image = interpolate(image[None], size=stretched, mode="bilinear", align_corners=False)[0]
-            if target is not None:
-                target = target | {"boxes": resize_boxes(target["boxes"], size, stretched)}
-                if "masks" in target:
-                    target["masks"] = interpolate(target["masks"][:, None], size=stretched)[:, 0]
-        return super().resize(image, target)
-
-
 def build_detector(
     name: DetectorName,
     backbone: str,
     num_classes: int,
     *,
+    rules: Rules = "mmdetection",
     checkpoint: str | None = None,
     drop_path_rate: float = 0.0,
     min_size: Sequence[int] = (800,),
@@ -93,6 +88,7 @@ def build_detector(
         name: "retinanet", "fasterrcnn" or "maskrcnn".
         backbone: one of ours or any timm model.
         num_classes: C, without a background.
+        rules: "mmdetection", by which the published results were made, or "torchvision".
         checkpoint: backbone weights.
         drop_path_rate: of the backbone.
         min_size: short side in pixels; of several, training draws one per image and evaluation takes the last.
@@ -103,30 +99,33 @@ def build_detector(
         score_threshold: detections below are dropped.
 
     Raises:
-        UserError: unknown detector or backbone, or options out of range.
+        UserError: unknown detector, rules or backbone, or options out of range.
     """
     if name not in DETECTORS:
         raise unknown_name("detector", name, DETECTORS)
+    if rules not in RULES:
+        raise unknown_name("rules", rules, RULES)
     if channels < 8 or channels % 8:
         raise UserError(f"model.channels must be a multiple of 8, not {channels}")
     if not min_size or min(min_size) < 32 or max_size < max(min_size):
         raise UserError(f"model.min_size {list(min_size)} must hold sides from 32 up to model.max_size ({max_size})")
-    levels = (1, 2, 3) if name == "retinanet" else (0, 1, 2, 3)
     body = build_backbone(
-        backbone, features_only=True, out_indices=levels, drop_path_rate=drop_path_rate, checkpoint=checkpoint
+        backbone,
+        features_only=True,
+        out_indices=(1, 2, 3) if name == "retinanet" else (0, 1, 2, 3),
+        drop_path_rate=drop_path_rate,
+        checkpoint=checkpoint,
     )
     norm_layer = partial(nn.GroupNorm, channels // 8) if group_norm else None
-    top = LastLevelP6P7(_widths(body)[-1], channels) if name == "retinanet" else LastLevelMaxPool()
-    pyramid = Pyramid(body, channels, top, norm_layer)
-    sizes = {"min_size": tuple(min_size), "max_size": max_size}
-    detector: RetinaNet | FasterRCNN
+    published = rules == "mmdetection"
+    top: ExtraFPNBlock = LastLevelMaxPool()
     if name == "retinanet":
-        detector = _retinanet(pyramid, num_classes, norm_layer, anchor_scale, score_threshold, sizes)
-    else:
-        masks = name == "maskrcnn"
-        detector = _rcnn(pyramid, num_classes, norm_layer, anchor_scale, score_threshold, sizes, masks=masks)
-    plain = detector.transform
-    detector.transform = Resize(plain.min_size, plain.max_size, plain.image_mean, plain.image_std)
+        top = (ExtraLevels if published else LastLevelP6P7)(_widths(body)[-1], channels)
+    pyramid = Pyramid(body, channels, top, norm_layer)
+    transform = (PublishedResize if published else TorchvisionResize)(tuple(min_size), max_size, MEAN, DEVIATION)
+    build = _retinanet if name == "retinanet" else partial(_rcnn, masks=name == "maskrcnn")
+    detector = build(pyramid, num_classes, norm_layer, anchor_scale, score_threshold, published)
+    detector.transform = transform
     return detector
 
 
@@ -136,20 +135,21 @@ def _retinanet(
     norm_layer: Callable[..., nn.Module] | None,
     anchor_scale: float,
     score_threshold: float,
-    sizes: dict[str, Any],
+    published: bool,
 ) -> RetinaNet:
     octaves = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
-    anchors = _anchors([tuple(side * anchor_scale * octave for octave in octaves) for side in ANCHOR_SIZES])
-    head = RetinaNetHead(pyramid.out_channels, anchors.num_anchors_per_location()[0], num_classes, norm_layer)
+    sizes = [tuple(side * anchor_scale * octave for octave in octaves) for side in ANCHOR_SIZES]
+    head = RetinaNetHead(pyramid.out_channels, len(octaves) * len(ASPECT_RATIOS), num_classes, norm_layer)
     head.register_forward_hook(_in_float32)
-    return RetinaNet(
+    if published:
+        _initialise_pyramid(pyramid)
+    return (PublishedRetinaNet if published else RetinaNet)(
         pyramid,
         num_classes,
-        anchor_generator=anchors,
+        anchor_generator=_anchors(sizes, finest_stride=8, published=published),
         head=head,
         score_thresh=score_threshold,
         detections_per_img=MAX_DETECTIONS,
-        **sizes,
     )
 
 
@@ -159,27 +159,85 @@ def _rcnn(
     norm_layer: Callable[..., nn.Module] | None,
     anchor_scale: float,
     score_threshold: float,
-    sizes: dict[str, Any],
+    published: bool,
     *,
     masks: bool,
-) -> FasterRCNN:
-    channels, outputs = pyramid.out_channels, num_classes + 1  # torchvision's label 0 is the background
-    options = sizes | {
-        "rpn_anchor_generator": _anchors([(side * anchor_scale,) for side in ANCHOR_SIZES]),
-        "box_head": TwoMLPHead(channels * 7 * 7, 4 * channels),
-        "box_predictor": FastRCNNPredictor(4 * channels, outputs),
-        "box_score_thresh": score_threshold,
-        "box_detections_per_img": MAX_DETECTIONS,
-    }
+) -> GeneralizedRCNN:
+    channels, outputs = pyramid.out_channels, num_classes + 1  # label 0 is the background
+    anchors = _anchors([(side * anchor_scale,) for side in ANCHOR_SIZES], finest_stride=4, published=published)
+    box_head, box_predictor = TwoMLPHead(channels * 7 * 7, 4 * channels), FastRCNNPredictor(4 * channels, outputs)
+    mask_parts: dict[str, Any] = {}
     if masks:
-        options["mask_head"] = MaskRCNNHeads(channels, (channels,) * 4, 1, norm_layer)
-        options["mask_predictor"] = MaskRCNNPredictor(channels, channels, outputs)
-    detector = (MaskRCNN if masks else FasterRCNN)(pyramid, **options)
+        mask_parts["mask_head"] = MaskRCNNHeads(channels, (channels,) * 4, 1, norm_layer)
+        mask_parts["mask_predictor"] = MaskRCNNPredictor(channels, channels, outputs)
+    if published:
+        detector = _published_rcnn(pyramid, anchors, box_head, box_predictor, mask_parts, score_threshold)
+    else:
+        detector = (MaskRCNN if masks else FasterRCNN)(
+            pyramid,
+            rpn_anchor_generator=anchors,
+            box_head=box_head,
+            box_predictor=box_predictor,
+            box_score_thresh=score_threshold,
+            box_detections_per_img=MAX_DETECTIONS,
+            **mask_parts,
+        )
     detector.rpn.head.register_forward_hook(_in_float32)
-    detector.roi_heads.box_predictor.register_forward_hook(_in_float32)
+    box_predictor.register_forward_hook(_in_float32)
     if masks:
-        detector.roi_heads.mask_predictor.register_forward_hook(_in_float32)
+        mask_parts["mask_predictor"].register_forward_hook(_in_float32)
     return detector
+
+
+def _published_rcnn(
+    pyramid: Pyramid,
+    anchors: AnchorGrid,
+    box_head: nn.Module,
+    box_predictor: nn.Module,
+    mask_parts: dict[str, Any],
+    score_threshold: float,
+) -> GeneralizedRCNN:
+    """Numbers of mmdetection's `configs/_base_/models/{faster,mask}-rcnn_r50_fpn.py`."""
+    _initialise_pyramid(pyramid)
+    initialise_box_head(box_head, box_predictor)
+    rpn = PublishedProposals(
+        anchors,
+        RPNHead(pyramid.out_channels, anchors.num_anchors_per_location()[0]),
+        fg_iou_thresh=0.7,
+        bg_iou_thresh=0.3,
+        batch_size_per_image=256,
+        positive_fraction=0.5,
+        pre_nms_top_n={"training": 2000, "testing": 1000},
+        post_nms_top_n={"training": 1000, "testing": 1000},
+        nms_thresh=0.7,
+    )
+    if mask_parts:
+        nn.init.zeros_(mask_parts["mask_predictor"].conv5_mask.bias)
+        nn.init.zeros_(mask_parts["mask_predictor"].mask_fcn_logits.bias)
+        mask_parts |= {"mask_roi_pool": AlignedRoIAlign("0123", 14, (4, 8, 16, 32))}
+    roi_heads = PublishedRoIHeads(
+        AlignedRoIAlign("0123", 7, (4, 8, 16, 32)),
+        box_head,
+        box_predictor,
+        fg_iou_thresh=0.5,
+        bg_iou_thresh=0.5,
+        batch_size_per_image=512,
+        positive_fraction=0.25,
+        bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
+        score_thresh=score_threshold,
+        nms_thresh=0.5,
+        detections_per_img=MAX_DETECTIONS,
+        low_quality=bool(mask_parts),
+        **mask_parts,
+    )
+    return GeneralizedRCNN(pyramid, rpn, roi_heads, transform=None)
+
+
+def _initialise_pyramid(pyramid: Pyramid) -> None:
+    """mmdetection's start: Xavier uniform."""
+    for layer in pyramid.fpn.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
 
 
 def _widths(body: nn.Module) -> list[int]:
@@ -188,7 +246,9 @@ def _widths(body: nn.Module) -> list[int]:
     return info.channels()
 
 
-def _anchors(sizes: list[tuple[float, ...]]) -> AnchorGenerator:
+def _anchors(sizes: list[tuple[float, ...]], finest_stride: int, published: bool) -> AnchorGenerator:
+    if published:
+        return AnchorGrid(sizes, ASPECT_RATIOS, [finest_stride * 2**level for level in range(len(sizes))])
     return AnchorGenerator(tuple(sizes), (ASPECT_RATIOS,) * len(sizes))
 
 

@@ -1,10 +1,14 @@
 """The real data sets, for the tests of every task, where they are at hand."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +22,29 @@ def real_data() -> Callable[[str], Path]:
         return root / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def golden_heads() -> Callable[[str], dict[str, torch.Tensor]]:
+    """Arrays of a golden file made by mmdetection's or mmsegmentation's code, as tensors, inputs widened to float64.
+
+    Other files of the same kind and other sizes are read from the folder `EVMAMBA_GOLDEN_HEADS`.
+    """
+
+    def read(name: str) -> dict[str, torch.Tensor]:
+        with np.load(_golden_folder() / f"{name}.npz") as arrays:
+            # Names of parameters are the only text.
+            content = {key: torch.from_numpy(arrays[key]) for key in arrays if arrays[key].dtype.kind != "U"}
+        return {key: value.double() if value.dtype == torch.float32 else value for key, value in content.items()}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def golden_sizes() -> Callable[[str], dict[str, Any]]:
+    """A golden JSON file of the same folder."""
+    return lambda name: json.loads((_golden_folder() / f"{name}.json").read_text())
+
+
+def _golden_folder() -> Path:
+    return Path(os.environ.get("EVMAMBA_GOLDEN_HEADS", Path(__file__).parents[1] / "assets" / "golden" / "heads"))

@@ -1,11 +1,18 @@
-"""torchvision's detectors over our pyramid: one training step each, odd batches, mixed precision, options."""
+"""Detectors over our pyramid, by either set of rules: training steps, odd batches, mixed precision, heads, options."""
+
+import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.rpn import permute_and_flatten
 
 from evmamba.errors import UserError
-from evmamba.tasks.detection.detectors import DETECTORS, build_detector
+from evmamba.tasks.detection.detectors import DETECTORS, RULES, build_detector
+
+from ..golden import per_image
 
 SMALL = {"min_size": (64,), "max_size": 128, "channels": 16, "group_norm": True, "anchor_scale": 0.5}
 
@@ -29,10 +36,11 @@ def targets(name: str) -> list[dict[str, Tensor]]:
     ]
 
 
+@pytest.mark.parametrize("rules", RULES)
 @pytest.mark.parametrize("name", DETECTORS)
-def test_a_training_step_moves_every_parameter(name: str) -> None:
+def test_a_training_step_moves_every_parameter(name: str, rules: str) -> None:
     torch.manual_seed(0)
-    detector = build_detector(name, "efficientvmamba_t", 3, **SMALL).train()
+    detector = build_detector(name, "efficientvmamba_t", 3, rules=rules, **SMALL).train()
     losses = detector([torch.rand(3, 70, 90), torch.rand(3, 64, 64)], targets(name))
     assert all(torch.isfinite(value) for value in losses.values())
     torch.stack(list(losses.values())).sum().backward()
@@ -41,11 +49,19 @@ def test_a_training_step_moves_every_parameter(name: str) -> None:
     assert ("loss_mask" in losses) == (name == "maskrcnn")
 
 
-@pytest.mark.parametrize(("name", "steps"), [("retinanet", 30), ("maskrcnn", 60)])
-def test_training_lowers_the_loss_and_finds_the_objects(name: str, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "rules", "steps"),
+    [
+        ("retinanet", "mmdetection", 60),
+        ("retinanet", "torchvision", 30),
+        ("maskrcnn", "mmdetection", 120),
+        ("maskrcnn", "torchvision", 60),
+    ],
+)
+def test_training_lowers_the_loss_and_finds_the_objects(name: str, rules: str, steps: int) -> None:
     """A bright square on noise, overfitted: the label that comes out is the one that went in."""
     torch.manual_seed(0)
-    detector = build_detector(name, "resnet10t", 3, **SMALL)
+    detector = build_detector(name, "resnet10t", 3, rules=rules, **SMALL)
     image = 0.2 * torch.rand(3, 64, 64)
     image[:, 16:48, 16:48] += 0.7
     mask = (image.mean(0, keepdim=True) > 0.5).byte()
@@ -68,10 +84,11 @@ def test_training_lowers_the_loss_and_finds_the_objects(name: str, steps: int) -
         assert overlap.sum() > 0.7 * mask.sum()
 
 
+@pytest.mark.parametrize("rules", RULES)
 @pytest.mark.parametrize("name", DETECTORS)
-def test_boxes_and_losses_stay_float32_under_autocast(name: str) -> None:
+def test_boxes_and_losses_stay_float32_under_autocast(name: str, rules: str) -> None:
     torch.manual_seed(0)
-    detector = build_detector(name, "resnet10t", 3, **SMALL, score_threshold=0.0)
+    detector = build_detector(name, "resnet10t", 3, rules=rules, **SMALL, score_threshold=0.0)
     images = [torch.rand(3, 70, 90), torch.rand(3, 64, 64)]
     with torch.autocast("cpu", torch.bfloat16):
         losses = detector.train()(images, targets(name))
@@ -84,11 +101,14 @@ def test_boxes_and_losses_stay_float32_under_autocast(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(3, 500), (500, 3)], ids=["wide", "high"])
+@pytest.mark.parametrize("rules", RULES)
 @pytest.mark.parametrize("name", DETECTORS)
-def test_strips_thinner_than_a_pixel_after_resizing_train_and_predict(name: str, size: tuple[int, int]) -> None:
+def test_strips_thinner_than_a_pixel_after_resizing_train_and_predict(
+    name: str, rules: str, size: tuple[int, int]
+) -> None:
     """The short side of 3 pixels would be 0.77 of a pixel at a long side of 128."""
     torch.manual_seed(0)
-    detector = build_detector(name, "resnet10t", 3, **SMALL, score_threshold=0.0).train()
+    detector = build_detector(name, "resnet10t", 3, rules=rules, **SMALL, score_threshold=0.0).train()
     height, width = size
     boxes = torch.tensor([[width * 0.2, height * 0.2, width * 0.8, height * 0.8]])
     masks = torch.zeros(1, height, width, dtype=torch.uint8)
@@ -104,18 +124,6 @@ def test_strips_thinner_than_a_pixel_after_resizing_train_and_predict(name: str,
     assert found["boxes"].max() > 100  # in the strip's own pixels
     if name == "maskrcnn":
         assert found["masks"].shape[-2:] == size
-
-
-def test_strips_keep_their_boxes_and_masks_in_place() -> None:
-    transform = build_detector("retinanet", "resnet10t", 3, **SMALL).transform
-    masks = torch.zeros(1, 2, 512, dtype=torch.uint8)
-    masks[:, :, 128:384] = 1
-    target = {"boxes": torch.tensor([[128.0, 0, 384, 2]]), "masks": masks}
-    image, resized = transform.resize(torch.rand(3, 2, 512), target)
-    assert tuple(image.shape) == (3, 1, 128)
-    assert resized["boxes"].tolist() == [[32, 0, 96, 1]]
-    assert resized["masks"].nonzero()[:, 2].tolist() == list(range(32, 96))
-    assert target["boxes"].tolist() == [[128, 0, 384, 2]]
 
 
 @pytest.mark.parametrize(("name", "strides"), [("retinanet", [8, 16, 32, 64, 128]), ("maskrcnn", [4, 8, 16, 32, 64])])
@@ -135,10 +143,101 @@ def test_standard_heads_have_256_channels() -> None:
     assert maskrcnn.transform.min_size == (800,)
 
 
+def test_either_set_of_rules_takes_the_others_weights() -> None:
+    for name in DETECTORS:
+        ours, theirs = (build_detector(name, "resnet10t", 3, rules=rules, **SMALL) for rules in RULES)
+        ours.load_state_dict(theirs.state_dict())
+
+
+def load_head(head: nn.Module, data: dict[str, Tensor], prefix: str, names: dict[str, str]) -> nn.Module:
+    """The stored parameters in our head, by its names of mmdetection's layers."""
+    for theirs, own in names.items():
+        layer = head.get_submodule(own)
+        layer.load_state_dict({part: data[f"{prefix}_sd_{theirs}.{part}"] for part in ("weight", "bias")})
+    return head.double()
+
+
+def test_heads_compute_what_the_originals_do(golden_heads: Callable[[str], dict[str, Tensor]]) -> None:
+    data = golden_heads("heads")
+    convs = range(4)
+    classes = len(data["retina_sd_retina_cls.bias"]) // 9
+    names = {f"cls_convs.{k}.conv": f"classification_head.conv.{k}.0" for k in convs}
+    names |= {f"reg_convs.{k}.conv": f"regression_head.conv.{k}.0" for k in convs}
+    names |= {"retina_cls": "classification_head.cls_logits", "retina_reg": "regression_head.bbox_reg"}
+    channels = data["retina_x_0"].shape[1]
+    head = load_head(build_detector("retinanet", "resnet10t", classes, channels=channels).head, data, "retina", names)
+    maps = per_image(data, "retina_x")
+    # Without the hook that keeps mixed precision out: it would round the result.
+    found = {
+        "cls": [head.classification_head([m]) for m in maps],
+        "reg": [head.regression_head([m]) for m in maps],
+    }
+    for kind, outputs in found.items():
+        for own, wanted in zip(outputs, per_image(data, f"retina_{kind}"), strict=True):
+            values = 4 if kind == "reg" else classes
+            flat = permute_and_flatten(wanted, len(wanted), 9, values, *wanted.shape[-2:])
+            torch.testing.assert_close(own, flat, rtol=0, atol=1e-10)
+
+    rcnn = build_detector("maskrcnn", "resnet10t", 2, channels=data["rpn_x_0"].shape[1])
+    names = {"rpn_conv": "conv.0.0", "rpn_cls": "cls_logits", "rpn_reg": "bbox_pred"}
+    rpn = load_head(rcnn.rpn.head, data, "rpn", names)
+    outputs = type(rpn).forward(rpn, per_image(data, "rpn_x"))
+    for kind, maps in zip(("cls", "reg"), outputs, strict=True):
+        for own, wanted in zip(maps, per_image(data, f"rpn_{kind}"), strict=True):
+            torch.testing.assert_close(own, wanted, rtol=0, atol=1e-10)
+
+    outputs_of_mask_head = data["mask_sd_conv_logits.bias"]
+    rcnn = build_detector("maskrcnn", "resnet10t", len(outputs_of_mask_head) - 1, channels=data["mask_x_0"].shape[1])
+    layers = load_head(rcnn.roi_heads.mask_head, data, "mask", {f"convs.{k}.conv": f"{k}.0" for k in convs})
+    names = {"upsample": "conv5_mask", "conv_logits": "mask_fcn_logits"}
+    predictor = load_head(rcnn.roi_heads.mask_predictor, data, "mask", names)
+    found_masks = type(predictor).forward(predictor, layers(data["mask_x_0"]))
+    torch.testing.assert_close(found_masks, data["mask_logits"], rtol=0, atol=1e-10)
+
+
+def test_the_box_head_computes_what_the_original_does(golden_heads: Callable[[str], dict[str, Tensor]]) -> None:
+    data = golden_heads("heads")
+    width, classes = data["box_sd_fc_cls.weight"].shape[1], len(data["box_sd_fc_cls.bias"]) - 1
+    layers = TwoMLPHead(data["box_x_0"][0].numel(), width)
+    load_head(layers, data, "box", {"shared_fcs.0": "fc6", "shared_fcs.1": "fc7"})
+    scores, boxes = nn.Linear(width, classes + 1), nn.Linear(width, 4 * classes)
+    load_head(nn.ModuleDict({"scores": scores, "boxes": boxes}), data, "box", {"fc_cls": "scores", "fc_reg": "boxes"})
+    hidden = layers(data["box_x_0"])
+    torch.testing.assert_close(scores(hidden), data["box_cls"], rtol=0, atol=1e-10)
+    torch.testing.assert_close(boxes(hidden), data["box_reg"], rtol=0, atol=1e-10)
+
+
+def test_initial_values_are_mmdetections() -> None:
+    """Normal, Xavier and Kaiming values by their standard deviation; see RULE.md's list."""
+    torch.manual_seed(0)
+    maskrcnn = build_detector("maskrcnn", "resnet10t", 80)
+    retinanet = build_detector("retinanet", "resnet10t", 80)
+    heads = maskrcnn.roi_heads
+    deviations = [
+        (retinanet.head.classification_head.cls_logits, 0.01),
+        (retinanet.head.regression_head.conv[2][0], 0.01),
+        (maskrcnn.rpn.head.conv[0][0], 0.01),
+        (heads.box_predictor.cls_score, 0.01),
+        (heads.box_predictor.bbox_pred, 0.001),
+        (heads.box_head.fc6, (2 / (256 * 49 + 1024)) ** 0.5),
+        (maskrcnn.backbone.fpn.inner_blocks[0][0], (2 / (64 + 256)) ** 0.5),
+        (maskrcnn.backbone.fpn.layer_blocks[0][0], (2 / (512 * 9)) ** 0.5),
+        (retinanet.backbone.fpn.extra_blocks.p6, (2 / ((512 + 256) * 9)) ** 0.5),
+        (heads.mask_head[1][0], (2 / (256 * 9)) ** 0.5),
+        (heads.mask_predictor.mask_fcn_logits, (2 / 81) ** 0.5),
+    ]
+    for layer, deviation in deviations:
+        assert layer.weight.std().item() == pytest.approx(deviation, rel=0.05), layer
+        if layer is not retinanet.head.classification_head.cls_logits:
+            assert not layer.bias.any()
+    assert retinanet.head.classification_head.cls_logits.bias[0].item() == pytest.approx(-math.log(99))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"name": "retinenet"}, "unknown detector 'retinenet'; did you mean retinanet"),
+        ({"rules": "mmdetect"}, "unknown rules 'mmdetect'; did you mean mmdetection"),
         ({"channels": 20}, "multiple of 8"),
         ({"min_size": ()}, "min_size"),
         ({"min_size": (64, 200)}, "max_size"),
