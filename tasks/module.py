@@ -41,6 +41,8 @@ class TaskModule(L.LightningModule):
     task: ClassVar[str]
     # Methods of the network, besides forward, by which training_loss computes.
     entry_points: ClassVar[tuple[str, ...]] = ()
+    # What checkpoints from before an option existed were trained with, where the default is another.
+    earlier_options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> None:
         super().__init__()

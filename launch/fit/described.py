@@ -6,6 +6,7 @@ the class names. So a checkpoint alone is enough to predict, explain, export or 
 
 import copy
 import json
+import pydoc
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -78,6 +79,7 @@ def load_described(path: Path) -> Described:
         )
     config = copy.deepcopy(description["model"])
     arguments = config["init_args"]
+    arguments |= {k: v for k, v in _earlier_options(config["class_path"]).items() if k not in arguments}
     arguments["num_classes"] = len(description["class_names"])
     arguments["checkpoint"] = None  # what it once started from
     parser = ArgumentParser(exit_on_error=False)
@@ -92,3 +94,7 @@ def load_described(path: Path) -> Described:
         description["data"].get("init_args", {}),
         arguments["backbone"],
     )
+
+
+def _earlier_options(class_path: str) -> dict[str, Any]:
+    return getattr(pydoc.locate(class_path), "earlier_options", {})

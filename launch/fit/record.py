@@ -18,7 +18,7 @@ from evmamba.tasks.module import TaskModule
 
 CURVE_POINTS = 200
 # Names under which the tasks keep the size of what the network sees.
-SIZE_ARGUMENTS = ("image_size", "min_size", "max_size", "inference")
+PROTOCOL_ARGUMENTS = ("image_size", "min_size", "max_size", "rules", "inference")
 
 
 class ResultWriter(Callback):
@@ -75,7 +75,7 @@ class ResultWriter(Callback):
                 if arguments.get("multi_scale")
                 else "none",
                 "eval_batch_size": data.eval_batch_size,
-                **{name: arguments[name] for name in SIZE_ARGUMENTS if name in arguments},
+                **{name: arguments[name] for name in PROTOCOL_ARGUMENTS if name in arguments},
             },
             training=self.training,
             details=module.details,

@@ -26,6 +26,7 @@ class OverlapMatcher(Matcher):
         self.least = least
 
     def set_low_quality_matches_(self, matches: Tensor, all_matches: Tensor, match_quality_matrix: Tensor) -> None:
+        assert self.least is not None
         best = match_quality_matrix.amax(dim=1, keepdim=True)
         objects, priors = torch.where((match_quality_matrix == best) & (best >= self.least))
         last = torch.full_like(matches, -1).scatter_reduce_(0, priors, objects, "amax")

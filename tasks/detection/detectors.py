@@ -27,6 +27,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from evmamba.errors import UserError, unknown_name
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.detection.anchors import AnchorGrid
+from evmamba.tasks.detection.assign import OverlapMatcher
 from evmamba.tasks.detection.metrics import MAX_DETECTIONS
 from evmamba.tasks.detection.rcnn import (
     AlignedRoIAlign,
@@ -192,8 +193,8 @@ def _rcnn(
 def _published_rcnn(
     pyramid: Pyramid,
     anchors: AnchorGrid,
-    box_head: nn.Module,
-    box_predictor: nn.Module,
+    box_head: TwoMLPHead,
+    box_predictor: FastRCNNPredictor,
     mask_parts: dict[str, Any],
     score_threshold: float,
 ) -> GeneralizedRCNN:
@@ -203,8 +204,7 @@ def _published_rcnn(
     rpn = PublishedProposals(
         anchors,
         RPNHead(pyramid.out_channels, anchors.num_anchors_per_location()[0]),
-        fg_iou_thresh=0.7,
-        bg_iou_thresh=0.3,
+        matcher=OverlapMatcher(0.7, 0.3, least=0.3),
         batch_size_per_image=256,
         positive_fraction=0.5,
         pre_nms_top_n={"training": 2000, "testing": 1000},
@@ -219,15 +219,13 @@ def _published_rcnn(
         AlignedRoIAlign("0123", 7, (4, 8, 16, 32)),
         box_head,
         box_predictor,
-        fg_iou_thresh=0.5,
-        bg_iou_thresh=0.5,
+        # Mask R-CNN's configuration has the low-quality step, Faster R-CNN's has not.
+        matcher=OverlapMatcher(0.5, 0.5, least=0.5 if mask_parts else None),
         batch_size_per_image=512,
         positive_fraction=0.25,
-        bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
         score_thresh=score_threshold,
         nms_thresh=0.5,
         detections_per_img=MAX_DETECTIONS,
-        low_quality=bool(mask_parts),
         **mask_parts,
     )
     return GeneralizedRCNN(pyramid, rpn, roi_heads, transform=None)

@@ -1,14 +1,15 @@
-"""Detection: a torchvision detector over any backbone, trained on boxes (and masks), measured by COCO AP."""
+"""Detection: a detector over any backbone, trained on boxes (and masks), measured by COCO AP."""
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from evmamba.errors import UserError
 from evmamba.tasks.detection.data import DetectionData
-from evmamba.tasks.detection.detectors import DetectorName, build_detector
+from evmamba.tasks.detection.detectors import DetectorName, Rules, build_detector
 from evmamba.tasks.detection.gallery import draw_comparison, error_share
 from evmamba.tasks.detection.metrics import CocoDetections, evaluate_coco, write_detections
 from evmamba.tasks.module import TaskModule
@@ -17,6 +18,8 @@ from evmamba.tasks.training.optim import DEFAULT_OPTIMIZER, DEFAULT_SCHEDULE, Op
 # Result files in output_dir; two, because pycocotools mistakes box areas for mask areas where an entry has both.
 BOX_FILE = "detections.json"
 MASK_FILE = "detections_masks.json"
+# In checkpoints; before there was a choice they were torchvision's.
+RULES_KEY = "detection_rules"
 
 
 class DetectionModule(TaskModule):
@@ -30,6 +33,7 @@ class DetectionModule(TaskModule):
         num_classes: without a background class.
         backbone: one of ours or any timm model with four stages.
         detector: "retinanet", "fasterrcnn" or "maskrcnn"; the last needs data with masks.
+        rules: "mmdetection", by which the published results were made, or "torchvision"; see `build_detector`.
         checkpoint: backbone weights.
         drop_path_rate: of the backbone.
         min_size: short side in pixels; of several, training draws one per image and evaluation takes the last.
@@ -43,12 +47,14 @@ class DetectionModule(TaskModule):
     """
 
     task = "detection"
+    earlier_options: ClassVar[dict[str, Any]] = {"rules": "torchvision"}
 
     def __init__(
         self,
         num_classes: int,
         backbone: str = "efficientvmamba_t",
         detector: DetectorName = "retinanet",
+        rules: Rules = "mmdetection",
         checkpoint: str | None = None,
         drop_path_rate: float = 0.0,
         min_size: tuple[int, ...] = (800,),
@@ -65,6 +71,7 @@ class DetectionModule(TaskModule):
             detector,
             backbone,
             num_classes,
+            rules=rules,
             checkpoint=checkpoint,
             drop_path_rate=drop_path_rate,
             min_size=min_size,
@@ -74,6 +81,7 @@ class DetectionModule(TaskModule):
             anchor_scale=anchor_scale,
             score_threshold=score_threshold,
         )
+        self.rules = rules
         self.wants_masks = detector == "maskrcnn"
         self._first_label = 0 if detector == "retinanet" else 1  # the others keep 0 for the background
         self._detections = CocoDetections()
@@ -121,6 +129,19 @@ class DetectionModule(TaskModule):
         if batch.get("ignore", False):
             return []
         return [{"path": path} | found for path, found in zip(batch["path"], self(batch["images"]), strict=True)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[RULES_KEY] = self.rules
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # The weights fit either way, and would be measured by rules that they were not trained by.
+        trained_by = checkpoint.get(RULES_KEY, self.earlier_options["rules"])
+        if trained_by != self.rules:
+            raise UserError(
+                f"the checkpoint was trained by {trained_by}'s rules, not {self.rules}'s: "
+                f"add --model.init_args.rules={trained_by}"
+            )
 
     @property
     def _data(self) -> DetectionData:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
@@ -17,18 +18,25 @@ from evmamba.tasks.detection.masks import mask_targets
 
 # Side in pixels of a region that is read from the finest map up to twice that; the next map takes twice as large ones.
 FINEST_SIDE = 56
+# Of the box head's code: 1 / 0.1 and 1 / 0.2.
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
 class PublishedProposals(RegionProposalNetwork):
-    """Region proposals; called as torchvision's. `anchor_generator` is an `AnchorGrid`."""
+    """Region proposals; called as torchvision's.
+
+    Args:
+        args, options: torchvision's; the anchor generator is an `AnchorGrid`.
+        matcher: which anchors have an object.
+    """
 
     anchor_generator: AnchorGrid
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        high, low = self.proposal_matcher.high_threshold, self.proposal_matcher.low_threshold
-        self.proposal_matcher = OverlapMatcher(high, low, least=0.3)
-        self.box_coder = TwoSidedBoxCoder(self.box_coder.weights)
+    def __init__(self, *args: Any, matcher: OverlapMatcher, **options: Any) -> None:
+        thresholds = {"fg_iou_thresh": matcher.high_threshold, "bg_iou_thresh": matcher.low_threshold}
+        super().__init__(*args, **thresholds, **options)
+        self.proposal_matcher = matcher
+        self.box_coder = TwoSidedBoxCoder((1.0, 1.0, 1.0, 1.0))
 
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
@@ -42,8 +50,8 @@ class PublishedProposals(RegionProposalNetwork):
         flat_logits, flat_codes = concat_box_prediction_layers(logit_maps, code_maps)
         logits, codes = flat_logits.reshape(batch, -1), flat_codes.reshape(batch, -1, 4)
         proposals = [
-            self.propose(*(x.split(per_level) for x in (own_logits, own_codes, own_anchors)), size)[0]
-            for own_logits, own_codes, own_anchors, size in zip(
+            self.propose(own.split(per_level), own_codes.split(per_level), own_anchors.split(per_level), size)[0]
+            for own, own_codes, own_anchors, size in zip(
                 logits.detach(), codes.detach(), anchors, images.image_sizes, strict=True
             )
         ]
@@ -152,16 +160,15 @@ class PublishedRoIHeads(RoIHeads):
     """Box and mask heads; called as torchvision's, labels 1..C and 0 for the background.
 
     Args:
-        low_quality: an object's best proposal belongs to it even where it overlaps another one more (mmdetection's
-            Mask R-CNN; not its Faster R-CNN).
         args, options: torchvision's.
+        matcher: which proposals have an object.
     """
 
-    def __init__(self, *args: Any, low_quality: bool, **options: Any) -> None:
-        super().__init__(*args, **options)
-        high, low = self.proposal_matcher.high_threshold, self.proposal_matcher.low_threshold
-        self.proposal_matcher = OverlapMatcher(high, low, least=high if low_quality else None)
-        self.box_coder = TwoSidedBoxCoder(self.box_coder.weights)
+    def __init__(self, *args: Any, matcher: OverlapMatcher, **options: Any) -> None:
+        thresholds = {"fg_iou_thresh": matcher.high_threshold, "bg_iou_thresh": matcher.low_threshold}
+        super().__init__(*args, **thresholds, bbox_reg_weights=BOX_WEIGHTS, **options)
+        self.proposal_matcher = matcher
+        self.box_coder = TwoSidedBoxCoder(BOX_WEIGHTS)
 
     def forward(
         self,
@@ -264,13 +271,11 @@ class PublishedRoIHeads(RoIHeads):
         return found
 
 
-def initialise_box_head(layers: nn.Module, predictor: nn.Module) -> None:
+def initialise_box_head(layers: TwoMLPHead, predictor: FastRCNNPredictor) -> None:
     """mmdetection's start of the box head: Xavier for its layers, small normals for scores and boxes."""
-    for layer in layers.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+    for layer in (layers.fc6, layers.fc7):
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
     for layer, deviation in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
-        assert isinstance(layer, nn.Linear)
         nn.init.normal_(layer.weight, std=deviation)
         nn.init.zeros_(layer.bias)

@@ -1,6 +1,7 @@
 """RetinaNet on torchvision's modules with mmdetection's rules: the weights are interchangeable, what is done is not."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,11 +35,11 @@ class PublishedRetinaNet(RetinaNet):
 
     anchor_generator: AnchorGrid
 
-    def __init__(self, *args, **options) -> None:  # type: ignore[no-untyped-def]  # torchvision's own arguments
+    def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, proposal_matcher=OverlapMatcher(0.5, 0.4, least=0.0), **options)
-        self.box_coder = TwoSidedBoxCoder(self.box_coder.weights)
+        self.box_coder = TwoSidedBoxCoder((1.0, 1.0, 1.0, 1.0))
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
@@ -55,7 +56,7 @@ class PublishedRetinaNet(RetinaNet):
             for level, n in zip(maps, self.anchor_generator.num_anchors_per_location(), strict=True)
         ]
         found = [
-            self.detections(*(x.split(per_level) for x in (logits, codes, own)), size)
+            self.detections(logits.split(per_level), codes.split(per_level), own.split(per_level), size)
             for logits, codes, own, size in zip(
                 outputs["cls_logits"], outputs["bbox_regression"], anchors, batch.image_sizes, strict=True
             )

@@ -148,3 +148,22 @@ def test_fit_and_test_on_real_images(real_data: Callable[[str], Path], tmp_path:
     assert 0 <= metrics["test/AP"] <= metrics["test/AP50"] < 0.2
     assert detection.details["images"] == detection.details["images_in_file"] == 42
     assert len(detection.details["per_class"]) == 80
+
+
+def test_a_checkpoint_is_not_measured_by_rules_that_it_was_not_trained_by(coco: Path, tmp_path: Path) -> None:
+    """Checkpoints from before there was a choice are torchvision's."""
+    small = {"min_size": (64,), "max_size": 96, "channels": 8, "schedule": CONSTANT}
+    theirs = DetectionModule(3, "resnet10t", rules="torchvision", **small)
+    data = DetectionData(str(coco), num_workers=0)
+    fitting = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    fitting.fit(theirs, data)
+    new, old = tmp_path / "new.ckpt", tmp_path / "old.ckpt"
+    fitting.save_checkpoint(new)
+    content = torch.load(new, weights_only=True)
+    del content["detection_rules"]
+    torch.save(content, old)
+    ours = DetectionModule(3, "resnet10t", **small)
+    for checkpoint in (new, old):
+        trainer(tmp_path, limit_test_batches=1).test(theirs, data, ckpt_path=checkpoint, verbose=False)
+        with pytest.raises(UserError, match=r"trained by torchvision's rules.*rules=torchvision"):
+            trainer(tmp_path).test(ours, data, ckpt_path=checkpoint, verbose=False)
