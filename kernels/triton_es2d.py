@@ -25,25 +25,21 @@ from .triton_project import (
     projection_width,
     weight_gradient_kernel,
 )
+from .tuning import Tuning, tuning_of
 
-# Programs below which a GPU is far from full: scanning in segments then pays for twice the exponentials.
-FEW_PROGRAMS = 1000
-SHORTEST_SEGMENT = 64
 RANK_IN_REGISTERS = 16
-# Three backward warps a scheduler instead of two are worth a few spilled values.
-BACKWARD_OPTIONS = {"maxnreg": 168}
-WEIGHT_GRADIENT_SPLITS = 64
+DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a shape is cut into programs; depends on nothing but the shape, so that results repeat."""
+    """How a shape is cut into programs; depends on the shape and the device's tuning only, so that results repeat."""
 
     tokens: int  # tokens of a segment
     segments: int
 
 
-def plan(B: int, D: int, L: int, K: int) -> Plan:
+def plan(B: int, D: int, L: int, K: int, tuning: Tuning) -> Plan:
     """The choice among the kernels by shape.
 
     Sequences that are long and few are cut into segments, in both directions: that costs each exponential twice in the
@@ -51,8 +47,8 @@ def plan(B: int, D: int, L: int, K: int) -> Plan:
     """
     programs = B * K * ceil(D / BLOCK)
     tokens = L
-    if 0 < programs < FEW_PROGRAMS and L >= 2 * SHORTEST_SEGMENT:
-        tokens = max(SHORTEST_SEGMENT, ceil(L * programs / (2 * FEW_PROGRAMS)))
+    if 0 < programs < tuning.few_programs and tokens >= 2 * tuning.shortest_segment:
+        tokens = max(tuning.shortest_segment, ceil(L * programs / (2 * tuning.few_programs)))
     tokens = ceil(tokens / CHECKPOINT) * CHECKPOINT
     return Plan(tokens, ceil(L / tokens))
 
@@ -63,7 +59,7 @@ def states_shape(B: int, H: int, W: int, D: int, N: int, pattern: str) -> tuple[
 
 
 def path_table(H: int, W: int, pattern: str, device: torch.device, length: int) -> Tensor:
-    """`paths.scan_paths` lengthened to int32 `[K + 1, length]` with -1, so that a kernel may read ahead.
+    """`Pattern.paths` lengthened to int32 `[K + 1, length]` with -1, so that a kernel may read ahead.
 
     Computed in every call: memory that is kept would belong to one stream, or to the pool of one CUDA graph.
     """
@@ -71,166 +67,203 @@ def path_table(H: int, W: int, pattern: str, device: torch.device, length: int) 
     groups = tuple(astuple(group) for group in order.groups)
     table = torch.empty(len(groups) + 1, length, dtype=torch.int32, device=device)
     paths_kernel[(len(groups) + 1, triton.cdiv(length, 256))](
-        table, H, W, order.length(H, W), length, GROUPS=groups, STEP=order.step, BT=256
+        table=table, H=H, W=W, L=order.length(H, W), LP=length, GROUPS=groups, STEP=order.step, BT=256
     )
     return table
 
 
 @dataclass(frozen=True)
-class _Call:
-    """What forward and backward of one call share: sizes, the scan order, the projections and the decay rates."""
+class ScanArguments:
+    """What all scan kernels take, by their names for it."""
 
-    x: Tensor
-    x_proj_weight: Tensor
+    bc: Tensor  # int64: the projections, seen as pairs (B, C)
+    dt_low: Tensor  # float32 [K * B * LP + 1, S]: the projections
+    decay: Tensor  # [K, N, D]
     dt_weight: Tensor
     dt_bias: Tensor
-    skip: Tensor
-    table: Tensor  # [K + 1, Lp]
-    decay: Tensor  # [K, N, D]
-    proj: Tensor  # [K * B * Lp + 1, S]
-    sizes: dict[str, int]  # constexpr sizes K, D, N, R, S
-    plan: Plan
+    table: Tensor  # [K + 1, LP]
     B: int
     HW: int
     L: int
-    Lp: int
-    NC: int
-    nvidia: bool
-    precision: str
+    LP: int
+    segments: int
+    tokens: int
+    K: int
+    D: int
+    N: int
+    R: int
+    S: int
+    DTYPE: tl.dtype
+    NVIDIA: bool
 
     @property
-    def tokens_of_group(self) -> int:
-        return self.B * self.Lp
+    def programs(self) -> int:
+        """One for each block of channels of a segment of a group of an image."""
+        return self.B * self.segments * self.K * ceil(self.D / BLOCK)
 
-    def scan_arguments(self) -> tuple[Tensor, ...]:
-        """(bc, dt_low, decay, dt_weight, dt_bias) as every scan kernel takes them."""
-        return self.proj.view(torch.int64), self.proj, self.decay, self.dt_weight, self.dt_bias
+    def state_tile(self) -> dict[str, Any]:
+        """What the kernels with a tile of all states of a block of channels take besides."""
+        in_registers = self.R <= RANK_IN_REGISTERS
+        return {
+            "NP": triton.next_power_of_2(self.N), "BD": BLOCK, "IN_REGISTERS": in_registers,
+            "num_warps": 1 if self.N <= 32 else 4,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ProductArguments:
+    """What the matrix products of the projections and of their gradients take, by the kernels' names for it."""
+
+    table: Tensor
+    M: int  # tokens of a group, B * LP
+    LP: int
+    HW: int
+    D: int
+    N: int
+    R: int
+    S: int
+    PRECISION: str
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What forward and backward of one call share."""
+
+    x: Tensor
+    x_proj_weight: Tensor
+    skip: Tensor
+    scan: ScanArguments
+    product: ProductArguments
+    visits: int
 
     @property
-    def dtype(self) -> tl.dtype:
-        return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[self.x.dtype]
-
-    @property
-    def tensor_cores(self) -> bool:
-        """Whether NVIDIA's tensor cores add up over channels: they cut to 10 bits, bfloat16 has 7, the others more."""
-        return self.nvidia and self.x.dtype == torch.bfloat16
-
-    def state_options(self) -> dict[str, Any]:
-        options: dict[str, Any] = dict(self.sizes)
-        N, R = self.sizes["N"], self.sizes["R"]
-        options.update(NP=triton.next_power_of_2(N), BD=BLOCK, IN_REGISTERS=R <= RANK_IN_REGISTERS)
-        options.update(NVIDIA=self.nvidia, DTYPE=self.dtype, num_warps=1 if N <= 32 else 4)
-        return options
+    def NC(self) -> int:
+        """Saved states of a group."""
+        return self.scan.LP // CHECKPOINT
 
 
 def _prepare(
     x: Tensor, x_proj_weight: Tensor, dt_projs_weight: Tensor, dt_projs_bias: Tensor, A_logs: Tensor, Ds: Tensor,
-    pattern: str,
+    pattern: str, tuning: Tuning,
 ) -> _Call:  # fmt: skip
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    """The scan order, the decay rates and the projections."""
+    if x.dtype not in DTYPES:
         raise TypeError(f"the Triton scan takes float32, bfloat16 or float16, got {x.dtype}")
     B, H, W, D = x.shape
     K, N, R = len(PATTERNS[pattern].groups), A_logs.shape[1], dt_projs_weight.shape[2]
     L = path_length(H, W, pattern)
-    Lp = ceil(L / CHECKPOINT) * CHECKPOINT
+    LP = ceil(L / CHECKPOINT) * CHECKPOINT
     S = projection_width(N, R)
     x, x_proj_weight = x.contiguous(), x_proj_weight.contiguous()
     nvidia = x.is_cuda and torch.version.hip is None
     # Products of float32 keep its digits (three tf32 products are one of float32); gradients of half types get tf32's.
     precision = ("tf32x3" if x.dtype == torch.float32 else "tf32") if nvidia else "ieee"
-    table = path_table(H, W, pattern, x.device, Lp)
+    table = path_table(H, W, pattern, x.device, LP)
     decay = torch.empty(K, N, D, dtype=torch.float32, device=x.device)
-    A_logs = A_logs.contiguous()
-    NP = triton.next_power_of_2(N)
-    decay_kernel[(K, triton.cdiv(D, 64))](A_logs, decay, D=D, N=N, NP=NP, BD=64)
-    M = B * Lp
-    proj = torch.empty(K * M + 1, S, dtype=torch.float32, device=x.device)
-    BS = min(64, max(16, triton.next_power_of_2(S)))
-    project_kernel[(triton.cdiv(M, 128), K, triton.cdiv(S, BS))](
-        x, x_proj_weight, table, proj, M, Lp, H * W,
-        D=D, N=N, R=R, S=S, BM=128, BS=BS, BK=64 if D % 64 == 0 and x.dtype != torch.float32 else 32,
-        HALF_DOT=x.is_cuda and x.dtype != torch.float32, PRECISION=precision,
+    decay_kernel[(K, triton.cdiv(D, 64))](
+        A_logs=A_logs.contiguous(), decay=decay, D=D, N=N, NP=triton.next_power_of_2(N), BD=64
+    )
+    proj = torch.empty(K * B * LP + 1, S, dtype=torch.float32, device=x.device)
+    product = ProductArguments(table, B * LP, LP, H * W, D, N, R, S, precision)
+    BS = _columns_of_a_tile(S)
+    project_kernel[(triton.cdiv(product.M, 128), K, triton.cdiv(S, BS))](
+        x=x, weight=x_proj_weight, proj=proj, **vars(product),
+        BM=128, BS=BS, BK=64 if D % 64 == 0 and x.dtype != torch.float32 else 32,
+        HALF_DOT=x.is_cuda and x.dtype != torch.float32,
     )  # fmt: skip
-    return _Call(
-        x, x_proj_weight, dt_projs_weight.contiguous(), dt_projs_bias.contiguous(), Ds.contiguous(), table, decay, proj,
-        {"K": K, "D": D, "N": N, "R": R, "S": S},
-        plan(B, D, L, K), B, H * W, L, Lp, ceil(L / CHECKPOINT), nvidia, precision,
+    cut = plan(B, D, L, K, tuning)
+    scan = ScanArguments(
+        proj.view(torch.int64), proj, decay, dt_projs_weight.contiguous(), dt_projs_bias.contiguous(), table,
+        B, H * W, L, LP, cut.segments, cut.tokens, K, D, N, R, S, DTYPES[x.dtype], nvidia,
     )  # fmt: skip
+    return _Call(x, x_proj_weight, Ds.contiguous(), scan, product, PATTERNS[pattern].visits)
 
 
-def _segment_states(call: _Call, values: Tensor, reverse: bool) -> Tensor:
+def _columns_of_a_tile(S: int) -> int:
+    return min(64, max(16, triton.next_power_of_2(S)))
+
+
+def _channels_of_a_tile(D: int) -> int:
+    return 64 if D > 32 else 32
+
+
+def _segment_states(scan: ScanArguments, values: Tensor, reverse: bool) -> Tensor:
     """The state (or its gradient, from the other end) that each segment starts with: [K, B, segments, N, D]."""
-    K, D, N = call.sizes["K"], call.sizes["D"], call.sizes["N"]
-    B, cut = call.B, call.plan
-    ends = torch.empty(K, B, cut.segments, N, D, dtype=torch.float32, device=values.device)
-    if cut.segments == 1:
+    K, B, segments, D, N = scan.K, scan.B, scan.segments, scan.D, scan.N
+    ends = torch.empty(K, B, segments, N, D, dtype=torch.float32, device=values.device)
+    if segments == 1:
         return ends.zero_()
-    sums = torch.empty(K, B, cut.segments, D, dtype=torch.float32, device=values.device)
-    segment_state_kernel[(B * cut.segments * K * ceil(D / BLOCK),)](
-        values, *call.scan_arguments(), call.table, ends, sums,
-        B, call.HW, call.L, call.Lp, cut.segments, cut.tokens, REVERSE=reverse, **call.state_options(),
-    )  # fmt: skip
+    sums = torch.empty(K, B, segments, D, dtype=torch.float32, device=values.device)
+    segment_state_kernel[(scan.programs,)](
+        values=values, ends=ends, sums=sums, REVERSE=reverse, **vars(scan), **scan.state_tile()
+    )
     carry_kernel[(K * B, triton.cdiv(N * D, 128))](
-        ends, sums, call.decay, B, cut.segments, D=D, N=N, BD=128, REVERSE=reverse
+        ends=ends, sums=sums, decay=scan.decay, B=B, segments=segments, D=D, N=N, BD=128, REVERSE=reverse
     )
     return ends
 
 
 def forward(
     x: Tensor, x_proj_weight: Tensor, dt_projs_weight: Tensor, dt_projs_bias: Tensor, A_logs: Tensor, Ds: Tensor,
-    pattern: str, save: bool,
+    pattern: str, save: bool, tuning: Tuning | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Scan `x` `[B, H, W, D]`: `(y float32 [B, H, W, D], states)`; without `save` the states are empty."""
+    """Scan `x` `[B, H, W, D]`: `(y float32 [B, H, W, D], states)`; without `save` the states are empty.
+
+    `tuning` is the device's own if none is given.
+    """
     B, H, W, D = x.shape
     states = x.new_empty(states_shape(B, H, W, D, A_logs.shape[1], pattern) if save else (0,), dtype=torch.float32)
     visits = PATTERNS[pattern].visits
     y = x.new_empty(visits, B, H, W, D, dtype=torch.float32)
     if y.numel() == 0:
         return y[0], states
+    tuning = tuning or tuning_of(x.device)
     with on_device(x.device):
-        call = _prepare(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, pattern)
-        cut = call.plan
-        starts = _segment_states(call, call.x, reverse=False) if cut.segments > 1 else call.decay
-        scan_forward_kernel[(B * cut.segments * call.sizes["K"] * ceil(D / BLOCK),)](
-            call.x, *call.scan_arguments(), call.skip, call.table, starts, y, states,
-            B, call.HW, call.L, call.Lp, call.NC, cut.segments, cut.tokens,
-            SAVE=save, START=cut.segments > 1, PER_GROUP=visits > 1, **call.state_options(),
+        call = _prepare(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, pattern, tuning)
+        scan = call.scan
+        in_segments = scan.segments > 1
+        starts = _segment_states(scan, call.x, reverse=False) if in_segments else scan.decay
+        scan_forward_kernel[(scan.programs,)](
+            x=call.x, skip=call.skip, starts=starts, y=y, states=states, NC=call.NC,
+            SAVE=save, START=in_segments, PER_GROUP=visits > 1, **vars(scan), **scan.state_tile(),
         )  # fmt: skip
         return y[0] if visits == 1 else y.sum(0), states
 
 
 def backward(
     dy: Tensor, x: Tensor, x_proj_weight: Tensor, dt_projs_weight: Tensor, dt_projs_bias: Tensor, A_logs: Tensor,
-    Ds: Tensor, states: Tensor, pattern: str,
+    Ds: Tensor, states: Tensor, pattern: str, tuning: Tuning | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x and the five parameters, each in its own type, from dy `[B, H, W, D]` and the saved states."""
     parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
     if x.numel() == 0:
         zeros = [p.new_zeros(p.shape) for p in parameters]
         return x.new_zeros(x.shape), zeros[0], zeros[1], zeros[2], zeros[3], zeros[4]
+    tuning = tuning or tuning_of(x.device)
     with on_device(x.device):
-        call = _prepare(x, *parameters, pattern)
-        K, D, N, R, S = (call.sizes[name] for name in "KDNRS")
-        B, cut, M, visits = call.B, call.plan, call.tokens_of_group, PATTERNS[pattern].visits
+        call = _prepare(x, *parameters, pattern, tuning)
+        scan = call.scan
+        N, R = scan.N, scan.R
         dy = dy.contiguous()
-        carry = _segment_states(call, dy, reverse=True)
-        blocks = ceil(D / BLOCK)
-        dx_scan = x.new_empty(visits, *x.shape)
-        # Sums over 32 channels each; bfloat16 has float32's range, float16 has not.
+        carry = _segment_states(scan, dy, reverse=True)
+        dx_scan = x.new_empty(call.visits, *x.shape)
+        # Sums over a block's channels each; bfloat16 has float32's range, float16 has not.
         dproj_type = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
-        dproj = torch.empty(blocks, K * M, S, dtype=dproj_type, device=x.device)
-        partial = torch.empty(K, B * cut.segments, N + R + 2, D, dtype=torch.float32, device=x.device)
-        scan_backward_kernel[(B * cut.segments * K * blocks,)](
-            call.x, *call.scan_arguments(), call.skip, call.table, dy, states, carry, dx_scan, dproj, partial,
-            B, call.HW, call.L, call.Lp, call.NC, cut.segments, cut.tokens,
-            PER_GROUP=visits > 1, DTYPE=call.dtype, NVIDIA=call.nvidia, TENSOR=call.tensor_cores, num_warps=1,
-            **call.sizes,
-            **(BACKWARD_OPTIONS if call.nvidia else {}),
+        blocks = ceil(scan.D / BLOCK)
+        dproj = torch.empty(blocks, scan.K * call.product.M, scan.S, dtype=dproj_type, device=x.device)
+        partial = torch.empty(scan.K, scan.B * scan.segments, N + R + 2, scan.D, dtype=torch.float32, device=x.device)
+        tensor_cores = tuning.tensor_cores
+        if tensor_cores is None:
+            tensor_cores = scan.NVIDIA and x.dtype == torch.bfloat16
+        scan_backward_kernel[(scan.programs,)](
+            x=call.x, skip=call.skip, dy=dy, states=states, carry=carry, dx=dx_scan, dproj=dproj, partial=partial,
+            NC=call.NC, PER_GROUP=call.visits > 1, TENSOR=tensor_cores, num_warps=1, **vars(scan),
+            **({"maxnreg": tuning.backward_registers} if scan.NVIDIA and tuning.backward_registers else {}),
         )  # fmt: skip
-        dx = _input_gradient(call, dproj, dx_scan, visits)
-        d_x_proj = _weight_gradient(call, dproj)
+        dx = _input_gradient(call, dproj, dx_scan)
+        d_x_proj = _weight_gradient(call, dproj, tuning.weight_gradient_splits)
         sums = partial.sum(1)  # [K, N + R + 2, D]
-        d_A_logs = (sums[:, :N] * call.decay).mul_(LN2.value).transpose(1, 2)
+        d_A_logs = (sums[:, :N] * scan.decay).mul_(LN2.value).transpose(1, 2)
         return (
             dx.to(x.dtype),
             d_x_proj.to(x_proj_weight.dtype),
@@ -247,31 +280,26 @@ def _gradient_of(parameter: Tensor, values: Tensor) -> Tensor:
     return values.to(parameter.dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def _input_gradient(call: _Call, dproj: Tensor, dx_scan: Tensor, visits: int) -> Tensor:
-    D, S = call.sizes["D"], call.sizes["S"]
+def _input_gradient(call: _Call, dproj: Tensor, dx_scan: Tensor) -> Tensor:
+    product, K = call.product, call.scan.K
     dx = torch.empty_like(dx_scan)
-    BS = min(64, max(16, triton.next_power_of_2(S)))
-    BD = 64 if D > 32 else 32
-    input_gradient_kernel[(triton.cdiv(call.tokens_of_group, 64), call.sizes["K"], triton.cdiv(D, BD))](
-        dproj, call.x_proj_weight, call.table, dx_scan, dx, call.tokens_of_group, call.Lp, call.HW,
-        BM=64, BS=BS, BD=BD, PER_GROUP=visits > 1, PRECISION=call.precision, num_stages=1,
-        NB=dproj.shape[0], **call.sizes,
+    BD = _channels_of_a_tile(product.D)
+    input_gradient_kernel[(triton.cdiv(product.M, 64), K, triton.cdiv(product.D, BD))](
+        dproj=dproj, weight=call.x_proj_weight, dx_scan=dx_scan, dx=dx, K=K, NB=dproj.shape[0], **vars(product),
+        BM=64, BS=_columns_of_a_tile(product.S), BD=BD, PER_GROUP=call.visits > 1, num_stages=1,
     )  # fmt: skip
-    return dx[0] if visits == 1 else dx.sum(0)
+    return dx[0] if call.visits == 1 else dx.sum(0)
 
 
-def _weight_gradient(call: _Call, dproj: Tensor) -> Tensor:
-    K, D, N, R, S = (call.sizes[name] for name in "KDNRS")
-    M = call.tokens_of_group
-    tokens = max(64, ceil(M / WEIGHT_GRADIENT_SPLITS / 64) * 64)
-    splits = ceil(M / tokens)
-    partial = torch.empty(splits, K, R + 2 * N, D, dtype=torch.float32, device=dproj.device)
-    BS = min(64, max(16, triton.next_power_of_2(S)))
-    BD = 64 if D > 32 else 32
-    NS = triton.cdiv(S, BS)
-    weight_gradient_kernel[(splits, K, NS * triton.cdiv(D, BD))](
-        dproj, call.x, call.table, partial, M, call.Lp, call.HW, tokens,
-        NB=dproj.shape[0], BM=64, BS=BS, BD=BD, NS=NS, PRECISION=call.precision, num_stages=2,
-        **call.sizes,
+def _weight_gradient(call: _Call, dproj: Tensor, most_splits: int) -> Tensor:
+    product, K = call.product, call.scan.K
+    tokens = max(64, ceil(product.M / most_splits / 64) * 64)
+    splits = ceil(product.M / tokens)
+    partial = torch.empty(splits, K, product.R + 2 * product.N, product.D, dtype=torch.float32, device=dproj.device)
+    BS, BD = _columns_of_a_tile(product.S), _channels_of_a_tile(product.D)
+    NS = triton.cdiv(product.S, BS)
+    weight_gradient_kernel[(splits, K, NS * triton.cdiv(product.D, BD))](
+        dproj=dproj, x=call.x, partial=partial, tokens=tokens, K=K, NB=dproj.shape[0], **vars(product),
+        BM=64, BS=BS, BD=BD, NS=NS, num_stages=2,
     )  # fmt: skip
     return partial.sum(0)

@@ -181,14 +181,28 @@ def run(shape: Shape, backend: str, device: torch.device, dtype: torch.dtype) ->
             with torch.inference_mode():
                 row |= _columns("forward", measure(lambda: scan(*inputs), device))
             row |= _columns("training", measure(training, device))
-    except (torch.OutOfMemoryError, ValueError, RuntimeError) as error:
-        row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    except failures() as error:
+        row["error"] = first_line(error)
     for key, in_training in (("forward", False), ("training", True)):
         floor = floor_ms(shape, device, in_training)
         if floor is not None:
             row[f"{key}_floor_ms"] = floor
     gc.collect()
     return row
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """Exceptions of a backend that cannot run a shape: PyTorch's, and Triton's, which are errors of its own."""
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return RuntimeError, ValueError
+    return RuntimeError, ValueError, TritonError
+
+
+def first_line(error: Exception) -> str:
+    """An exception in a cell of a table."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _columns(name: str, measured: Measurement) -> dict[str, float]:

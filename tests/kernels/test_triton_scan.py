@@ -23,6 +23,7 @@ if INTERPRETED or torch.cuda.is_available():
     from triton.runtime.interpreter import TensorHandle
 
     from evmamba.kernels import triton_backward, triton_es2d
+    from evmamba.kernels.tuning import Tuning
 
 NAMES = ("x", "x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds")
 # Error relative to the definition's norm. dx is rounded twice to x's type, and the interpreter truncates to bfloat16.
@@ -66,25 +67,25 @@ def relative_error(value, expected):
     return ((value.double().cpu() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
 
 
-def check(shape, pattern, dtype=torch.float32, gradients=True):
+def check(shape, pattern, dtype=torch.float32, gradients=True, tuning=None):
     inputs = make_inputs(*shape, pattern, dtype)
     exact = [t.detach().double().cpu().requires_grad_() for t in inputs]
     expected = reference.scan(*exact, pattern)
     dy = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     expected.backward(dy.double().cpu())
 
-    y, empty = triton_es2d.forward(*inputs, pattern, save=False)
+    y, empty = triton_es2d.forward(*inputs, pattern, save=False, tuning=tuning)
     assert empty.numel() == 0
     assert y.dtype == torch.float32
     assert y.shape == inputs[0].shape
     assert relative_error(y, expected) < Y_TOLERANCE[dtype]
     if not gradients:
         return
-    y_train, states = triton_es2d.forward(*inputs, pattern, save=True)
+    y_train, states = triton_es2d.forward(*inputs, pattern, save=True, tuning=tuning)
     assert torch.equal(y, y_train)
     B, H, W, D, N, _ = shape
     assert states.shape == triton_es2d.states_shape(B, H, W, D, N, pattern)
-    results = triton_es2d.backward(dy, *inputs, states, pattern)
+    results = triton_es2d.backward(dy, *inputs, states, pattern, tuning=tuning)
     errors = {n: relative_error(g, t.grad) for n, g, t in zip(NAMES, results, exact, strict=True)}
     assert [g.dtype for g in results] == [t.dtype for t in inputs]
     assert [g.shape for g in results] == [t.shape for t in inputs]
@@ -143,16 +144,15 @@ def matrix_product_of_a_warp(even, odd, select_even, select_odd, sums):
 @pytest.mark.skipif(not INTERPRETED, reason="a GPU has the instruction itself")
 @pytest.mark.parametrize("shape", [(1, 7, 5, 8, 4, 3), (1, 3, 3, 40, 4, 1)], ids=str)
 def test_sums_over_channels_on_tensor_cores_equal_the_definition(shape, monkeypatch):
-    monkeypatch.setattr(triton_es2d._Call, "tensor_cores", True)
     monkeypatch.setattr(triton_backward, "add_lanes", matrix_product_of_a_warp)
-    check(shape, "es2d")
+    check(shape, "es2d", tuning=Tuning(tensor_cores=True))
 
 
 @pytest.mark.parametrize("pattern", ["forward", "reverse"])
-def test_segments_equal_one_long_scan(pattern, monkeypatch):
-    monkeypatch.setattr(triton_es2d, "SHORTEST_SEGMENT", 16)
-    assert triton_es2d.plan(1, 8, 39, 1).segments == 3
-    check((1, 1, 39, 8, 2, 1), pattern)
+def test_segments_equal_one_long_scan(pattern):
+    short = Tuning(shortest_segment=16)
+    assert triton_es2d.plan(1, 8, 39, 1, short).segments == 3
+    check((1, 1, 39, 8, 2, 1), pattern, tuning=short)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -166,8 +166,8 @@ def test_table_holds_the_paths_and_padding_to_read_ahead(size, pattern):
 
 
 def test_plan_cuts_long_and_few_sequences_only():
-    assert triton_es2d.plan(128, 96, 784, 4).segments == 1
-    detection = triton_es2d.plan(2, 96, 100 * 167, 4)
+    assert triton_es2d.plan(128, 96, 784, 4, Tuning()).segments == 1
+    detection = triton_es2d.plan(2, 96, 100 * 167, 4, Tuning())
     assert detection.tokens % triton_es2d.CHECKPOINT == 0
     assert 1000 <= 2 * 4 * 3 * detection.segments <= 3000
 

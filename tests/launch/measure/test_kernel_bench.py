@@ -5,7 +5,6 @@ import torch
 
 from evmamba.kernels import reference
 from evmamba.launch.measure import kernel_bench as bench
-from evmamba.launch.measure import tune
 from evmamba.launch.measure.original import original_es2d
 
 
@@ -42,20 +41,12 @@ def test_cpu_memory_is_the_peak_of_live_tensors():
     assert bench.measure(call, torch.device("cpu"), seconds=0.01).memory == 12.0
 
 
-def test_tuning_tries_every_choice_and_puts_the_backend_back(monkeypatch):
-    triton_es2d = pytest.importorskip("evmamba.kernels.triton_es2d")
-    seen = []
+def test_errors_of_the_compiler_are_rows(monkeypatch):
+    errors = pytest.importorskip("triton.runtime.errors")
 
-    def measure(call, device, seconds):
-        seen.append((triton_es2d.BACKWARD_OPTIONS, triton_es2d.FEW_PROGRAMS, triton_es2d._Call.tensor_cores))
-        return bench.Measurement(1.0, float(len(seen)), 1.0, 1.0)
+    def measure(call, device, seconds=1.0):
+        raise errors.OutOfResources(300_000, 232_448, "shared memory")
 
     monkeypatch.setattr(bench, "measure", measure)
-    before = triton_es2d.BACKWARD_OPTIONS, triton_es2d.FEW_PROGRAMS, triton_es2d._Call.tensor_cores
-    rows = tune.tune([bench.Shape("small", 1, 4, 4, 8, 2)], torch.device("cpu"))
-    assert len(rows) == sum(len(values) for _, values in tune.CHOICES.values())
-    assert {few for _, few, _ in seen} == {0, 500, 1000, 2000, 4000}
-    assert any(tensor is False for _, _, tensor in seen)
-    assert ({}, *before[1:]) in seen
-    assert (triton_es2d.BACKWARD_OPTIONS, triton_es2d.FEW_PROGRAMS, triton_es2d._Call.tensor_cores) == before
-    assert "| small | backward registers | 128 | 1.000 | **2.000** |" in tune.markdown(rows)
+    row = bench.run(bench.Shape("small", 1, 4, 4, 8, 2), "torch", torch.device("cpu"), torch.float32)
+    assert row["error"].startswith("OutOfResources: ")
