@@ -6,13 +6,15 @@ READY := $(VENV)/.ready
 # Test processes share the cores; more threads each would only fight.
 JOBS ?= 2
 
-.PHONY: bench test gpu cluster cluster-stop lint format clean help
+.PHONY: bench test gpu cluster cluster-stop package lint docs release format clean help
 
 help:
 	@echo "make bench    train, evaluate and measure EfficientVMamba-T on three tasks; print one table"
 	@echo "make test     run the tests"
 	@echo "make gpu      on a machine with a GPU: test the kernels there, then time them and whole networks"
 	@echo "make lint     ruff (format and check) and mypy"
+	@echo "make docs     build the documentation into site/, failing on broken links"
+	@echo "make release  build wheel and sdist and try them in an environment of their own"
 	@echo "make format   let ruff rewrite the files"
 	@echo "make cluster  bring up a SLURM cluster of two nodes on this machine; make cluster-stop ends it"
 	@echo "make clean    remove the environment and build leftovers"
@@ -40,14 +42,30 @@ gpu: $(READY)
 	  $(BIN)/evmamba profile --backbones efficientvmamba_t,efficientvmamba_s,efficientvmamba_b,resnet50,swin_tiny_patch4_window7_224 \
 	    --batch-sizes 1,128,max --modes eager,compiled,graph --precisions bfloat16 --training --operators 10 --output $$folder
 
-# mypy has to see the floors where they are installed: below one name.
-lint: $(READY)
+# mypy and the documentation have to see the floors where they are installed: below one name.
+PACKAGE := .package
+package: $(READY)
+	@rm -rf $(PACKAGE) && mkdir -p $(PACKAGE)/evmamba && ln -s $(CURDIR)/evmamba/* $(PACKAGE)/evmamba/
+	@for floor in conf kernels launch tasks; do ln -s $(CURDIR)/$$floor $(PACKAGE)/evmamba/$$floor; done
+
+lint: package
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	@rm -rf .typecheck && mkdir -p .typecheck/evmamba && ln -s $(CURDIR)/evmamba/* .typecheck/evmamba/
-	@for floor in conf kernels launch tasks; do ln -s $(CURDIR)/$$floor .typecheck/evmamba/$$floor; done
-	MYPYPATH=.typecheck $(BIN)/mypy --cache-dir .mypy_cache -p evmamba
-	@rm -rf .typecheck
+	MYPYPATH=$(PACKAGE) $(BIN)/mypy --cache-dir .mypy_cache -p evmamba
+
+docs: package
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir site
+
+# What is checked before a version goes out; CONTRIBUTING.md has the whole list.
+release: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv dist/venv
+	dist/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd dist && venv/bin/python -c 'import evmamba, torch; print(evmamba.create_model("efficientvmamba_t").eval()(torch.zeros(1, 3, 64, 64)).shape)'
+	rm -rf dist/venv
+	@ls -l dist
 
 format: $(READY)
 	$(BIN)/ruff format .
@@ -61,4 +79,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .typecheck .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+	rm -rf $(VENV) $(PACKAGE) site .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

@@ -1,0 +1,79 @@
+"""What README and docs tell people to paste runs as pasted, and names what exists."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from evmamba.launch.cli import COMMANDS, main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What the snippets of a page find where they are pasted: lines of Python that put it there.
+PREPARED = {
+    "README.md": """
+from pathlib import Path
+import evmamba, torch
+Path("the/original").mkdir(parents=True)
+torch.save(evmamba.create_model("efficientvmamba_t").state_dict(), "the/original/checkpoint.pth")
+""",
+    "use.md": """
+import subprocess, sys
+import evmamba, torch
+run = [sys.executable, "-m", "evmamba.launch.cli"]
+subprocess.run([*run, "export", "resnet18", "-o", "model.onnx"], check=True)
+subprocess.run([*run, "push", "efficientvmamba_t", "./user/name"], check=True)
+images = torch.rand(2, 3, 64, 96).numpy()
+""",
+}
+ELSEWHERE = {"extending.md"}  # its examples are whole files: tests/test_extending.py
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def command_lines() -> Iterator[tuple[str, str]]:
+    for page in PAGES:
+        for block in (*blocks(page, ""), *blocks(page, "bash")):
+            joined = re.sub(r"\\\n\s*", " ", block)
+            for line in joined.splitlines():
+                if line.startswith("evmamba "):
+                    yield page.name, line.split("#")[0].strip()
+
+
+SNIPPETS = [page for page in PAGES if blocks(page, "python") and page.name not in ELSEWHERE]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", SNIPPETS, ids=lambda page: page.name)
+def test_snippets_of_python_run_as_pasted(page, tmp_path):
+    script = "\n".join([PREPARED.get(page.name, ""), *blocks(page, "python")])
+    (tmp_path / "pasted.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, "pasted.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("page", "line"), sorted(set(command_lines())))
+def test_commands_and_their_options_exist(page, line, capsys):
+    command, *arguments = line.split()[1:]
+    known = {*COMMANDS, "fit", "validate", "test", "predict", "COMMAND"}
+    assert command in known, f"{page}: {line}"
+    options = {argument.split("=")[0] for argument in arguments if argument.startswith("--")} - {"--help"}
+    if command not in COMMANDS or not options:
+        return
+    with pytest.raises(SystemExit):
+        main([command, *([arguments[0]] if command == "data" else []), "--help"])
+    help_text = capsys.readouterr().out
+    assert all(option in help_text for option in options), f"{page}: {line}"
+
+
+def test_links_of_the_readme_lead_to_files():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
