@@ -17,8 +17,9 @@ from pathlib import Path
 
 from evmamba.errors import UserError
 from evmamba.launch.bench.progress import RunProgress
+from evmamba.launch.store.progress import last_words
 from evmamba.launch.store.results import FILE_NAME, Result, git_state, read_result, write_result
-from evmamba.launch.store.spec import LOG_FILE, RUNS_FOLDER, SPEC_FILE, RunSpec, failed_result
+from evmamba.launch.store.spec import LOG_FILE, RUNS_FOLDER, SPEC_FILE, RunSpec, failed_result, why_not_started
 
 POLL_SECONDS = 0.2
 # In a failed result's provenance: ended from outside; started again, the run goes on.
@@ -55,7 +56,8 @@ def run_here(
             lacking = next((failed[name] for name in spec.needs if name in failed), None)
             try:
                 if lacking is not None:
-                    result = failed_result(spec, not_started(lacking), start)
+                    blocked_by, reason = why_not_started(lacking.run, lacking.reason or "", lacking.blocked_by)
+                    result = failed_result(spec, reason, start, blocked_by)
                     spec.write(folder)
                     write_result(result, folder)
                 else:
@@ -70,12 +72,6 @@ def run_here(
         if elsewhere:
             progress.remark(f"finished runs of another commit were taken over ({elsewhere}); --force repeats them")
     return results, interrupted
-
-
-def not_started(lacking: Result) -> str:
-    """The reason of a run that needs a failed one; through a chain of them the first reason stays in sight."""
-    reason = lacking.reason or ""
-    return reason if reason.startswith("not started: ") else f"not started: needs {lacking.run}, which failed: {reason}"
 
 
 def finished_before(spec: RunSpec, folder: Path) -> Result | None:
@@ -124,11 +120,9 @@ def run_one(spec: RunSpec, folder: Path, while_waiting: Callable[[], None]) -> R
     if (folder / FILE_NAME).exists():
         return read_result(folder / FILE_NAME)
     # Killed from outside, or died before Python could say anything.
-    lines = (folder / LOG_FILE).read_text(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
     code = process.returncode
     how = f"killed by signal {-code}{' (out of memory?)' if code == -9 else ''}" if code < 0 else f"exit status {code}"
-    result = failed_result(spec, f"{how}; last words: {last} (see {folder / LOG_FILE})", start)
+    result = failed_result(spec, f"{how}; last words: {last_words(folder)}", start)
     result.provenance[INTERRUPTED] = code < 0 or code == os.EX_TEMPFAIL  # the second: it saved and left in order
     write_result(result, folder)
     return result

@@ -19,9 +19,9 @@ from evmamba.errors import UserError
 from evmamba.launch.bench.progress import headline
 from evmamba.launch.cluster import slurm
 from evmamba.launch.cluster.slurm import Job
-from evmamba.launch.store.progress import PROGRESS_FILE
+from evmamba.launch.store.progress import PROGRESS_FILE, last_words, read_progress
 from evmamba.launch.store.results import FILE_NAME, Result, read_result, write_json, write_result
-from evmamba.launch.store.spec import LOG_FILE, RUNS_FOLDER, SPEC_FILE, RunSpec, failed_result
+from evmamba.launch.store.spec import NOT_STARTED, RUNS_FOLDER, SPEC_FILE, RunSpec, failed_result, why_not_started
 
 JOBS_FILE = "jobs.json"
 SCHEMA = 1
@@ -114,6 +114,7 @@ class RunState:
         state: "stopped" is neither finished nor failed nor at work, e.g. interrupted: --resume goes on; "unknown" was
             submitted, but SLURM does not answer here.
         said: the rest of the sentence: what it waits for, how far it is, its main metric, why it failed.
+        blocked_by: of a failed one that was never started, see `Result`.
         job: SLURM's number.
         nodes: where.
         elapsed: time since its start.
@@ -125,6 +126,7 @@ class RunState:
     run: str
     state: State
     said: str = ""
+    blocked_by: str | None = None
     job: int | None = None
     nodes: str = ""
     elapsed: str = ""
@@ -164,9 +166,10 @@ def table(states: Sequence[RunState]) -> Table:
         shown.add_column(header, no_wrap=True)
     for state in states:
         name = Text(state.run, style="bold" if state.state == "running" else "")
-        said, separator, _ = state.said.partition(", which failed: ")  # its reason stands a few lines above
+        # The reason of one that blocks others stands at its own name, a few lines above.
+        said = NOT_STARTED.format(state.blocked_by) if state.blocked_by else state.said
         if said:
-            name.append(f"\n  {said}{separator.rstrip(': ')}", style="dim")
+            name.append(f"\n  {said}", style="dim")
         job = "" if state.job is None else str(state.job)
         shown.add_row(name, Text(state.state, style=STYLES[state.state]), job, Text(state.nodes), state.elapsed)
     return shown
@@ -184,7 +187,8 @@ def settle(folder: Path) -> list[str]:
     for name, spec in read_specs(folder).items():
         run_folder, state = folder / RUNS_FOLDER / name, told[name]
         if _result(run_folder) is None and state.state in over:
-            settled[name] = failed_result(spec, state.said, datetime.datetime.now(datetime.UTC))
+            now = datetime.datetime.now(datetime.UTC)
+            settled[name] = failed_result(spec, state.said, now, state.blocked_by)
             settled[name].run = name
             write_result(settled[name], run_folder)
     return list(settled)
@@ -232,23 +236,19 @@ def _state(
     elif job is not None and job.live and not (result is not None and job.state == "COMPLETING"):
         _live(state, spec, folder, job, others)
     elif result is not None:
-        state.state, state.said = "failed", result.reason or ""
+        state.state, state.said, state.blocked_by = "failed", result.reason or "", result.blocked_by
         state.elapsed = _duration(result.provenance.get("duration_s"))
     elif lacking := next(
         (others[name] for name in spec.needs if name in others and others[name].state == "failed"), None
     ):
         # Whatever SLURM calls it: a run whose need failed is cancelled, or was never queued.
         state.state = "failed"
-        state.said = lacking.said if lacking.said.startswith("not started: ") else _needs_failed(lacking)
+        state.blocked_by, state.said = why_not_started(lacking.run, lacking.said, lacking.blocked_by)
     elif job is not None:
         state.state, state.said = "failed", _ending(job, folder)
     else:
         _unknown(state, folder, number, silent)
     return state
-
-
-def _needs_failed(lacking: RunState) -> str:
-    return f"not started: needs {lacking.run}, which failed: {lacking.said}"
 
 
 def _live(state: RunState, spec: RunSpec, folder: Path, job: Job, others: Mapping[str, RunState]) -> None:
@@ -277,10 +277,10 @@ def _unknown(state: RunState, folder: Path, number: int | None, silent: bool) ->
         state.state, state.progress, state.said = "running", progress, _how_far(progress)
     elif number is not None and silent:
         state.state = "unknown"
-        state.said = f"SLURM does not answer here, and there is no result; last words: {_last_words(folder)}"
+        state.said = f"SLURM does not answer here, and there is no result; last words: {last_words(folder)}"
     elif number is not None:
         state.state = "failed"
-        state.said = f"job {number} is no longer known to SLURM and left no result; last words: {_last_words(folder)}"
+        state.said = f"job {number} is no longer known to SLURM and left no result; last words: {last_words(folder)}"
     elif progress is not None:
         state.state, state.said = "stopped", f"{_how_far(progress)}, silent for {_duration(progress['age'])}"
 
@@ -302,7 +302,7 @@ def _report_state(folder: Path, number: int, job: Job | None) -> RunState:
 def _ending(job: Job, folder: Path) -> str:
     said = ENDINGS.get(job.state, "ended as {state}; last words: {last}")
     return said.format(
-        limit=job.limit, nodes=job.nodes or "?", exit=job.exit.split(":")[0], state=job.state, last=_last_words(folder)
+        limit=job.limit, nodes=job.nodes or "?", exit=job.exit.split(":")[0], state=job.state, last=last_words(folder)
     )
 
 
@@ -316,31 +316,17 @@ def _result(folder: Path) -> Result | None:
 
 
 def _progress(folder: Path) -> dict[str, Any] | None:
-    path = folder / PROGRESS_FILE
-    try:
-        age = datetime.datetime.now().timestamp() - path.stat().st_mtime
-        return json.loads(path.read_text(encoding="utf-8")) | {"age": round(age)}
-    except (OSError, ValueError):
+    progress = read_progress(folder)
+    if progress is None:
         return None
+    age = datetime.datetime.now().timestamp() - (folder / PROGRESS_FILE).stat().st_mtime
+    return asdict(progress) | {"age": round(age)}
 
 
 def _how_far(progress: Mapping[str, Any]) -> str:
     done, total, loss = (progress.get(key) for key in ("done", "total", "loss"))
     share = f" {100 * done / total:.0f} % ({done}/{total})" if done is not None and total else ""
     return f"{progress['phase']}{share}" + ("" if loss is None else f", loss {loss:.3f}")
-
-
-def _last_words(folder: Path) -> str:
-    """The last line of the log, with its name."""
-    path = folder / LOG_FILE
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return f"no log at {path}"
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-    return f"{last} (see {path})"
 
 
 def _times(n: int) -> str:

@@ -215,7 +215,7 @@ def _submit(specs: Sequence[RunSpec], output: Path, cluster: Cluster, resume: bo
     actions, live = steps(specs, output, book)
     book.order, book.cluster = [spec.name for spec in specs], dict(cluster.given)
     book.write()
-    done = {}
+    done, count = {}, 0
     try:
         for step in actions:
             name = step.spec.name
@@ -226,9 +226,9 @@ def _submit(specs: Sequence[RunSpec], output: Path, cluster: Cluster, resume: bo
                 live[name] = _submit_run(step, output, cluster, live)
                 book.add(name, live[name])
                 done[name] = f"submitted as job {live[name]}"
+                count += 1
         report = _submit_report(output, cluster, book, live, anew=any(step.action == "submit" for step in actions))
     except UserError as error:
-        count = sum(text.startswith("submitted") for text in done.values())
         raise UserError(f"{error}; {count} jobs were submitted before that, --resume goes on") from error
     console.print(tree(specs, lambda spec: describe(spec, done[spec.name]), f"report  [dim]{report}[/]"))
     console.print(f"\nevmamba status {output}", style="dim", highlight=False, soft_wrap=True)

@@ -1,6 +1,6 @@
-"""How far a run is, for whoever waits for it: ``progress.json`` in its folder.
+"""How far a run is, for whoever waits for it: ``progress.json`` in its folder, and what its log ends with.
 
-A file rather than a pipe: it can be read from another node, and by somebody who comes later.
+Files rather than pipes: they can be read from another node, and by somebody who comes later.
 """
 
 import json
@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from evmamba.files import write_text
+from evmamba.launch.store.spec import LOG_FILE
 
 PROGRESS_FILE = "progress.json"
+# So much of a log's end is read for its last line.
+TAIL_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,16 @@ def read_progress(folder: Path) -> Progress | None:
         return Progress(**json.loads((folder / PROGRESS_FILE).read_text()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def last_words(folder: Path) -> str:
+    """The last line of the log of the run in a folder that is not empty, with the log's name."""
+    path = folder / LOG_FILE
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return f"no log at {path}"
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    return f"{last} (see {path})"

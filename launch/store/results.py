@@ -41,6 +41,7 @@ class Result:
             ``"upernet"``.
         status: ``"finished"`` or ``"failed"``.
         reason: one line, why it failed; None when it did not.
+        blocked_by: of a run that was never started: the run before it that failed, the first one of a chain.
         data: name, root, split, train_images, val_images, num_classes, fingerprint.
         metrics: fractions in [0, 1]; None where the metric is undefined on this data.
         cost: of the backbone (task ``"cost"``) or of the whole model: parameters, MACs (multiply-adds), milliseconds,
@@ -61,6 +62,7 @@ class Result:
     head: str | None = None
     status: str = "finished"
     reason: str | None = None
+    blocked_by: str | None = None
     data: dict[str, Any] | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)

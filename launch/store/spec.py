@@ -15,6 +15,7 @@ RUNS_FOLDER = "runs"
 SPEC_FILE = "spec.json"
 LOG_FILE = "run.log"
 STAGES = ("fit_test", "fit", "test")
+NOT_STARTED = "not started: needs {}, which failed"
 SEED_OPTION = "data.init_args.seed"
 
 
@@ -144,7 +145,18 @@ class RunSpec:
         return folder.parent / self.init_from
 
 
-def failed_result(spec: RunSpec, reason: str, start: datetime.datetime) -> Result:
+def why_not_started(needed: str, reason: str, blocked_by: str | None) -> tuple[str, str]:
+    """What to say of a run that needs a failed one, of which run, reason and `Result.blocked_by` are given.
+
+    Returns:
+        `Result.blocked_by` and the reason; through a chain of such runs the first failure stays in sight.
+    """
+    if blocked_by is not None:
+        return blocked_by, reason
+    return needed, f"{NOT_STARTED.format(needed)}: {reason}"
+
+
+def failed_result(spec: RunSpec, reason: str, start: datetime.datetime, blocked_by: str | None = None) -> Result:
     """The result of a run that did not get to its end, with the reason as one line."""
     origin = provenance(
         config=dataclasses.asdict(spec),
@@ -160,6 +172,7 @@ def failed_result(spec: RunSpec, reason: str, start: datetime.datetime) -> Resul
         head=spec.head,
         status="failed",
         reason=" ".join(reason.split()),
+        blocked_by=blocked_by,
         provenance=origin | {"spec_hash": spec.hash},
         suite=spec.suite,
     )

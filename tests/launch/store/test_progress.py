@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from evmamba.launch.store.progress import PROGRESS_FILE, Progress, read_progress, write_progress
+from evmamba.launch.store.progress import PROGRESS_FILE, Progress, last_words, read_progress, write_progress
+from evmamba.launch.store.spec import LOG_FILE
 
 
 def test_what_a_run_says_is_read_by_others(tmp_path: Path):
@@ -20,3 +21,20 @@ def test_without_a_readable_file_there_is_no_progress(tmp_path: Path, text: str 
     if text is not None:
         (tmp_path / PROGRESS_FILE).write_text(text)
     assert read_progress(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("log", "last"),
+    [
+        (b"begun\nOutOfMemoryError: 3 GiB\n\n  \n", "OutOfMemoryError: 3 GiB"),
+        (b"  \n", "no output"),
+        (b"x" * 10_000 + b"\nthe end \xff", "the end \N{REPLACEMENT CHARACTER}"),
+    ],
+)
+def test_the_last_words_are_the_last_line_that_says_something(tmp_path: Path, log: bytes, last: str):
+    (tmp_path / LOG_FILE).write_bytes(log)
+    assert last_words(tmp_path) == f"{last} (see {tmp_path / LOG_FILE})"
+
+
+def test_a_run_without_a_log_says_where_it_would_be(tmp_path: Path):
+    assert last_words(tmp_path) == f"no log at {tmp_path / LOG_FILE}"
