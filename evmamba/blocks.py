@@ -1,7 +1,7 @@
 """Layers of EfficientVMamba: ES2D, the EVSS block with its shared squeeze-excitation, InRes block, patch merging.
 
-Source: EfficientVMamba, arXiv 2403.09977, section 4 (ES2D: eq. 6 and 7, EVSS block: eq. 8 and 9) and the published
-code, which decides where the text is silent (biases, epsilons, the order of the scans).
+Source: EfficientVMamba, arXiv 2403.09977, section 4 (ES2D: eq. 5, EVSS block: eq. 6) and the published code, which
+decides where the text is silent (biases, epsilons, the order of the scans).
 
 Tokens are channels-last `[B, H, W, C]`. Convolutions see them through a permuted view, which PyTorch knows as the
 `channels_last` memory format of `[B, C, H, W]`: nothing is copied between a linear layer and a convolution.
@@ -36,7 +36,7 @@ def to_channels_last(x: Tensor) -> Tensor:
 
 
 class ES2D(nn.Module):
-    """Gated selective scan over an image with atrous sampling (EfficientVMamba, section 4.1).
+    """Gated selective scan over an image with atrous sampling (EfficientVMamba, section 4.1, eq. 5).
 
     A linear layer splits each token in a signal and a gate of `D = expand * dim` channels; the signal passes a
     depthwise convolution and the scan, is normalised, multiplied by the gate and projected back.
@@ -135,7 +135,7 @@ def draw_step_bias_(bias: Tensor) -> None:
 class TokenSqueezeExcite(nn.Module):
     """Channel attention on tokens `[B, H, W, C]`: `u * sigmoid(W2 gelu(W1 mean(LayerNorm(u))))`.
 
-    The normalised map feeds the gate only; what is scaled is the map as it came (EfficientVMamba, eq. 9).
+    The normalised map feeds the gate only; what is scaled is the map as it came, as in the published code.
     """
 
     def __init__(self, dim: int) -> None:
@@ -161,7 +161,7 @@ class ConvBranch(nn.Sequential):
 
 
 class EVSSBlock(nn.Module):
-    """Efficient visual state space block (EfficientVMamba, eq. 8 and 9) on tokens `[B, H, W, C]`.
+    """Efficient visual state space block (EfficientVMamba, section 4.2, eq. 6) on tokens `[B, H, W, C]`.
 
     `x + DropPath(SE(ES2D(n)) + SE(Conv(n)))` with `n = LayerNorm(x)`; one SE module serves both branches.
 
@@ -171,7 +171,7 @@ class EVSSBlock(nn.Module):
         state_dim: size N of the scan's state.
         scan: see :class:`ES2D`.
         step: see :class:`ES2D`.
-        fusion: without it the block is `x + DropPath(ES2D(n))` (table 6).
+        fusion: without it the block is `x + DropPath(ES2D(n))` (table 5).
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Inverted residual (InRes) block with squeeze-excitation on `[B, C, H, W]` (section 4.2, MobileNetV3's block).
+    """Inverted residual (InRes) block with squeeze-excitation on `[B, C, H, W]` (section 4.3, MobileNetV3's block).
 
     Args:
         dim: channels in and out.

@@ -1,10 +1,10 @@
 """Read checkpoints of the original implementation and ours, safely; write safetensors.
 
-The original's parameter names are translated by one table, `ORIGINAL_NAMES`, in both directions (VMamba's are the same;
-Vim's modules bear their original names). Files of the original hold their weights in one of several slots, with or
-without wrappers' prefixes; see `load_checkpoint`.
+Each network translates the parameter names of its original implementation (`Backbone.checkpoint_filter_fn`). Files of
+the originals hold their weights in one of several slots, with or without wrappers' prefixes; see `load_checkpoint`.
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -19,10 +19,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from evmamba.backbone import Backbone
 from evmamba.errors import UserError
 from evmamba.files import replacing, write_errors
-from evmamba.model import Trunk
-from evmamba.peers.vim import VimTrunk
 
 logger = logging.getLogger(__name__)
 
@@ -30,47 +29,6 @@ RAW_SLOTS: tuple[str, ...] = ("state_dict", "model")
 EMA_SLOTS: tuple[str, ...] = ("ema_model", "model_ema", "state_dict_ema")
 # Where Lightning's weight averaging keeps the raw weights; the average is then in `state_dict`.
 LIGHTNING_RAW_SLOT = "current_model_state"
-
-# Theirs -> ours. {i} stage, {j} block counted from 0, {n} block counted from 1 (the original's InRes stages start with
-# a placeholder module), {end} the place after the blocks of such a stage, which holds the merging.
-ORIGINAL_NAMES = (
-    ("patch_embed.0", "stem.conv"),
-    ("patch_embed.2", "stem.norm"),
-    ("layers.{i}.blocks.{j}.norm", "stages.{i}.blocks.{j}.norm"),
-    ("layers.{i}.blocks.{j}.op", "stages.{i}.blocks.{j}.global_branch"),
-    ("layers.{i}.blocks.{j}.conv_branch.0", "stages.{i}.blocks.{j}.local_branch.depthwise"),
-    ("layers.{i}.blocks.{j}.conv_branch.1", "stages.{i}.blocks.{j}.local_branch.norm"),
-    ("layers.{i}.blocks.{j}.conv_branch.3", "stages.{i}.blocks.{j}.local_branch.pointwise"),
-    ("layers.{i}.blocks.{j}.se.norm", "stages.{i}.blocks.{j}.se.norm"),
-    ("layers.{i}.blocks.{j}.se.global_reduce", "stages.{i}.blocks.{j}.se.reduce"),
-    ("layers.{i}.blocks.{j}.se.channel_select", "stages.{i}.blocks.{j}.se.expand"),
-    ("layers.{i}.downsample", "stages.{i}.merge"),
-    ("layers.{i}.{n}.conv_pw.0", "stages.{i}.blocks.{j}.expand"),
-    ("layers.{i}.{n}.conv_pw.1", "stages.{i}.blocks.{j}.expand_norm"),
-    ("layers.{i}.{n}.conv_dw.0", "stages.{i}.blocks.{j}.depthwise"),
-    ("layers.{i}.{n}.conv_dw.1", "stages.{i}.blocks.{j}.depthwise_norm"),
-    ("layers.{i}.{n}.se.conv_reduce", "stages.{i}.blocks.{j}.se.reduce"),
-    ("layers.{i}.{n}.se.conv_expand", "stages.{i}.blocks.{j}.se.expand"),
-    ("layers.{i}.{n}.conv_pw2.0", "stages.{i}.blocks.{j}.project"),
-    ("layers.{i}.{n}.conv_pw2.1", "stages.{i}.blocks.{j}.project_norm"),
-    ("layers.{i}.{end}", "stages.{i}.merge"),
-    ("outnorm{i}", "outnorm{i}"),
-    ("classifier.norm", "head.norm"),
-    ("classifier.head", "head.fc"),
-)
-
-# What a model adds to its trunk: the linear classifier, and the layers that only feature pyramids have.
-LINEAR = {Trunk: "head.fc", VimTrunk: "head"}
-PYRAMID_ONLY = {Trunk: "outnorm", VimTrunk: "up."}
-
-# Names of the original's first versions -> those of its present ones.
-OLDER_NAMES = (
-    (re.compile(r"^patch_embed\.proj\."), "patch_embed.0."),
-    (re.compile(r"^patch_embed\.norm\."), "patch_embed.2."),
-    (re.compile(r"^(layers\.\d+\.blocks\.\d+)\.ln_1\."), r"\1.norm."),
-    (re.compile(r"^(layers\.\d+\.blocks\.\d+)\.self_attention\."), r"\1.op."),
-    (re.compile(r"^(norm|head)\.(weight|bias)$"), r"classifier.\1.\2"),
-)
 
 
 class Loaded(NamedTuple):
@@ -88,7 +46,7 @@ class Loaded(NamedTuple):
 
 
 def load_checkpoint(
-    model: Trunk | VimTrunk,
+    model: Backbone,
     source: str | os.PathLike[str] | Mapping[str, Any],
     *,
     use_ema: bool = True,
@@ -121,14 +79,11 @@ def load_checkpoint(
     where = "the given mapping" if isinstance(source, Mapping) else str(source)
     content = source if isinstance(source, Mapping) else read_file(Path(source), weights_only=weights_only)
     slot, weights = _select_slot(content, use_ema, where)
-    weights = _strip_wrappers(weights, use_ema, where)
-    if isinstance(model, Trunk):
-        weights = {_from_original(name): value for name, value in weights.items()}
+    weights = model.checkpoint_filter_fn(_strip_wrappers(weights, model.STEMS, use_ema, where))
     expected = model.state_dict()
     left_out = _left_out(model, weights, expected)
     weights = {name: value for name, value in weights.items() if name not in left_out}
-    fresh = PYRAMID_ONLY[_trunk_of(model)]
-    kept = [n for n in expected if n not in weights and (n in left_out or n.startswith(fresh))]
+    kept = [n for n in expected if n not in weights and (n in left_out or n.startswith(model.PYRAMID_ONLY))]
     _check_fit(weights, expected, kept, where)
     model.load_state_dict(weights, strict=False)
     if left_out or kept:
@@ -141,7 +96,7 @@ def load_checkpoint(
     return Loaded(slot, left_out, kept)
 
 
-def save_checkpoint(model: Trunk | VimTrunk, path: str | os.PathLike[str], *, original_names: bool = False) -> None:
+def save_checkpoint(model: Backbone, path: str | os.PathLike[str], *, original_names: bool = False) -> None:
     """Write the weights as safetensors, atomically, with the model's name and sizes in the file's metadata.
 
     Args:
@@ -154,9 +109,9 @@ def save_checkpoint(model: Trunk | VimTrunk, path: str | os.PathLike[str], *, or
     """
     state = model.state_dict()
     if original_names:
-        names = original_key_names(model)
+        names = model.original_names()
         state = {names[name]: value for name, value in state.items()}
-    described = {name: getattr(model, name, None) for name in ("variant", "dims", "depths", "layout", "in_chans")}
+    described = {"variant": model.variant} | dataclasses.asdict(model.options)
     write_safetensors(state, Path(path), {"evmamba": json.dumps(described)})
 
 
@@ -212,14 +167,6 @@ def read_file(path: Path, *, weights_only: bool = True) -> Mapping[str, Any]:
     return content
 
 
-def original_key_names(model: Trunk | VimTrunk) -> dict[str, str]:
-    """Map our name of every parameter and buffer of a model to the original implementation's name."""
-    if isinstance(model, VimTrunk):
-        return {name: name for name in model.state_dict()}
-    flat_stages = {i: depth for i, depth in enumerate(model.depths) if model.layout[i] == "I"}
-    return {name: _to_original(name, flat_stages) for name in model.state_dict()}
-
-
 def _broken(path: Path, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return UserError(f"cannot read the checkpoint {path}: torn, or no checkpoint at all ({reason[:120]})")
@@ -248,9 +195,11 @@ def _select_slot(content: Mapping[str, Any], use_ema: bool, where: str) -> tuple
     return slot, weights
 
 
-def _strip_wrappers(weights: Mapping[str, Tensor], use_ema: bool, where: str) -> dict[str, Tensor]:
+def _strip_wrappers(
+    weights: Mapping[str, Tensor], stems: Iterable[str], use_ema: bool, where: str
+) -> dict[str, Tensor]:
     """Take off the prefix before the network's own names; of a larger model keep only the names under that prefix."""
-    stem = re.compile(r"(?:^|\.)(?:stem\.conv|patch_embed\.0|patch_embed\.proj)\.weight$")
+    stem = re.compile(rf"(?:^|\.)(?:{'|'.join(map(re.escape, stems))})\.weight$")
     prefixes = [name[: found.start() + (found.group()[0] == ".")] for name in weights if (found := stem.search(name))]
     if len(prefixes) > 1:
         # A training checkpoint can hold a second, averaged copy of the network.
@@ -264,20 +213,10 @@ def _strip_wrappers(weights: Mapping[str, Tensor], use_ema: bool, where: str) ->
     return kept
 
 
-def _trunk_of(model: Trunk | VimTrunk) -> type[nn.Module]:
-    return Trunk if isinstance(model, Trunk) else VimTrunk
-
-
-def _left_out(model: Trunk | VimTrunk, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    unknown = [name for name in weights if name not in expected]
-    trunk = _trunk_of(model)
+def _left_out(model: Backbone, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     if not hasattr(model, "head"):  # a feature pyramid
-        parts: tuple[str, ...] = ("head.", PYRAMID_ONLY[trunk])
-        if isinstance(model, Trunk):
-            parts += tuple(f"stages.{i}." for i in range(len(model.stages), len(model.dims)))
-            parts += (f"stages.{len(model.stages) - 1}.merge.",)
-        return [name for name in unknown if name.startswith(parts)]
-    linear = [name for name in (f"{LINEAR[trunk]}.weight", f"{LINEAR[trunk]}.bias") if name in weights]
+        return [name for name in weights if name not in expected and model.is_left_out(name)]
+    linear = [name for name in (f"{model.CLASSIFIER}.weight", f"{model.CLASSIFIER}.bias") if name in weights]
     other_classes = any(name not in expected or len(weights[name]) != len(expected[name]) for name in linear)
     return linear if other_classes else []
 
@@ -300,40 +239,3 @@ def _check_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], ke
 def _shortened(names: list[str], limit: int = 4) -> str:
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
-
-
-def _pattern(template: str) -> re.Pattern[str]:
-    escaped = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
-    return re.compile("^" + re.sub(r"\{(\w+)\}", r"(?P<\1>\\d+)", escaped) + r"\.(?P<rest>.+)$")
-
-
-_THEIR_PATTERNS = [(_pattern(theirs), ours) for theirs, ours in ORIGINAL_NAMES]
-_OUR_PATTERNS = [(_pattern(ours), theirs) for theirs, ours in ORIGINAL_NAMES]
-
-
-def _from_original(name: str) -> str:
-    """Translate one of the original's names, present or older; other names stay as they are."""
-    for older, present in OLDER_NAMES:
-        name = older.sub(present, name)
-    for pattern, ours in _THEIR_PATTERNS:
-        if found := pattern.match(name):
-            numbers = {key: int(value) for key, value in found.groupdict().items() if key != "rest"}
-            if "n" in numbers:
-                numbers["j"] = numbers["n"] - 1
-            return f"{ours.format(**numbers)}.{found['rest']}"
-    return name
-
-
-def _to_original(name: str, flat_stages: Mapping[int, int]) -> str:
-    """Translate one of our names; `flat_stages` has the depth of each InRes stage."""
-    for pattern, theirs in _OUR_PATTERNS:
-        if found := pattern.match(name):
-            numbers = {key: int(value) for key, value in found.groupdict().items() if key != "rest"}
-            is_flat = numbers.get("i") in flat_stages
-            if theirs.startswith("layers.") and is_flat != ("{n}" in theirs or "{end}" in theirs):
-                continue
-            if is_flat:
-                numbers["end"] = flat_stages[numbers["i"]] + 2
-                numbers["n"] = numbers.get("j", 0) + 1
-            return f"{theirs.format(**numbers)}.{found['rest']}"
-    raise KeyError(name)

@@ -10,6 +10,7 @@ D = 2 C inner channels.
 
 import math
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from evmamba.backbone import Backbone, Options, takes_fields_of
 from evmamba.blocks import draw_step_bias_
 from evmamba.errors import UserError
 from evmamba.kernels import selective_scan_1d
@@ -84,44 +86,51 @@ class VimLayer(nn.Module):
         return x + self.drop_path(self.mixer(self.norm(x.to(self.norm.weight.dtype))))
 
 
-class VimTrunk(nn.Module):
-    """Patches, class token, position embedding and layers, which classifier and pyramid share.
+@dataclass(frozen=True)
+class VimOptions(Options):
+    """What makes a Vim; Vim-Ti by default.
 
-    Args:
+    Attributes:
         dim: channels C.
         depth: number of layers.
-        in_chans: channels of the image.
-        drop_path_rate: stochastic depth, growing linearly from 0 at the first layer to this rate at the last.
+        in_chans, drop_path_rate: see :class:`evmamba.backbone.Options`.
         image_size: side in pixels that the position embedding is for; it is resized (bicubic) for other images.
         state_dim: size N of the scan's state.
+
+    Raises:
+        UserError: sizes that make no network.
     """
 
-    def __init__(
-        self,
-        dim: int = 192,
-        depth: int = 24,
-        *,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
-        image_size: int = 224,
-        state_dim: int = 16,
-    ) -> None:
-        super().__init__()
-        if not 0.0 <= drop_path_rate < 1.0:
-            raise UserError(f"drop_path_rate must be in [0, 1), not {drop_path_rate}")
-        if image_size % PATCH or image_size < PATCH:
-            raise UserError(f"image_size must be a multiple of {PATCH}, not {image_size}")
-        self.dim, self.in_chans = dim, in_chans
-        self.variant: str | None = None  # its name in evmamba.variants, if it has one
-        self.pretrained_cfg: dict[str, Any] = {}  # timm's description of input and classifier
-        self.default_cfg = self.pretrained_cfg
-        self.grad_checkpointing = False
-        self.grid = image_size // PATCH
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(in_chans, dim, PATCH, stride=PATCH)})
+    dim: int = 192
+    depth: int = 24
+    _: KW_ONLY
+    image_size: int = 224
+    state_dim: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size % PATCH or self.image_size < PATCH:
+            raise UserError(f"image_size must be a multiple of {PATCH}, not {self.image_size}")
+
+
+class VimTrunk(Backbone):
+    """Patches, class token, position embedding and layers, which classifier and pyramid share."""
+
+    options: VimOptions
+    FIRST_CONV = "patch_embed.proj"
+    STEMS = ("patch_embed.proj",)
+    CLASSIFIER = "head"
+    PYRAMID_ONLY = "up."
+
+    def __init__(self, options: VimOptions) -> None:
+        super().__init__(options)
+        dim = options.dim
+        self.grid = options.image_size // PATCH
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(options.in_chans, dim, PATCH, stride=PATCH)})
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.empty(1, self.grid**2 + 1, dim))
-        rates = torch.linspace(0, drop_path_rate, depth).tolist()
-        self.layers = nn.ModuleList(VimLayer(dim, drop_path=rate, state_dim=state_dim) for rate in rates)
+        rates = torch.linspace(0, options.drop_path_rate, options.depth).tolist()
+        self.layers = nn.ModuleList(VimLayer(dim, drop_path=rate, state_dim=options.state_dim) for rate in rates)
         self.norm_f = nn.RMSNorm(dim, eps=1e-5)
         self.reset_parameters()
 
@@ -140,11 +149,7 @@ class VimTrunk(nn.Module):
 
         Images `[B, in_chans, H, W]` are filled up with zeros to whole patches at the bottom and right.
         """
-        if image.ndim != 4 or image.shape[1] != self.in_chans:
-            raise UserError(
-                f"the model takes images [B, {self.in_chans}, H, W] (in_chans={self.in_chans}), "
-                f"not a tensor of shape {list(image.shape)}"
-            )
+        self.check_image(image)
         height, width = image.shape[-2:]
         # An exported graph takes all sizes the same way.
         if torch.compiler.is_exporting() or height % PATCH or width % PATCH:
@@ -170,11 +175,6 @@ class VimTrunk(nn.Module):
         return _with_middle(resized.flatten(2).transpose(1, 2), self.pos_embed[:, middle : middle + 1])
 
     @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute every layer in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that Vim and Mamba advise not to decay: embeddings, A and D of both directions."""
         spared = ("cls_token", "pos_embed", "A_log", "A_b_log", "D", "D_b")
@@ -193,35 +193,18 @@ class Vim(VimTrunk):
     """Vim image classifier (Ti by default): `[B, in_chans, H, W] -> [B, num_classes]`; the class token is the feature.
 
     Args:
+        sizes, options: dim, depth, in_chans and so on, the fields of :class:`VimOptions`.
         num_classes: outputs of the classifier, 0 ends at the class token `[B, dim]`.
         drop_rate: dropout before the classifier.
-        dim, depth, in_chans, drop_path_rate, image_size, state_dim: see :class:`VimTrunk`.
 
     Raises:
         UserError: options that make no network; in `forward`, images with other channels.
     """
 
-    def __init__(
-        self,
-        dim: int = 192,
-        depth: int = 24,
-        *,
-        num_classes: int = 1000,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
-        drop_rate: float = 0.0,
-        image_size: int = 224,
-        state_dim: int = 16,
-    ) -> None:
-        super().__init__(
-            dim,
-            depth,
-            in_chans=in_chans,
-            drop_path_rate=drop_path_rate,
-            image_size=image_size,
-            state_dim=state_dim,
-        )
-        self.num_features = self.head_hidden_size = dim
+    @takes_fields_of(VimOptions)
+    def __init__(self, *sizes: int, num_classes: int = 1000, drop_rate: float = 0.0, **options: Any) -> None:
+        super().__init__(VimOptions(*sizes, **options))
+        self.num_features = self.head_hidden_size = self.options.dim
         self.drop_rate = drop_rate
         self.reset_classifier(num_classes)
 
@@ -230,7 +213,7 @@ class Vim(VimTrunk):
         if num_classes < 0:
             raise UserError(f"num_classes must not be negative, it is {num_classes}")
         self.num_classes = num_classes
-        self.head = nn.Linear(self.dim, num_classes) if num_classes else nn.Identity()
+        self.head = nn.Linear(self.options.dim, num_classes) if num_classes else nn.Identity()
         if isinstance(self.head, nn.Linear):
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
@@ -263,29 +246,14 @@ class VimPyramid(VimTrunk):
     dim/4, dim/2, dim and dim channels.
 
     Args:
+        sizes, options: dim, depth, in_chans and so on, the fields of :class:`VimOptions`.
         out_indices: maps that are returned.
-        dim, depth, in_chans, drop_path_rate, image_size, state_dim: see :class:`VimTrunk`.
     """
 
-    def __init__(
-        self,
-        dim: int = 192,
-        depth: int = 24,
-        *,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
-        image_size: int = 224,
-        state_dim: int = 16,
-    ) -> None:
-        super().__init__(
-            dim,
-            depth,
-            in_chans=in_chans,
-            drop_path_rate=drop_path_rate,
-            image_size=image_size,
-            state_dim=state_dim,
-        )
+    @takes_fields_of(VimOptions)
+    def __init__(self, *sizes: int, out_indices: Sequence[int] = (0, 1, 2, 3), **options: Any) -> None:
+        super().__init__(VimOptions(*sizes, **options))
+        dim = self.options.dim
         taken = tuple(out_indices)
         if not taken or list(taken) != sorted(set(taken) & set(range(len(STRIDES)))):
             raise UserError(f"out_indices {list(taken)} must name different maps of 0..{len(STRIDES) - 1}, in order")

@@ -45,20 +45,19 @@ def recipe_of(task: str, preset: str, head: str, model: str, schedule: str | Non
     kind = {"classification": "imagenet", "segmentation": f"ade20k_{head}"}.get(task, f"coco_{head}")
     if head == "maskrcnn":
         kind += f"_{schedule or '1x'}"
-    path = CONF / task / f"{kind}_{_nearest_variant(model)}.yaml"
-    if not path.exists():
+    from evmamba.variants import VARIANTS, split_name  # with torch and timm, which the lists of recipes do without
+
+    paths = {name: path for name in VARIANTS if (path := CONF / task / f"{kind}_{name}.yaml").exists()}
+    if not paths:
         raise UserError(f"there is no paper recipe for {task} with {head}")
-    return path
+    variant = split_name(model)[0]
+    return paths[variant if variant in paths else _nearest(model, tuple(paths))]
 
 
 @functools.cache
-def _nearest_variant(model: str) -> str:
-    from evmamba.variants import VARIANTS, split_name  # with torch and timm, which the lists of recipes do without
-
-    if (variant := split_name(model)[0]) in VARIANTS:
-        return variant
+def _nearest(model: str, variants: tuple[str, ...]) -> str:
     size = math.log(_parameters(model))
-    return min(VARIANTS, key=lambda variant: abs(math.log(_parameters(variant)) - size))
+    return min(variants, key=lambda variant: abs(math.log(_parameters(variant)) - size))
 
 
 @functools.cache
