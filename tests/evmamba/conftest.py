@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from evmamba import load_checkpoint
-from evmamba.checkpoints import original_key_names
-from evmamba.model import Trunk
+from evmamba.backbone import Backbone
 
 GOLDEN = Path(__file__).parents[1] / "assets" / "golden"
 
@@ -42,22 +41,22 @@ def fill() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def original_weights(fill: ModuleType) -> Callable[[Trunk], dict[str, Tensor]]:
+def original_weights(fill: ModuleType) -> Callable[[Backbone], dict[str, Tensor]]:
     """The state dict that the original's model of the same sizes has under the golden rule, with its names."""
 
-    def weights(model: Trunk) -> dict[str, Tensor]:
+    def weights(model: Backbone) -> dict[str, Tensor]:
         state = model.state_dict()
         return {
             theirs: torch.from_numpy(np.array(fill.value(theirs, tuple(state[ours].shape))))
-            for ours, theirs in original_key_names(model).items()
+            for ours, theirs in model.original_names().items()
         }
 
     return weights
 
 
 @pytest.fixture(scope="session")
-def filled(original_weights: Callable[[Trunk], dict[str, Tensor]]) -> Callable[[Trunk], Trunk]:
-    def fill_model(model: Trunk) -> Trunk:
+def filled(original_weights: Callable[[Backbone], dict[str, Tensor]]) -> Callable[[Backbone], Backbone]:
+    def fill_model(model: Backbone) -> Backbone:
         load_checkpoint(model, original_weights(model))
         return model
 

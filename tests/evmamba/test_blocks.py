@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from evmamba.blocks import ES2D, EVSSBlock, InvertedResidual, PatchMerging, TokenSqueezeExcite
-from evmamba.checkpoints import _from_original
 from evmamba.errors import UserError
+from evmamba.kernels.reference import gather_tokens, merge_tokens
+from evmamba.original_names import from_original
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6}
 
@@ -31,7 +32,7 @@ RUNS = [(case, "eval") for case in CASES] + [(case, "train") for case in WITH_BA
 def translated(arrays, kind, prefixes):
     theirs, ours = prefixes
     return {
-        _from_original(theirs + name.removeprefix(kind)).removeprefix(ours): torch.from_numpy(array)
+        from_original(theirs + name.removeprefix(kind)).removeprefix(ours): torch.from_numpy(array)
         for name, array in arrays.items()
         if name.startswith(kind)
     }
@@ -159,3 +160,34 @@ def test_steps_differ_in_what_they_compute(step):
         other.load_state_dict(block.state_dict())
         assert not torch.allclose(block(x), other(x), atol=1e-4)
     assert block(x).shape == x.shape
+
+
+@pytest.mark.parametrize(("scan", "step", "groups"), [("es2d", 1, 1), ("es2d", 2, 4), ("es2d", 4, 16), ("ss2d", 2, 4)])
+@pytest.mark.parametrize("size", [(4, 8), (5, 7)], ids=str)
+def test_every_pixel_is_in_one_group_or_in_all_four_directions(scan, step, groups, size):
+    order = ES2D(8, scan=scan, step=step).token_order(*size)
+    assert len(order) == groups
+    visits = 4 if scan == "ss2d" else 1
+    assert sorted(order[order >= 0].tolist()) == sorted(list(range(size[0] * size[1])) * visits)
+
+
+@pytest.mark.parametrize(("scan", "step"), [("es2d", 1), ("es2d", 2), ("es2d", 4), ("ss2d", 2)])
+@pytest.mark.parametrize("size", [(4, 8), (5, 7)], ids=str)
+def test_order_and_step_sizes_are_those_that_the_layer_scans_with(scan, step, size):
+    """The recurrence, written over `token_order` and `step_sizes`, gives what the layer's own scan gives."""
+    layer = ES2D(16, state_dim=3, scan=scan, step=step).double()
+    x = torch.randn(2, *size, 16, dtype=torch.float64)
+    signal, _ = layer.signal_and_gate(x)
+    order, delta = layer.token_order(*size), layer.step_sizes(signal)
+    sets, _, rank = layer.dt_projs_weight.shape
+    of_set = torch.arange(len(order)) % sets
+    u = gather_tokens(signal, order)
+    Bt, Ct = torch.einsum("bkld,ksd->bkls", u, layer.x_proj_weight[of_set, rank:]).chunk(2, dim=-1)
+    A = -layer.A_logs.exp().unflatten(0, (sets, -1))[of_set]
+    h = torch.zeros(2, *A.shape, dtype=torch.float64)
+    outputs = []
+    for t in range(order.shape[1]):
+        h = (delta[:, :, t, :, None] * A).exp() * h + (delta * u)[:, :, t, :, None] * Bt[:, :, t, None]
+        outputs.append((h * Ct[:, :, t, None]).sum(-1))
+    y = torch.stack(outputs, 2) + layer.Ds.unflatten(0, (sets, -1))[of_set][:, None] * u
+    torch.testing.assert_close(merge_tokens(y, order, *size), layer._scan(signal), rtol=1e-10, atol=1e-10)

@@ -9,10 +9,8 @@ import safetensors
 import torch
 
 from evmamba import EfficientVMamba, FeaturePyramid, UserError, load_checkpoint, save_checkpoint
-from evmamba.checkpoints import _from_original, original_key_names
 
 TINY = {"dims": (8, 16, 24, 32), "depths": (2, 1, 2, 1)}
-LAYOUTS = ["EEII", "EEEE", "IIEE", "IIII"]
 
 
 def tiny(num_classes=5, **options) -> EfficientVMamba:
@@ -26,7 +24,7 @@ def weights(original_weights):
 
 
 def assert_loaded(model, weights, original_weights):
-    for ours, theirs in original_key_names(model).items():
+    for ours, theirs in model.original_names().items():
         assert torch.equal(model.state_dict()[ours], weights[theirs]), ours
 
 
@@ -86,14 +84,6 @@ def test_raw_weights_on_request(weights, original_weights):
     assert_loaded(model, weights, original_weights)
     with pytest.raises(UserError, match=r"averaged weights only.*use_ema=True"):
         load_checkpoint(model, {"model_ema": weights}, use_ema=False)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_names_translate_both_ways(layout):
-    model = tiny(layout=layout)
-    names = original_key_names(model)
-    assert len(set(names.values())) == len(names)
-    assert {_from_original(theirs): theirs for theirs in names.values()} == names
 
 
 @pytest.mark.parametrize("original_names", [False, True])

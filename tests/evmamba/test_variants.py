@@ -1,16 +1,21 @@
 """Named networks: ours and through timm."""
 
+import json
+
+import numpy as np
 import pytest
 import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.optim import param_groups_layer_decay
 
-from evmamba import UserError, create_model, list_models
+from evmamba import EfficientVMamba, FeaturePyramid, UserError, create_model, list_models, load_checkpoint
+from evmamba.cost import count_macs
 from evmamba.variants import ABLATIONS, TAGS, split_name
 
 NAMES = ["efficientvmamba_b", "efficientvmamba_s", "efficientvmamba_t"]
 PEERS = ["vim_tiny", "vmamba_tiny"]
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6}
 
 
 def test_timm_lists_our_models():
@@ -61,7 +66,11 @@ def test_pretrained_weights_are_said_to_be_absent():
     ("name", "options", "message"),
     [
         ("efficientvmamba_tt", {}, "unknown model 'efficientvmamba_tt'; did you mean efficientvmamba_t"),
-        ("efficientvmamba_t", {"num_clases": 5}, "unknown model option 'num_clases'; did you mean num_classes"),
+        (
+            "efficientvmamba_t",
+            {"num_clases": 5},
+            "unknown option of efficientvmamba_t 'num_clases'; did you mean",
+        ),
         ("efficientvmamba_t", {"scan": "esd2d"}, "unknown scan 'esd2d'; did you mean es2d"),
         ("efficientvmamba_t", {"layout": "EIII"}, "unknown layout 'EIII'"),
         ("efficientvmamba_t", {"fusion": "no"}, "unknown fusion 'no'"),
@@ -69,7 +78,10 @@ def test_pretrained_weights_are_said_to_be_absent():
         ("efficientvmamba_t-sd2d", {}, "unknown tag of efficientvmamba_t 'sd2d'; did you mean ss2d"),
         ("efficientvmamba_t-eeee-iiee", {}, "sets layout twice"),
         ("efficientvmamba_t-ss2d", {"scan": "ss2d"}, "sets scan already"),
-        ("vmamba_tiny-ss2d", {}, "unknown model 'vmamba_tiny-ss2d'; did you mean vmamba_tiny"),
+        ("efficientvmamba_t", {"dims": (8, 16)}, "efficientvmamba_t has no dims to choose"),
+        ("vmamba_tiny", {"fusion": True}, "vmamba_tiny has no fusion to choose, it is False"),
+        ("vmamba_tiny-ss2d", {}, "vmamba_tiny has no scan to choose, it is ss2d"),
+        ("vim_tiny-ss2d", {}, "unknown option of vim_tiny 'scan'"),
     ],
 )
 def test_unknown_names_offer_the_nearest(name, options, message):
@@ -104,7 +116,7 @@ def test_every_switch_that_differs_has_a_tag():
 
 def test_a_tag_is_the_switch():
     tagged = create_model("efficientvmamba_t-step4-iiee", num_classes=5)
-    assert tagged.layout == "IIEE"
+    assert tagged.options.layout == "IIEE"
     assert {block.global_branch.step for block in tagged.stages[2].blocks} == {4}
     switched = create_model("efficientvmamba_t", num_classes=5, step=4, layout="IIEE")
     assert {k: v.shape for k, v in tagged.state_dict().items()} == {
@@ -113,4 +125,65 @@ def test_a_tag_is_the_switch():
     assert tagged(torch.randn(1, 3, 40, 52)).shape == (1, 5)
     assert tagged.variant == switched.variant == "efficientvmamba_t-iiee-step4"
     assert create_model("efficientvmamba_t").variant == "efficientvmamba_t"
-    assert create_model("vim_tiny").variant == "vim_tiny"
+    assert {name: create_model(name).variant for name in PEERS} == {name: name for name in PEERS}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_vmambas_logits_equal_the_original(golden, filled, dtype):
+    arrays = golden("logits_vmamba_t_224")
+    model = filled(create_model("vmamba_tiny")).eval().to(dtype)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(arrays["x"]).to(dtype)).double().numpy()
+    assert np.abs(logits - arrays["logits_f64"]).max() <= TOLERANCE[dtype]
+
+
+def test_vmambas_counts_equal_the_original(golden_folder):
+    expected = json.loads((golden_folder / "macs_vmamba_t.json").read_text())
+    model = create_model("vmamba_tiny")
+    macs = count_macs(model)
+    assert macs.paper == expected["exact_total"] == 5_626_902_528
+    assert macs.by_op["scan"] == expected["exact_by_op"]["scan"]
+    assert sum(p.numel() for p in model.parameters()) == 22_893_448
+
+
+def test_vmambas_names_and_shapes_equal_the_original(golden_folder):
+    schema = json.loads((golden_folder / "schema_vmamba_t.json").read_text())["state_dict"]
+    model = create_model("vmamba_tiny")
+    names = model.original_names()
+    shapes = {names[name]: list(value.shape) for name, value in model.state_dict().items()}
+    assert shapes == {row["key"]: row["shape"] for row in schema}
+
+
+def test_vmambas_pyramid_reads_a_classifiers_weights(original_weights):
+    sizes = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "scan": "ss2d", "fusion": False, "layout": "EEEE"}
+    weights = original_weights(EfficientVMamba(**sizes))
+    pyramid = FeaturePyramid(**sizes, out_indices=(1, 3))
+    loaded = load_checkpoint(pyramid, {"model": weights})
+    assert all(name.startswith("head.") for name in loaded.left_out)
+    assert all(name.startswith("outnorm") for name in loaded.kept)
+    assert [tuple(m.shape) for m in pyramid(torch.randn(1, 3, 72, 40))] == [(1, 16, 9, 5), (1, 32, 3, 2)]
+    assert pyramid.feature_info.channels() == [16, 32]
+
+
+def test_timm_creates_vmamba_and_its_pyramid():
+    model = timm.create_model("vmamba_tiny", num_classes=7, drop_path_rate=0.2)
+    assert {block.global_branch.scan for stage in model.stages for block in stage.blocks} == {"ss2d"}
+    assert model.get_classifier().out_features == 7
+    assert model.stages[-1].blocks[-1].drop_path.drop_prob == pytest.approx(0.2)
+    pyramid = timm.create_model("vmamba_tiny", features_only=True)
+    assert pyramid.feature_info.channels() == [96, 192, 384, 768]
+
+
+@pytest.mark.parametrize("architecture", ["Unet", "FPN", "UPerNet"])
+def test_segmentation_models_pytorch_builds_on_our_backbone(architecture: str):
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    torch.manual_seed(0)
+    network = getattr(smp, architecture)("tu-efficientvmamba_t", encoder_weights=None, classes=4)
+    assert isinstance(network.encoder.model, FeaturePyramid)
+    image = torch.randn(2, 3, 64, 96)
+    scores = network(image)
+    assert scores.shape == (2, 4, 64, 96)
+    scores.square().mean().backward()
+    gradients = [p.grad for name, p in network.encoder.named_parameters() if name.endswith("A_logs")]
+    assert gradients
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)

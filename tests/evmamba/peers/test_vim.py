@@ -215,8 +215,8 @@ def test_timm_creates_it_and_its_pyramid():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scan": "ss2d"}, "vim_tiny has no scan to choose"),
-        ({"global_pool": ""}, "vim_tiny has no pool"),
+        ({"scan": "ss2d"}, "unknown option of vim_tiny 'scan'"),
+        ({"global_pool": ""}, "unknown option of vim_tiny 'global_pool'"),
         ({"drop_path_rate": 1.0}, "drop_path_rate must be in"),
         ({"features_only": True, "out_indices": (3, 1)}, "out_indices"),
     ],
