@@ -1,6 +1,7 @@
 """Wrong options of a command in one line, with the nearest right one."""
 
 import argparse
+from collections.abc import Sequence
 from typing import NoReturn
 
 from evmamba.errors import UserError, unknown_name
@@ -12,7 +13,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str | None = None) -> None:
         super().__init__(prog, description=description, allow_abbrev=False)
 
-    def parse_args(self, args=None, namespace=None):
+    def parse_args(  # type: ignore[override]  # argparse's has two signatures
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         parsed, rest = self.parse_known_args(args, namespace)
         if rest:
             raise unknown_name("option", rest[0].partition("=")[0], self._option_string_actions)

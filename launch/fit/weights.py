@@ -13,9 +13,9 @@ import safetensors.torch
 from torch import nn
 
 import evmamba
+from evmamba.backbone import Backbone
 from evmamba.checkpoints import write_safetensors
 from evmamba.errors import UserError
-from evmamba.model import Trunk
 from evmamba.tasks.module import TaskModule
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -31,7 +31,7 @@ def save_weights(module: TaskModule, folder: Path) -> None:
     if module.task == "classification":
         network = module.network
         assert isinstance(network, nn.Module)
-        if isinstance(network, Trunk):
+        if isinstance(network, Backbone):
             evmamba.save_checkpoint(network, folder / BACKBONE_FILE)
         else:
             write_safetensors(network.state_dict(), folder / BACKBONE_FILE)

@@ -7,11 +7,11 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
+from evmamba.backbone import Backbone
 from evmamba.checkpoints import save_checkpoint, write_safetensors
 from evmamba.export import export_onnx, export_program
 from evmamba.files import replacing, write_errors
 from evmamba.launch.use.networks import Network
-from evmamba.model import Trunk
 
 
 def write_network(network: Network, path: Path) -> str:
@@ -37,7 +37,7 @@ def write_network(network: Network, path: Path) -> str:
     if path.suffix == ".pt2":
         _write_program(network.model, path, facts)
         return f"{network.outputs}, {weights}; import evmamba before torch.export.load"
-    if isinstance(network.model, Trunk):
+    if isinstance(network.model, Backbone):
         save_checkpoint(network.model, path)
     else:
         write_safetensors(network.model.state_dict(), path, facts)
