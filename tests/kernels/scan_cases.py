@@ -8,6 +8,7 @@ from torch import Tensor
 
 from evmamba.kernels import reference, triton_es2d
 from evmamba.kernels.paths import PATTERNS
+from evmamba.kernels.tuning import Tuning
 
 NAMES = ("x", "x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds")
 # B, H, W, D, N, R
@@ -69,19 +70,19 @@ def gradient_seed(size: Size) -> Tensor:
 
 
 def run(
-    inputs: list[Tensor], pattern: str, dy: Tensor, place: Callable[[Tensor], Tensor]
+    inputs: list[Tensor], pattern: str, dy: Tensor, place: Callable[[Tensor], Tensor], tuning: Tuning | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """y and all gradients of the kernels, on the device that `place` moves the tensors to."""
     size: Size = (*inputs[0].shape, inputs[4].shape[1], inputs[2].shape[2])  # type: ignore[assignment]
     placed = [place(t) for t in inputs]
-    y, empty = triton_es2d.forward(*placed, pattern, save=False)
+    y, empty = triton_es2d.forward(*placed, pattern, save=False, tuning=tuning)
     assert empty.numel() == 0
     assert y.dtype == torch.float32
     assert y.shape == inputs[0].shape
-    y_train, states = triton_es2d.forward(*placed, pattern, save=True)
+    y_train, states = triton_es2d.forward(*placed, pattern, save=True, tuning=tuning)
     assert torch.equal(y, y_train)
     assert states.shape == triton_es2d.states_shape(*size[:5], pattern)
-    gradients = triton_es2d.backward(place(dy), *placed, states, pattern)
+    gradients = triton_es2d.backward(place(dy), *placed, states, pattern, tuning=tuning)
     assert [g.dtype for g in gradients] == [t.dtype for t in inputs]
     assert [g.shape for g in gradients] == [t.shape for t in inputs]
     return y, dict(zip(NAMES, gradients, strict=True))
@@ -93,9 +94,10 @@ def errors(
     dtype: torch.dtype = torch.float32,
     steps: str = "ordinary",
     place: Callable[[Tensor], Tensor] = lambda t: t,
+    tuning: Tuning | None = None,
 ) -> dict[str, float]:
     """Relative errors of y and of every gradient."""
     inputs, dy = make_inputs(size, pattern, dtype, steps), gradient_seed(size)
     expected, wanted = definition(inputs, pattern, dy)
-    y, gradients = run(inputs, pattern, dy, place)
+    y, gradients = run(inputs, pattern, dy, place, tuning)
     return {"y": relative_error(y, expected)} | {name: relative_error(gradients[name], wanted[name]) for name in NAMES}

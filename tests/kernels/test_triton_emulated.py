@@ -14,7 +14,8 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
-from evmamba.kernels import triton_es2d, triton_norm
+from evmamba.kernels import triton_norm
+from evmamba.kernels.tuning import Tuning
 
 from ..emulator.host import emulated, on_device
 from . import scan_cases
@@ -39,9 +40,9 @@ def assert_small(errors, dtype):
     assert {name: error for name, error in errors.items() if not error < limits[name]} == {}
 
 
-def check(cache, size, pattern, dtype, *, steps="ordinary", capability=90, order=None):
-    with emulated(cache, capability, order) as emulation:
-        assert_small(scan_cases.errors(size, pattern, dtype, steps, on_device), dtype)
+def check(cache, size, pattern, dtype, *, steps="ordinary", capability=90, tuning=None):
+    with emulated(cache, capability) as emulation:
+        assert_small(scan_cases.errors(size, pattern, dtype, steps, on_device, tuning), dtype)
     return emulation
 
 
@@ -92,14 +93,13 @@ def test_older_tensor_cores_give_the_same(cache):
 @pytest.mark.parametrize(
     ("size", "pattern", "dtype"),
     [
-        pytest.param((2, 12, 16, 96, 4, 3), "es2d", bf16, id="several images and groups"),
-        pytest.param((2, 1, 39, 8, 2, 18), "reverse", f32, id="backwards", marks=pytest.mark.slow_emulator),
-        pytest.param((1, 1, 40, 33, 32, 2), "forward", f32, id="32 states", marks=pytest.mark.slow_emulator),
+        pytest.param((2, 14, 24, 96, 4, 3), "es2d", bf16, id="several images, groups and checkpoints"),
+        pytest.param((2, 1, 79, 8, 2, 18), "reverse", f32, id="backwards", marks=pytest.mark.slow_emulator),
+        pytest.param((1, 1, 80, 33, 32, 2), "forward", f32, id="32 states", marks=pytest.mark.slow_emulator),
     ],
 )
-def test_compiled_segments_equal_one_long_scan(cache, size, pattern, dtype, monkeypatch):
-    monkeypatch.setattr(triton_es2d, "SHORTEST_SEGMENT", 16)
-    launches = check(cache, size, pattern, dtype).launches
+def test_compiled_segments_equal_one_long_scan(cache, size, pattern, dtype):
+    launches = check(cache, size, pattern, dtype, tuning=Tuning(shortest_segment=32)).launches  # three segments
     assert [launch.kernel for launch in launches].count("carry_kernel") == 3  # twice forward, once backward
 
 

@@ -56,6 +56,13 @@ def test_norm_and_gate_equal_pytorch(shape, dtype, monkeypatch):
         assert error(got.grad, wanted.grad) < TOLERANCE[got.dtype], got.shape
 
 
+def test_programs_of_the_backward_walk_over_several_tiles(monkeypatch):
+    from evmamba.kernels import triton_norm
+
+    monkeypatch.setattr(triton_norm, "PROGRAMS", 2)
+    test_norm_and_gate_equal_pytorch((700, 40), torch.float32, monkeypatch)
+
+
 def test_operator_follows_the_library_rules():
     from evmamba.kernels.gated_norm import fused_norm_gate
 

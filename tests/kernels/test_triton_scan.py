@@ -25,7 +25,9 @@ if INTERPRETED or torch.cuda.is_available():
     from evmamba.kernels import triton_backward, triton_es2d
     from evmamba.kernels.tuning import Tuning
 
-NAMES = ("x", "x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds")
+    from . import scan_cases
+    from .scan_cases import relative_error
+
 # Error relative to the definition's norm. dx is rounded twice to x's type, and the interpreter truncates to bfloat16.
 Y_TOLERANCE = {torch.float32: 1e-6 if INTERPRETED else 1e-5, torch.bfloat16: 1e-5, torch.float16: 1e-5}
 GRADIENT_TOLERANCE = {
@@ -44,51 +46,18 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
-def make_inputs(B, H, W, D, N, R, pattern, dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    K = PATTERNS[pattern].sets
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator)
-
-    inputs = (
-        normal(B, H, W, D),
-        normal(K, R + 2 * N, D) * D**-0.5,
-        normal(K, D, R) * R**-0.5,
-        normal(K, D) - 1.5,
-        torch.log(torch.arange(1, N + 1.0)).repeat(K * D, 1) + 0.2 * normal(K * D, N),
-        1 + 0.2 * normal(K * D),
-    )
-    # Values of the map's type, so that rounding a weight to it changes nothing.
-    return [t.to(dtype).to(DEVICE) if i == 0 else t.to(dtype).float().to(DEVICE) for i, t in enumerate(inputs)]
+def on_test_device(tensor):
+    return tensor.to(DEVICE)
 
 
-def relative_error(value, expected):
-    return ((value.double().cpu() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+def make_inputs(*size_and_pattern, dtype=torch.float32):
+    *size, pattern = size_and_pattern
+    return [t.to(DEVICE) for t in scan_cases.make_inputs(tuple(size), pattern, dtype)]
 
 
-def check(shape, pattern, dtype=torch.float32, gradients=True, tuning=None):
-    inputs = make_inputs(*shape, pattern, dtype)
-    exact = [t.detach().double().cpu().requires_grad_() for t in inputs]
-    expected = reference.scan(*exact, pattern)
-    dy = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    expected.backward(dy.double().cpu())
-
-    y, empty = triton_es2d.forward(*inputs, pattern, save=False, tuning=tuning)
-    assert empty.numel() == 0
-    assert y.dtype == torch.float32
-    assert y.shape == inputs[0].shape
-    assert relative_error(y, expected) < Y_TOLERANCE[dtype]
-    if not gradients:
-        return
-    y_train, states = triton_es2d.forward(*inputs, pattern, save=True, tuning=tuning)
-    assert torch.equal(y, y_train)
-    B, H, W, D, N, _ = shape
-    assert states.shape == triton_es2d.states_shape(B, H, W, D, N, pattern)
-    results = triton_es2d.backward(dy, *inputs, states, pattern, tuning=tuning)
-    errors = {n: relative_error(g, t.grad) for n, g, t in zip(NAMES, results, exact, strict=True)}
-    assert [g.dtype for g in results] == [t.dtype for t in inputs]
-    assert [g.shape for g in results] == [t.shape for t in inputs]
+def check(size, pattern, dtype=torch.float32, steps="ordinary", tuning=None):
+    errors = scan_cases.errors(size, pattern, dtype, steps, on_test_device, tuning)
+    assert errors.pop("y") < Y_TOLERANCE[dtype]
     assert all(error < GRADIENT_TOLERANCE[dtype] for error in errors.values()), errors
 
 
@@ -155,6 +124,16 @@ def test_segments_equal_one_long_scan(pattern):
     check((1, 1, 39, 8, 2, 1), pattern, tuning=short)
 
 
+@pytest.mark.parametrize("steps", ["small", "large"])
+def test_step_sizes_as_networks_have_them(steps):
+    check((1, 3, 5, 8, 4, 2), "es2d", steps=steps)
+
+
+def test_projection_weights_are_rounded_to_the_maps_type():
+    # float16: the interpreter truncates to bfloat16, which would be another weight.
+    check((1, 3, 5, 8, 2, 2), "es2d", torch.float16, steps="small")
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 1), (4, 7), (6, 4)], ids=str)
 def test_table_holds_the_paths_and_padding_to_read_ahead(size, pattern):
@@ -173,7 +152,10 @@ def test_plan_cuts_long_and_few_sequences_only():
 
 
 def test_state_survives_a_long_sequence():
-    check((1, 1, 150, 8, 2, 1), "forward", gradients=False)
+    inputs = make_inputs(1, 1, 150, 8, 2, 1, "forward")
+    expected = reference.scan(*(t.double().cpu() for t in inputs), "forward")
+    y, _ = triton_es2d.forward(*inputs, "forward", save=False)
+    assert relative_error(y, expected) < Y_TOLERANCE[torch.float32]
 
 
 def test_non_contiguous_map_and_gradient():
@@ -247,7 +229,7 @@ def test_autocast_leaves_the_scan_in_float32_and_gradients_in_their_types(monkey
     from evmamba.kernels import es2d_scan
 
     monkeypatch.setenv("EVMAMBA_BACKEND", "triton")
-    inputs = [t.requires_grad_() for t in make_inputs(1, 3, 3, 8, 4, 2, "es2d", torch.float16)]
+    inputs = [t.requires_grad_() for t in make_inputs(1, 3, 3, 8, 4, 2, "es2d", dtype=torch.float16)]
     inputs[1:] = [t.detach().float().requires_grad_() for t in inputs[1:]]
     with torch.autocast(DEVICE, torch.float16):
         y = es2d_scan(*inputs)
