@@ -135,7 +135,7 @@ class TaskDataModule(L.LightningDataModule):
         return self.trainer.world_size if self.trainer is not None else 1
 
     def train_dataloader(self) -> DataLoader:
-        sampler = TrainingSampler(len(self.train_set), self._rank, self._world, self.seed)  # type: ignore[arg-type]
+        sampler = self.training_sampler()
         return TrainingLoader(
             SeededSamples(self.train_set, self.seed),
             sampler,
@@ -146,6 +146,10 @@ class TaskDataModule(L.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             **self._loading(self.collate),
         )
+
+    def training_sampler(self) -> TrainingSampler:
+        """The order of an epoch, and this process's part of it."""
+        return TrainingSampler(len(self.train_set), self._rank, self._world, self.seed)  # type: ignore[arg-type]
 
     def _batches_done(self) -> int:
         """Batches of the current epoch that are trained already: not 0 where a training is continued."""

@@ -29,6 +29,7 @@ from evmamba.tasks.detection.annotations import (
     to_rle,
 )
 from evmamba.tasks.images import BadImagePolicy, read_image
+from evmamba.tasks.training.samplers import OrientedTrainingSampler, TrainingSampler
 
 Split = Literal["train", "val"]
 EXIF_ORIENTATION = 0x0112
@@ -53,6 +54,7 @@ class DetectionData(TaskDataModule):
         vertical_flip: probability; for pictures without an up, such as cells or aerial views.
         photometric_distortion: random brightness, contrast, saturation and hue.
         random_crop: probability of a `RangeCrop` before the detector resizes; 0.5 in DETR's and Swin's long schedules.
+        group_by_orientation: training batches are all landscape or all portrait, so that little of them is padding.
         train_without_boxes: keep training images without boxes (they teach what background is).
         masks: read masks; None leaves it to the module (Mask R-CNN wants them).
 
@@ -73,6 +75,7 @@ class DetectionData(TaskDataModule):
         vertical_flip: float = 0.0,
         photometric_distortion: bool = False,
         random_crop: float = 0.0,
+        group_by_orientation: bool = True,
         train_without_boxes: bool = True,
         masks: bool | None = None,
     ) -> None:
@@ -84,6 +87,7 @@ class DetectionData(TaskDataModule):
         self.category_ids, names = categories(load_coco_json(self.annotation_file))
         self.class_names = list(names)
         self.num_classes = len(names)
+        self.group_by_orientation = group_by_orientation
         self.train_without_boxes = train_without_boxes
         self.masks = masks
         self.counts: dict[str, dict[str, int]] = {}
@@ -118,6 +122,12 @@ class DetectionData(TaskDataModule):
         for split in wanted:
             if split not in self._sets:
                 self._sets[split] = self._read(split, masks)
+
+    def training_sampler(self) -> TrainingSampler:
+        if not self.group_by_orientation:
+            return super().training_sampler()
+        portrait = self._sets["train"].portrait
+        return OrientedTrainingSampler(portrait, self.batch_size, self._rank, self._world, self.seed)
 
     def image_paths(self) -> tuple[list[Path], list[Path]]:
         """The files of both splits that are there.
@@ -192,12 +202,16 @@ class CocoDataset(Dataset):
 
     A target holds boxes [n, 4] float32 (x1 y1 x2 y2, pixels), labels [n] int64 (0..C-1), image_id as in the file, and
     masks [n, H, W] uint8 if asked for.
+
+    Attributes:
+        portrait: for every image whether it is higher than wide.
     """
 
     def __init__(self, folder: Path, records: Sequence[ImageRecord], masks: bool, transform: v2.Transform) -> None:
         self.folder = folder
         self.masks = masks
         self.transform = transform
+        self.portrait = [record.width < record.height for record in records]
         # Bytes, because loading processes would copy a million small Python objects by touching their reference counts.
         self._records = [pickle.dumps(record) for record in records]
 

@@ -3,7 +3,7 @@
 Both derive from torch's DistributedSampler, so that Lightning does not replace them by one that pads.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,12 +70,69 @@ class TrainingSampler(DistributedSampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         # Seeded with the pair: seed + epoch would give run 0's second epoch to run 1 as its first.
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n).tolist()
-        mine = order[self.rank : len(self) * self.num_replicas : self.num_replicas]
-        return iter([(self.epoch, index) for index in mine[self.start :]])
+        return iter([(self.epoch, index) for index in self.share(order)[self.start :]])
+
+    def share(self, order: list[int]) -> list[int]:
+        """This rank's part of an epoch's order."""
+        return order[self.rank : len(self) * self.num_replicas : self.num_replicas]
 
     def __len__(self) -> int:
         """Items of this rank in a whole epoch, wherever it starts."""
         return self.n // self.num_replicas
+
+
+class OrientedTrainingSampler(TrainingSampler):
+    """Batches of one orientation, so that little has to be padded; the rest as `TrainingSampler`.
+
+    The batches of an epoch follow from (seed, epoch, batch size) only and are dealt out to the ranks in turn, so every
+    number of processes trains on the same ones. The last that do not go round are dropped.
+
+    Args:
+        portrait: for every item whether it is higher than wide.
+        batch_size: items of a batch, that is, per rank and step.
+        rank, world, seed: see `TrainingSampler`.
+    """
+
+    def __init__(self, portrait: Sequence[bool], batch_size: int, rank: int, world: int, seed: int = 0) -> None:
+        super().__init__(len(portrait), rank, world, seed)
+        self.portrait = portrait
+        self.batch_size = batch_size
+
+    def share(self, order: list[int]) -> list[int]:
+        if len(self) < self.batch_size:  # too few for a whole batch: there is nothing to choose
+            return super().share(order)
+        batches = oriented_batches(order, self.portrait, self.batch_size)
+        mine = batches[self.rank : len(self) // self.batch_size * self.num_replicas : self.num_replicas]
+        return [index for batch in mine for index in batch]
+
+    def __len__(self) -> int:
+        each = super().__len__()
+        return each - each % self.batch_size if each >= self.batch_size else each
+
+
+def oriented_batches(order: Sequence[int], portrait: Sequence[bool], size: int) -> list[list[int]]:
+    """Cut an order into batches of one orientation, each as soon as it is full; what remains of both comes last.
+
+    This is mmdetection's AspectRatioBatchSampler.
+
+    Args:
+        order: of the items.
+        portrait: for every item whether it is higher than wide.
+        size: of a batch.
+
+    Returns:
+        All items in batches, of which the last may be smaller and of both kinds.
+    """
+    batches = []
+    queues: dict[bool, list[int]] = {True: [], False: []}
+    for index in order:
+        queue = queues[bool(portrait[index])]
+        queue.append(index)
+        if len(queue) == size:
+            batches.append(queue.copy())
+            queue.clear()
+    left = queues[True] + queues[False]
+    return batches + [left[start : start + size] for start in range(0, len(left), size)]
 
 
 class TrainingLoader(DataLoader):

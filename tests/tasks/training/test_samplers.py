@@ -1,11 +1,20 @@
 """Every item once in evaluation, and one training order whatever the number of processes."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.data import Dataset
 
 from evmamba.errors import UserError
-from evmamba.tasks.training.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
+from evmamba.tasks.training.samplers import (
+    EvaluationSampler,
+    OrientedTrainingSampler,
+    TrainingLoader,
+    TrainingSampler,
+    oriented_batches,
+)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
@@ -80,3 +89,49 @@ class Keys(Dataset):
 def test_more_processes_than_images_are_refused():
     with pytest.raises(UserError, match="2 training images are too few for 3 processes"):
         TrainingSampler(2, 0, 3)
+
+
+def test_batches_of_one_orientation_are_those_of_mmdetection(golden_sizes: Callable[[str], dict[str, Any]]) -> None:
+    cases = golden_sizes("sizes_detection")["batches in order of the sampler"]
+    assert cases
+    for case in cases:
+        portrait = [width < height for width, height in case["width_height"]]
+        assert oriented_batches(range(len(portrait)), portrait, case["batch_size"]) == case["batches"]
+
+
+def batches(n: int, world: int, size: int, epoch: int = 0, start: int = 0) -> list[list[list[int]]]:
+    """Of every rank, with every third image a portrait."""
+    portrait = [index % 3 == 0 for index in range(n)]
+    found = []
+    for rank in range(world):
+        sampler = OrientedTrainingSampler(portrait, size, rank, world, seed=5)
+        sampler.set_epoch(epoch)
+        sampler.start = start
+        own = items(sampler)
+        assert len(own) == len(sampler) - start
+        found.append([own[k : k + size] for k in range(0, len(own), size)])
+    return found
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize(("n", "size"), [(61, 4), (61, 2), (60, 4), (7, 4)])
+def test_any_number_of_processes_trains_on_the_same_oriented_batches(n: int, size: int, world: int) -> None:
+    (alone,) = batches(n, 1, size)
+    ranks = batches(n, world, size)
+    if n // world < size:  # all there is, in a smaller batch, as without grouping
+        assert [len(own) for own in ranks] == [1] * world
+        assert all(len(own[0]) == n // world for own in ranks)
+        return
+    steps = len(ranks[0])
+    assert steps == n // world // size  # as many as without grouping
+    dealt = [own[step] for step in range(steps) for own in ranks]
+    assert dealt == alone[: steps * world]
+    mixed = [batch for batch in dealt if len({index % 3 == 0 for index in batch}) > 1]
+    assert len(mixed) <= 1
+    assert len({index for batch in dealt for index in batch}) == steps * world * size
+    assert batches(n, world, size, epoch=1) != ranks
+
+
+def test_oriented_batches_continue_where_the_epoch_stood() -> None:
+    whole = batches(61, 2, 4)
+    assert batches(61, 2, 4, start=8) == [own[2:] for own in whole]
