@@ -1,7 +1,5 @@
 """Backbones by name for every task: EfficientVMamba's variants, its peers on the same kernels, or any timm model."""
 
-import importlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from torch import nn
 import evmamba
 from evmamba.checkpoints import read_file
 from evmamba.errors import UserError, unknown_name
+from evmamba.tasks.own_modules import import_own
 from evmamba.variants import split_name
 
 STRIDES = (4, 8, 16, 32)
@@ -74,7 +73,7 @@ def build_backbone(
         raise UserError(f"checkpoint not found: {checkpoint}")
     if ":" in name:
         module, name = name.split(":", 1)
-        _import(module)
+        import_own(module, "a backbone 'module:name' needs it")
     ours = evmamba.list_models()
     if split_name(name)[0] in ours:
         return evmamba.create_model(
@@ -107,22 +106,6 @@ def build_backbone(
             "detection and segmentation need a network with four stages (not a plain ViT)"
         )
     return TimmPyramid(body, channels_last=_is_channels_last(body))
-
-
-def _import(module: str) -> None:
-    """Import a module that registers models; the working directory counts, as it does for ``python -m``."""
-    here = str(Path.cwd())
-    sys.path.append(here)
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module.split(".")[0]:
-            raise
-        raise UserError(
-            f"there is no module '{module}' in {here} or installed; a backbone 'module:name' needs it"
-        ) from error
-    finally:
-        sys.path.remove(here)
 
 
 def _create_timm(name: str, options: dict[str, Any], checkpoint: str | None) -> nn.Module:

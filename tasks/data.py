@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -15,6 +15,8 @@ from evmamba.tasks.images import BadImagePolicy, find_unreadable, handle_unreada
 from evmamba.tasks.training.randomness import SeededSamples
 from evmamba.tasks.training.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
 
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
 EMBEDDED = "embedded"
 MAX_HASHED_BYTES = 64 * 2**20
 

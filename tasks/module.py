@@ -1,11 +1,11 @@
 """What the tasks' modules share: the LightningModule's steps, optimizers and results."""
 
-import heapq
+import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import lightning as L
@@ -16,12 +16,12 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from evmamba.errors import UserError, first_few
+from evmamba.tasks.evaluation import Evaluation
+from evmamba.tasks.gallery import Gallery
 from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, scaled_lr
 from evmamba.tasks.training.randomness import seed_step
 from evmamba.tasks.training.resume import make_resumable
 from evmamba.tasks.training.sharding import is_finite, shard, share_buffers
-
-WORST_CASES = 4
 
 
 class TaskModule(L.LightningModule):
@@ -31,11 +31,8 @@ class TaskModule(L.LightningModule):
     ignores the batches that only keep ranks in step, and stops with the files' names when the loss is not finite.
 
     Attributes:
-        output_dir: where the test stage writes its files (gallery, detections); nothing is written while it is None.
-        gallery_size: at most so many pictures of predictions in ``output_dir/gallery``, and `WORST_CASES` more.
-        details: JSON-able extras of the last evaluation (per class, confusion matrix, counts).
-        exact_metrics: metrics of the last evaluation by name, without the stage, as computed; Lightning rounds what is
-            logged to float32.
+        evaluation: the last one; all that an evaluation leaves.
+        gallery: takes the test's images; see `Gallery.offer`.
     """
 
     task: ClassVar[str]
@@ -48,14 +45,8 @@ class TaskModule(L.LightningModule):
         super().__init__()
         self.optimizer_config = optimizer
         self.schedule_config = schedule
-        self.output_dir: Path | None = None
-        self.gallery_size = 8
-        self.details: dict[str, Any] = {}
-        self.exact_metrics: dict[str, float] = {}
-        self._tested = 0
-        self._pictures = 0
-        self._offered = 0
-        self._worst: list[tuple[float, int, Image.Image]] = []
+        self.evaluation = Evaluation()
+        self.gallery = Gallery()
         self._seed = 0
 
     def training_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -66,8 +57,8 @@ class TaskModule(L.LightningModule):
         """Predict a batch and update the metric objects; `stage` is "val" or "test". Nothing collective here."""
         raise NotImplementedError
 
-    def evaluation_end(self, stage: str) -> dict[str, Tensor | float]:
-        """Reduce the metric objects over all ranks, reset them, fill ``details``; return metrics in [0, 1] by name."""
+    def evaluation_end(self, stage: str) -> Evaluation:
+        """Reduce the metric objects over all ranks, reset them, and return what they say (without pictures)."""
         raise NotImplementedError
 
     def configure_model(self) -> None:
@@ -111,7 +102,7 @@ class TaskModule(L.LightningModule):
             self.evaluation_step(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
-        self._log_metrics("val")
+        self._evaluated("val")
 
     def on_validation_epoch_start(self) -> None:
         share_buffers(self)
@@ -120,8 +111,9 @@ class TaskModule(L.LightningModule):
     def on_test_epoch_start(self) -> None:
         share_buffers(self)
         self._reset_metrics()
-        self._tested = self._pictures = self._offered = 0
-        self._worst = []
+        loader: Any = self.trainer.test_dataloaders
+        images = min(len(loader.sampler), int(sum(self.trainer.num_test_batches)) * loader.batch_size)
+        self.gallery.start(images if self.trainer.is_global_zero else 0)
 
     def _reset_metrics(self) -> None:
         """Reset at the start too: states left by validate() are inference tensors, which fit() could not add to."""
@@ -130,55 +122,13 @@ class TaskModule(L.LightningModule):
                 module.reset()
 
     def on_test_epoch_end(self) -> None:
-        self._log_metrics("test")
-        for n, (_, _, picture) in enumerate(sorted(self._worst, reverse=True)):
-            self._write_picture(picture, f"worst_{n:03d}")
-        self._worst = []
+        self._evaluated("test", self.gallery.pictures())
 
-    def _log_metrics(self, stage: str) -> None:
-        self.exact_metrics = {name: float(value) for name, value in self.evaluation_end(stage).items()}
-        self.log_dict({f"{stage}/{name}": value for name, value in self.exact_metrics.items()}, prog_bar=stage == "val")
-
-    def wants_picture(self) -> bool:
-        """Whether to draw this test image for the gallery; ask once for every image, in order.
-
-        The pictures are spread over the images of this process: neighbours in a data set are often alike.
-        """
-        index = self._tested
-        self._tested += 1
-        if self.output_dir is None or not self.trainer.is_global_zero or self._pictures >= self.gallery_size:
-            return False
-        loader: Any = self.trainer.test_dataloaders
-        images = min(len(loader.sampler), int(sum(self.trainer.num_test_batches)) * loader.batch_size)
-        return index % max(images // self.gallery_size, 1) == 0
-
-    def add_picture(self, picture: Image.Image) -> None:
-        """Write a picture to ``output_dir/gallery/NNN.jpg``; for an image that :meth:`wants_picture`."""
-        self._write_picture(picture, f"{self._pictures:03d}")
-        self._pictures += 1
-
-    def offer_worst(self, badness: float, draw: Callable[[], Image.Image]) -> None:
-        """Keep a test image for ``output_dir/gallery/worst_NNN.jpg`` while none of this process are worse; the first of
-        equally bad ones stays. It is drawn at once: few ever are, and a picture is smaller than what it shows.
-
-        Args:
-            badness: how wrong the prediction is, in the task's own measure; nan and 0 are no case.
-            draw: makes the picture.
-        """
-        if self.output_dir is None or not self.trainer.is_global_zero or not badness > 0:
-            return
-        place = (badness, -self._offered)
-        self._offered += 1
-        if len(self._worst) < min(WORST_CASES, self.gallery_size):
-            heapq.heappush(self._worst, (*place, draw()))
-        elif self._worst and place > self._worst[0][:2]:
-            heapq.heapreplace(self._worst, (*place, draw()))
-
-    def _write_picture(self, picture: Image.Image, name: str) -> None:
-        assert self.output_dir is not None
-        folder = self.output_dir / "gallery"
-        folder.mkdir(parents=True, exist_ok=True)
-        picture.convert("RGB").save(folder / f"{name}.jpg", quality=88)
+    def _evaluated(self, stage: str, pictures: Mapping[str, Image.Image] = MappingProxyType({})) -> None:
+        found = self.evaluation_end(stage)
+        metrics = {name: float(value) for name, value in found.metrics.items()}
+        self.evaluation = dataclasses.replace(found, metrics=metrics, pictures=pictures)
+        self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, prog_bar=stage == "val")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A finite loss can still give infinite gradients; such weights must not replace the last good checkpoint.

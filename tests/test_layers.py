@@ -38,12 +38,9 @@ ROOM_MAY_IMPORT = {
     "use": {"store", "fit"},
     "bench": {"store", "measure", "report", "fit"},
     "cluster": BELOW_CLUSTER,
-    "commands": {*BELOW_CLUSTER, "cluster", "datacheck", "datafindings"},
+    "commands": {*BELOW_CLUSTER, "cluster"},
     "cli": {*BELOW_CLUSTER, "cluster", "commands"},
     "train": {"cli"},
-    # On their way into tasks/.
-    "datacheck": {"bench", "datafindings"},
-    "datafindings": set(),
 }
 FILES_IN_LAUNCH = 6
 

@@ -2,13 +2,15 @@
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from evmamba.errors import UserError, unknown_name
 from evmamba.files import write_text
 from evmamba.launch.commands.parser import Parser
 from evmamba.launch.commands.shared import need_extra
+from evmamba.tasks import TASKS
 
 HELP = """\
 usage: evmamba data ACTION [options]
@@ -37,8 +39,9 @@ def _embedded(arguments: Sequence[str]) -> int:
 
     from evmamba.tasks.embedded import ensure_embedded
 
-    for task in ("classification", "detection", "segmentation"):
-        print(f"{task:15} {ensure_embedded(task)}")
+    for task in TASKS.values():
+        if task.embedded is not None:
+            print(f"{task.name:15} {ensure_embedded(task.name)}")
     return 0
 
 
@@ -49,15 +52,16 @@ def _check(arguments: Sequence[str]) -> int:
         "in train. Exit status 1 if something would stop a training.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--task", help="classification, detection or segmentation (default: the layout tells)")
+    parser.add_argument("--task", help=f"{', '.join(TASKS)} (default: the layout tells)")
     parser.add_argument("--jobs", type=_positive, metavar="N", help="processes (default: one a core)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything found, classes one by one, here")
-    labels = parser.add_argument_group("segmentation labels, as in the recipe")
-    labels.add_argument("--num-classes", type=_positive, metavar="N", help="where no classes.txt names them")
-    labels.add_argument("--ignore-label", type=int, metavar="N", help="label that counts nowhere, e.g. 255")
-    labels.add_argument(
-        "--reduce-zero-label", choices=["true", "false"], help="whether classes are numbered from 1 and 0 is ignored"
-    )
+    own = {option.name: task for task in TASKS.values() for option in task.check_options}
+    for task in TASKS.values():
+        group = parser.add_argument_group(f"{task.name}, as in the recipe")
+        for option in task.check_options:
+            if own[option.name] is task:  # an option that two tasks have is one option
+                flag = f"--{option.name.replace('_', '-')}"
+                group.add_argument(flag, type=OPTION_TYPES[option.kind], metavar=option.kind.upper(), help=option.what)
     given = parser.parse_args(arguments)
     need_extra()
 
@@ -65,16 +69,15 @@ def _check(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from evmamba.launch.datacheck import LabelOptions, check_data
-    from evmamba.launch.datafindings import print_check
+    from evmamba.tasks.check import check_data
+    from evmamba.tasks.findings import print_findings
 
-    reduce = None if given.reduce_zero_label is None else given.reduce_zero_label == "true"
-    options = LabelOptions(given.num_classes, reduce, given.ignore_label)
-    check = check_data(given.folder, given.task, given.jobs, Console(stderr=True), options)
-    print_check(check, Console())
+    options = {name: value for name in own if (value := getattr(given, name)) is not None}
+    findings = check_data(given.folder, given.task, given.jobs, Console(stderr=True), options)
+    print_findings(findings, Console())
     if given.json is not None:
-        write_text(given.json, json.dumps(check.as_json(), indent=1, ensure_ascii=False) + "\n")
-    return 1 if check.errors else 0
+        write_text(given.json, json.dumps(findings.as_json(), indent=1, ensure_ascii=False) + "\n")
+    return 1 if findings.errors else 0
 
 
 def _shard(arguments: Sequence[str]) -> int:
@@ -113,6 +116,15 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return int(text)
+
+
+def _bool(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text} is neither true nor false")
+    return text == "true"
+
+
+OPTION_TYPES: dict[str, Callable[[str], Any]] = {"number": int, "count": _positive, "bool": _bool}
 
 
 def _size(text: str) -> int:

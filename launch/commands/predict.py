@@ -27,8 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from evmamba.launch.store.devices import choose_device
-    from evmamba.launch.use.predict_images import predict_images
-    from evmamba.launch.use.predictor import load_predictor
+    from evmamba.launch.use.predict_images import load_predictor, predict_images
 
     predictor = load_predictor(given.checkpoint, choose_device(given.device))
     unreadable = predict_images(predictor, given.images, given.output, given.min_score, Console())

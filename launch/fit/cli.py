@@ -19,7 +19,6 @@ from evmamba.errors import UserError
 from evmamba.launch.fit import failures, launchers
 from evmamba.launch.fit.described import SelfDescription
 from evmamba.launch.fit.option_errors import short_error
-from evmamba.launch.fit.predictions import PredictionWriter
 from evmamba.launch.fit.quiet import quiet_warnings
 from evmamba.launch.fit.recipes import find_recipe
 from evmamba.launch.fit.record import ResultWriter, add_callbacks
@@ -34,6 +33,7 @@ from evmamba.launch.fit.resume import (
 from evmamba.launch.fit.sharded import settle
 from evmamba.launch.fit.strategies import build_strategy, check_strategy, spell_out
 from evmamba.launch.store.results import check_writable
+from evmamba.tasks import TASKS
 from evmamba.tasks.data import TaskDataModule
 from evmamba.tasks.module import TaskModule
 from evmamba.tasks.training.metrics_log import MetricsLog
@@ -121,12 +121,10 @@ class EvmambaCLI(LightningCLI):
             kwargs["logger"] = MetricsLog(str(folder)) if self.subcommand == "fit" else False
         trainer = super().instantiate_trainer(**kwargs)
         add_callbacks(trainer, SelfDescription(self.plain_config()))
-        if self.subcommand in ("test", "predict"):
-            self.model.output_dir = folder
         if self.subcommand == "test":
             add_callbacks(trainer, ResultWriter(folder, self.plain_config(), run=self.recipe or folder.name))
         elif self.subcommand == "predict":
-            add_callbacks(trainer, PredictionWriter(folder))
+            add_callbacks(trainer, TASKS[self.model.task].load("prediction_writer")(folder))
         return trainer
 
     def fit(self, **options: Any) -> None:

@@ -4,7 +4,7 @@ import datetime
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from evmamba.launch.store.progress import write_progress
 from evmamba.launch.store.results import Result, device_name, git_state, provenance, write_result
 from evmamba.tasks.data import TaskDataModule
+from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.module import TaskModule
 
 CURVE_POINTS = 200
+NOT_EVALUATED = Evaluation()
 # Names under which the tasks keep the size of what the network sees.
 PROTOCOL_ARGUMENTS = ("image_size", "min_size", "max_size", "rules", "inference")
 
@@ -25,7 +27,7 @@ class ResultWriter(Callback):
     """Writes ``result.json`` when the test stage ends (rank 0 only).
 
     Args:
-        folder: where the file goes; the gallery is looked for in ``folder/gallery``.
+        folder: where the file goes, and the evaluation's own files and pictures.
         config: the run's configuration as plain lists and mappings, stored with the result.
         run: name of the run.
         weights: which weights are tested; None says it from the trainer ("checkpoint FILE" or what memory holds).
@@ -54,10 +56,26 @@ class ResultWriter(Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             data: TaskDataModule = trainer.datamodule  # type: ignore[attr-defined]
-            write_result(self.result(trainer, pl_module, data), self.folder)  # type: ignore[arg-type]
+            evaluation: Evaluation = pl_module.evaluation  # type: ignore[assignment]
+            gallery = evaluation.write(self.folder)
+            write_result(self.result(trainer, pl_module, data, evaluation, gallery), self.folder)  # type: ignore[arg-type]
 
-    def result(self, trainer: L.Trainer, module: TaskModule, data: TaskDataModule) -> Result:
-        """Collect the result of the test that just ended."""
+    def result(
+        self,
+        trainer: L.Trainer,
+        module: TaskModule,
+        data: TaskDataModule,
+        evaluation: Evaluation = NOT_EVALUATED,
+        gallery: Sequence[str] = (),
+    ) -> Result:
+        """Collect the result of the run as it stands.
+
+        Args:
+            trainer, module, data: of the run.
+            evaluation: of the test that just ended.
+            gallery: names of its pictures in the folder.
+        """
+        files = {"files": list(evaluation.files)} if evaluation.files else {}
         device = trainer.strategy.root_device.type
         model, head = model_and_head(module.task, self.config)
         arguments = self.config["data"].get("init_args", {}) | self.config["model"].get("init_args", {})
@@ -67,19 +85,18 @@ class ResultWriter(Callback):
             model=model,
             head=head,
             data=data.description() | {"split": "val"},
-            metrics=dict(module.exact_metrics),
+            metrics=dict(evaluation.metrics),  # type: ignore[arg-type]
             cost={"parameters": sum(p.numel() for p in module.parameters())},
             protocol={
                 "weights": self.weights or (f"checkpoint {trainer.ckpt_path}" if trainer.ckpt_path else "untrained"),
-                "test_time_augmentation": "multi-scale and flip for mIoU ms"
-                if arguments.get("multi_scale")
-                else "none",
+                "test_time_augmentation": "none",
                 "eval_batch_size": data.eval_batch_size,
                 **{name: arguments[name] for name in PROTOCOL_ARGUMENTS if name in arguments},
+                **evaluation.protocol,
             },
             training=self.training,
-            details=module.details,
-            gallery=[f"gallery/{path.name}" for path in sorted((self.folder / "gallery").glob("*.jpg"))],
+            details={**evaluation.details, **files},
+            gallery=list(gallery),
             provenance=provenance(
                 config=self.config,
                 seed=self.config.get("seed_everything"),
@@ -172,7 +189,7 @@ class TrainingRecord(Callback):
         if not trainer.sanity_checking:
             # A continued training may repeat the validation at which it stopped.
             self.validation = [entry for entry in self.validation if entry[0] != trainer.global_step]
-            self.validation.append((trainer.global_step, dict(pl_module.exact_metrics)))  # type: ignore[arg-type]
+            self.validation.append((trainer.global_step, dict(pl_module.evaluation.metrics)))  # type: ignore[union-attr, arg-type]
 
     def summary(self, trainer: L.Trainer) -> dict[str, Any]:
         """Steps, epochs, images seen, seconds, images/s over whole steps (loading included), curves of the loss and of

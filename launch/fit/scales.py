@@ -26,7 +26,7 @@ def accuracy_at_scales(
     def at_size(side: int) -> Point:
         data.val_set.transform = evaluation_transform(side, data.crop_ratio)
         trainer.test(model, datamodule=data, verbose=False)
-        return dict(model.exact_metrics)
+        return dict(model.evaluation.metrics)
 
     try:
         return sweep("input_size", sizes, at_size)

@@ -37,7 +37,6 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
             save_weights(cli.model, folder)
             if spec.stage == "fit":
                 trained = writer.result(cli.trainer, cli.model, cli.datamodule)
-                trained.metrics, trained.details = {}, {}
                 trained.protocol["stage"] = "fit"
                 write_result(trained, folder)
     if spec.stage == "fit":
@@ -46,7 +45,6 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
         points = accuracy_at_scales(cli.trainer, cli.model, cli.datamodule, spec.test_scales)
         writer.sweeps = {"input_size": points}
     add_callbacks(cli.trainer, writer)
-    cli.model.output_dir = folder
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
 
 
@@ -62,7 +60,6 @@ def evaluate(spec: RunSpec, folder: Path) -> None:
     writer.suite = spec.suite
     writer.training = trained.training
     add_callbacks(cli.trainer, ProgressWriter(folder, TrainingRecord()), writer)
-    cli.model.output_dir = folder
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
 
 

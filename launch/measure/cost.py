@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from evmamba import cost
@@ -19,17 +19,12 @@ from evmamba.launch.measure.profiling import energy_counter
 from evmamba.launch.store.results import Result, device_name, git_state, provenance, write_result
 from evmamba.launch.store.spec import RunSpec, origin_of
 from evmamba.launch.store.sweeps import Point, sweep
+from evmamba.tasks import TASKS
 from evmamba.tasks.backbones import build_backbone
-from evmamba.tasks.detection.detectors import build_detector
-from evmamba.tasks.segmentation.upernet import UPerNet
+from evmamba.tasks.whole import WholeNetwork
 
 CLASSES = 1000
 SIZE = (224, 224)
-# Input and classes of the paper's tables 3, 4 and 7.
-DETECTOR_SIZE, DETECTOR_CLASSES = (800, 1280), 80
-SEGMENTOR_SIZE, SEGMENTOR_CLASSES = (512, 2048), 150
-# The field's convention for what a two-stage detector does with an image: so many regions get a box, so many a mask.
-REGIONS, MASKS = 1000, 100
 # A point of a curve is measured more briefly than the number of the table.
 SWEEP = {"warmup": 3, "steps": 10}
 # What is measured, by Lightning's names: float32, or autocast to a dtype.
@@ -151,75 +146,31 @@ def _energy(model: nn.Module, batch_size: int, amp: torch.dtype | None, device: 
 
 
 def _count_whole(spec: RunSpec) -> Result:
-    """Parameters and multiply-accumulates of a detector or segmentor; on a GPU also its latency."""
+    """Parameters and multiply-accumulates of a backbone with its head; on a GPU also its latency."""
+    assert spec.head is not None
     timing = spec.timing
-    details: dict[str, Any] = {}
-    if spec.head == "upernet":
-        size, classes = SEGMENTOR_SIZE, SEGMENTOR_CLASSES
-        pyramid = build_backbone(spec.model, features_only=True)
-        segmentor = UPerNet(pyramid, classes, timing["decoder_channels"])
-        model: nn.Module = segmentor
-        macs = count(segmentor, size)
-        details["macs_with_auxiliary_head"] = count(WithAuxiliary(segmentor), size).paper
-    else:
-        size, classes = DETECTOR_SIZE, DETECTOR_CLASSES
-        assert spec.head is not None
-        model = build_detector(spec.head, spec.model, classes, min_size=(800,), max_size=1333)  # type: ignore[arg-type]
-        macs = count(DenseParts(model), size)
+    task = TASKS.of_head(spec.head)
+    options = {name: timing[name] for name in task.whole_options}
+    network: WholeNetwork = task.load("whole")(spec.head, spec.model, **options)
+    macs = count(network.counted, network.size)
     numbers: dict[str, Any] = {
-        "parameters": cost.count_parameters(model),
+        "parameters": cost.count_parameters(network.model),
         "macs": macs.paper,
         "macs_plain": macs.plain,
         "batch_size": 1,
     }
     if spec.device == "cuda":
-        image = torch.rand(3, *size, device="cuda")
+        inputs = network.inputs(torch.rand(3, *network.size, device="cuda"))
         steps = {"warmup": timing["warmup_steps"], "steps": timing["timed_steps"]}
         amp = autocast_to(spec.precision)
-        inputs: tuple[Any, ...] = (image[None],) if spec.head == "upernet" else ([image],)
-        numbers |= cost.measure_inference(model, inputs=inputs, device="cuda", amp=amp, **steps)
+        numbers |= cost.measure_inference(network.model, inputs=inputs, device="cuda", amp=amp, **steps)
+    also = {name: count(model, network.size).paper for name, model in network.also_counted.items()}
     return Result(
         run=spec.name,
         task="cost",
         model=spec.model,
         head=spec.head,
         cost=numbers,
-        protocol={"input_size": [3, *size], "num_classes": classes} | timing,
-        details=details | {"macs_by_op": macs.by_op},
+        protocol={"input_size": [3, *network.size], "num_classes": network.num_classes} | timing,
+        details=also | {"macs_by_op": macs.by_op},
     )
-
-
-class WithAuxiliary(nn.Module):
-    """UPerNet with the head that only training uses; the network's parameters contain it."""
-
-    def __init__(self, network: UPerNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.network.forward_with_auxiliary(image)
-
-
-class DenseParts(nn.Module):
-    """The parts of a detector whose work can be told without looking at the image, as the field counts detectors.
-
-    Backbone, pyramid and dense heads on images `[B, 3, H, W]` that are not resized; of a two-stage detector the box
-    head on 1000 regions and the mask head on 100, whatever it would propose.
-    """
-
-    def __init__(self, detector: nn.Module) -> None:
-        super().__init__()
-        self.detector: Any = detector
-
-    def forward(self, images: Tensor) -> None:
-        maps = list(self.detector.backbone(images).values())
-        if not hasattr(self.detector, "rpn"):
-            self.detector.head(maps)
-            return
-        self.detector.rpn.head(maps)
-        heads, channels = self.detector.roi_heads, self.detector.backbone.out_channels
-        regions = images.new_empty(REGIONS, channels, *heads.box_roi_pool.output_size)
-        heads.box_predictor(heads.box_head(regions))
-        if heads.has_mask():
-            masks = images.new_empty(MASKS, channels, *heads.mask_roi_pool.output_size)
-            heads.mask_predictor(heads.mask_head(masks))

@@ -8,12 +8,25 @@ from rich.console import Console
 from rich.progress import track
 
 from evmamba.errors import UserError
+from evmamba.launch.fit.described import load_described
 from evmamba.launch.store.results import check_writable, write_json
-from evmamba.launch.use.predictor import Predictor
+from evmamba.tasks import TASKS
 from evmamba.tasks.images import is_image_file, read_image
+from evmamba.tasks.predictor import Predictor
 
 FILE_NAME = "predictions.json"
 SUFFIXES = {"picture": ".jpg", "label": ".png"}
+
+
+def load_predictor(checkpoint: Path, device: torch.device | str = "cpu") -> Predictor:
+    """Make a predictor of a checkpoint.
+
+    Raises:
+        UserError: see `evmamba.launch.fit.described.load_described`.
+    """
+    found = load_described(checkpoint)
+    predictor: type[Predictor] = TASKS[found.task].load("predictor")
+    return predictor(found.module, found.class_names, found.data, torch.device(device))
 
 
 def find_images(given: Sequence[Path]) -> dict[str, Path]:

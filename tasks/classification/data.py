@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from evmamba.errors import UserError
-from evmamba.tasks.classification.folders import SPLITS, FolderImages, read_folders
+from evmamba.tasks.classification.folders import FolderImages, read_folders
 from evmamba.tasks.classification.shards import ShardImages, list_shards, read_shards
 from evmamba.tasks.classification.staging import stage
-from evmamba.tasks.data import TaskDataModule, files_digest
+from evmamba.tasks.data import SPLITS, TaskDataModule, files_digest
 from evmamba.tasks.images import BadImagePolicy
 
 Sample = tuple[Tensor, int, str]

@@ -10,9 +10,8 @@ import numpy as np
 from PIL import Image
 
 from evmamba.errors import UserError, first_few
+from evmamba.tasks.data import SPLITS
 from evmamba.tasks.images import BadImagePolicy, find_unreadable, is_image_file, read_image
-
-SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def read_folders(root: Path) -> tuple[dict[str, FolderImages], list[str]]:
         UserError: see :func:`list_dataset`.
     """
     listed = dict(zip(SPLITS, list_dataset(root), strict=True))
-    splits = {}
+    splits: dict[str, FolderImages] = {}
     for split, classes in listed.items():
         found = [(f"{name}/{path.name}", label) for label, name in enumerate(classes) for path in classes[name]]
         names = np.array([os.fsencode(name) for name, _ in found])

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from evmamba.errors import UserError
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.classification.gallery import draw_prediction
+from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.module import TaskModule
 from evmamba.tasks.training.optim import DEFAULT_OPTIMIZER, DEFAULT_SCHEDULE, OptimizerConfig, ScheduleConfig
 
@@ -121,16 +122,14 @@ class ClassificationModule(TaskModule):
             cases = zip(batch["path"], logits.softmax(1), labels.tolist(), losses.tolist(), strict=True)
             for path, scores, label, loss in cases:
                 draw = functools.partial(self._draw, path, scores, label)
-                if self.wants_picture():
-                    self.add_picture(draw())
-                self.offer_worst(loss if int(scores.argmax()) != label else 0.0, draw)
+                self.gallery.offer(draw, loss if int(scores.argmax()) != label else 0.0)
 
     def _draw(self, path: str, scores: Tensor, label: int) -> Image.Image:
         predicted = int(scores.argmax())
         image = self.trainer.datamodule.read_image(path)  # type: ignore[attr-defined]
         return draw_prediction(image, self.class_names[predicted], float(scores[predicted]), self.class_names[label])
 
-    def evaluation_end(self, stage: str) -> dict[str, Tensor | float]:
+    def evaluation_end(self, stage: str) -> Evaluation:
         values: dict[str, Tensor] = self.metrics.compute()
         loss = self.mean_loss.compute()
         self.metrics.reset()
@@ -138,16 +137,16 @@ class ClassificationModule(TaskModule):
         confusion = values.pop("confusion")
         images = confusion.sum(1)
         accuracy = confusion.diag() / images.clamp(min=1)
-        self.details = {
+        details: dict[str, Any] = {
             "per_class": {
                 name: {"accuracy": round(float(accuracy[k]), 6) if images[k] else None, "images": int(images[k])}
                 for k, name in enumerate(self.class_names)
             }
         }
         if self.num_classes <= MAX_CONFUSION_CLASSES:
-            self.details["confusion"] = confusion.tolist()
+            details["confusion"] = confusion.tolist()
         # Beyond six digits float32 logits depend on which images share a batch, and so on the number of processes.
-        return {**values, "loss": round(float(loss), 6)}
+        return Evaluation({**values, "loss": round(float(loss), 6)}, details)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Return ``path``, ``label`` (class names), ``score`` of it, and ``probabilities`` [B, num_classes]."""

@@ -11,8 +11,9 @@ import numpy as np
 
 from evmamba.errors import UserError
 from evmamba.files import new_folder
-from evmamba.tasks.classification.folders import SPLITS, FolderImages, read_folders
+from evmamba.tasks.classification.folders import FolderImages, read_folders
 from evmamba.tasks.classification.shards import ShardImages, read_shards
+from evmamba.tasks.data import SPLITS
 
 # Padding, two headers and a label come to this much a sample, in bytes.
 OVERHEAD = 2048

@@ -32,6 +32,10 @@ REQUIRED = {
 }
 
 
+class NoMasksError(UserError):
+    """Masks are wanted, and the file has not a single one."""
+
+
 @dataclass(frozen=True)
 class ImageRecord:
     """What one image teaches: no crowds, no boxes of no area, boxes clipped to the image.
@@ -141,7 +145,7 @@ def read_annotations(path: Path, *, masks: bool = False) -> CocoAnnotations:
     category_ids, class_names = categories(content)
     label_of = {category_id: label for label, category_id in enumerate(category_ids)}
     if masks and not any(has_mask(annotation) for annotation in content["annotations"]):
-        raise UserError(f"{path} holds no masks, which maskrcnn needs; use detector fasterrcnn or retinanet")
+        raise NoMasksError(f"{path} holds no masks, which maskrcnn needs; use detector fasterrcnn or retinanet")
     by_image = defaultdict(list)
     for annotation in content["annotations"]:
         by_image[annotation["image_id"]].append(annotation)

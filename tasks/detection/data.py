@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from evmamba.errors import UserError, first_few
-from evmamba.tasks.data import TaskDataModule, fingerprint
+from evmamba.tasks.data import Split, TaskDataModule, fingerprint
 from evmamba.tasks.detection.annotations import (
     CocoAnnotations,
     ImageRecord,
@@ -31,7 +31,6 @@ from evmamba.tasks.detection.annotations import (
 from evmamba.tasks.images import BadImagePolicy, read_image
 from evmamba.tasks.training.samplers import OrientedTrainingSampler, TrainingSampler
 
-Split = Literal["train", "val"]
 EXIF_ORIENTATION = 0x0112
 
 

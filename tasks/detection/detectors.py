@@ -9,7 +9,7 @@ and masks differ (`docs/detection.md`). 256 channels unless told otherwise.
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +39,10 @@ from evmamba.tasks.detection.resize import PublishedResize, TorchvisionResize
 from evmamba.tasks.detection.retinanet import ExtraLevels, PublishedRetinaNet
 
 DetectorName = Literal["retinanet", "fasterrcnn", "maskrcnn"]
-DETECTORS = ("retinanet", "fasterrcnn", "maskrcnn")
+DETECTORS = get_args(DetectorName)
 # Whose rules a detector follows.
 Rules = Literal["mmdetection", "torchvision"]
-RULES = ("mmdetection", "torchvision")
+RULES = get_args(Rules)
 MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's
 # Pixels of the resized image; one per pyramid level.
 ANCHOR_SIZES = (32, 64, 128, 256, 512)

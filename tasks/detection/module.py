@@ -1,6 +1,8 @@
 """Detection: a detector over any backbone, trained on boxes (and masks), measured by COCO AP."""
 
 import functools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,10 +14,11 @@ from evmamba.tasks.detection.data import DetectionData
 from evmamba.tasks.detection.detectors import DetectorName, Rules, build_detector
 from evmamba.tasks.detection.gallery import draw_comparison, error_share
 from evmamba.tasks.detection.metrics import CocoDetections, evaluate_coco, write_detections
+from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.module import TaskModule
 from evmamba.tasks.training.optim import DEFAULT_OPTIMIZER, DEFAULT_SCHEDULE, OptimizerConfig, ScheduleConfig
 
-# Result files in output_dir; two, because pycocotools mistakes box areas for mask areas where an entry has both.
+# Result files; two, because pycocotools mistakes box areas for mask areas where an entry has both.
 BOX_FILE = "detections.json"
 MASK_FILE = "detections_masks.json"
 # In checkpoints; before there was a choice they were torchvision's.
@@ -26,8 +29,8 @@ class DetectionModule(TaskModule):
     """RetinaNet, Faster R-CNN or Mask R-CNN.
 
     Metrics: AP, AP50, AP75, APs, APm, APl and, from Mask R-CNN, the same with ``mask_`` before; in [0, 1]. One that the
-    data has no objects for (say, no small ones) is left out. The test stage writes ``detections.json`` (boxes) and
-    ``detections_masks.json`` into `output_dir`, result files as pycocotools reads them.
+    data has no objects for (say, no small ones) is left out. Files: ``detections.json`` (boxes) and
+    ``detections_masks.json``, as pycocotools reads results.
 
     Args:
         num_classes: without a background class.
@@ -111,18 +114,22 @@ class DetectionModule(TaskModule):
             self._detections.add(target["image_id"], prediction)
             if stage == "test":
                 draw = functools.partial(draw_comparison, image, prediction, target, self._data.class_names)
-                if self.wants_picture():
-                    self.add_picture(draw())
-                self.offer_worst(error_share(prediction, target), draw)
+                self.gallery.offer(draw, error_share(prediction, target))
 
-    def evaluation_end(self, stage: str) -> dict[str, Tensor | float]:
+    def evaluation_end(self, stage: str) -> Evaluation:
         gathered = self._detections.gather(self._data.category_ids)
         metrics: dict[str, Tensor | float] = {}
         details: dict[str, Any] = {}
+        files: dict[str, Callable[[Path], None]] = {}
         if gathered is not None:
-            metrics, details = self._evaluate(stage, *gathered)
-        metrics, self.details = self.trainer.strategy.broadcast((metrics, details))
-        return metrics
+            image_ids, boxes, masks = gathered
+            metrics, details = self._evaluate(image_ids, boxes, masks)
+            if stage == "test":  # a validation's are not kept: they are large
+                files[BOX_FILE] = functools.partial(write_detections, detections=boxes)
+                if self.wants_masks:
+                    files[MASK_FILE] = functools.partial(write_detections, detections=masks)
+        metrics, details = self.trainer.strategy.broadcast((metrics, details))
+        return Evaluation(metrics, details, files=files)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
         """Per image what `forward` returns, and its path."""
@@ -148,7 +155,7 @@ class DetectionModule(TaskModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def _evaluate(
-        self, stage: str, image_ids: list[int | str], boxes: list[dict], masks: list[dict]
+        self, image_ids: list[int | str], boxes: list[dict], masks: list[dict]
     ) -> tuple[dict[str, Tensor | float], dict[str, Any]]:
         """Metrics and details, on rank 0."""
         file = self._data.annotation_file
@@ -165,10 +172,4 @@ class DetectionModule(TaskModule):
         details |= {"per_class": per_class, "detections": len(boxes), "annotations": self._data.counts}
         if len(image_ids) < score.images and not self.trainer.sanity_checking:
             rank_zero_warn(f"AP is over {len(image_ids)} of the {score.images} images of {file.name} only")
-        if stage == "test" and self.output_dir is not None:
-            details["files"] = [BOX_FILE]
-            write_detections(self.output_dir / BOX_FILE, boxes)
-            if self.wants_masks:
-                details["files"].append(MASK_FILE)
-                write_detections(self.output_dir / MASK_FILE, masks)
         return metrics, details

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from evmamba.errors import UserError
 from evmamba.tasks.backbones import build_backbone
+from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.images import read_image
 from evmamba.tasks.module import TaskModule
-from evmamba.tasks.segmentation.gallery import draw_comparison, palette
+from evmamba.tasks.segmentation.gallery import draw_comparison
 from evmamba.tasks.segmentation.inference import (
     MULTI_SCALE_RATIOS,
     InferenceConfig,
@@ -116,38 +117,33 @@ class SegmentationModule(TaskModule):
             self._metric("test_ms").update(predict_labels(self, images, size, config), labels)
         if stage == "test":
             draw = functools.partial(self._draw, batch["path"][0], labels[0], predicted[0])
-            if self.wants_picture():
-                self.add_picture(draw())
             labelled = labels[0] != IGNORE_INDEX
-            self.offer_worst((predicted[0] != labels[0])[labelled].float().mean().item(), draw)
+            self.gallery.offer(draw, (predicted[0] != labels[0])[labelled].float().mean().item())
 
-    def evaluation_end(self, stage: str) -> dict[str, Tensor | float]:
+    def evaluation_end(self, stage: str) -> Evaluation:
         metric = self._metric(stage)
         values = metric.compute()
-        self.details = self._details(values)
+        details = self._details(values)
         metric.reset()
+        protocol = {}
         metrics: dict[str, Tensor | float] = {name: values[name] for name in ("mIoU", "pixel_acc", "mean_acc")}
         if stage == "test" and self.multi_scale:
             metrics["mIoU_ms"] = self._metric("test_ms").compute()["mIoU"]
             self._metric("test_ms").reset()
-        return metrics
+            protocol = {"test_time_augmentation": "multi-scale and flip for mIoU ms"}
+        return Evaluation(metrics, details, protocol)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
-        """Return ``path`` and ``label`` (uint8 [h, w], numbered as the annotation files are) of every image.
-
-        With `output_dir` set the label is written to ``output_dir/predictions/NAME.png`` (palette PNG) and ``label`` is
-        that file.
-        """
+        """Return ``path`` and ``label`` (uint8 [h, w], numbered as the annotation files are) of every image."""
         if batch.get("ignore", False):
             return []
         labels = batch["label"]
         predicted = predict_labels(self, batch["image"], (labels.shape[-2], labels.shape[-1]), self.inference)
         label_map = getattr(getattr(self.trainer, "datamodule", None), "label_map", None)
-        results: list[dict[str, Any]] = []
-        for path, classes in zip(batch["path"], predicted.to(torch.uint8).cpu().numpy(), strict=True):
-            label = label_map.to_file(classes) if label_map is not None else classes
-            results.append({"path": path, "label": label if self.output_dir is None else self._write(path, label)})
-        return results
+        return [
+            {"path": path, "label": classes if label_map is None else label_map.to_file(classes)}
+            for path, classes in zip(batch["path"], predicted.to(torch.uint8).cpu().numpy(), strict=True)
+        ]
 
     @property
     def class_names(self) -> list[str]:
@@ -200,16 +196,6 @@ class SegmentationModule(TaskModule):
         score = own.compute()["mIoU"].item()
         title = Path(path).name + ("" if np.isnan(score) else f"   mIoU of this image {100 * score:.1f} %")
         return draw_comparison(image, truth, prediction, self.class_names, title)
-
-    def _write(self, path: str, label: np.ndarray) -> str:
-        assert self.output_dir is not None
-        folder = self.output_dir / "predictions"
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"{Path(path).stem}.png"
-        picture = Image.fromarray(label)
-        picture.putpalette(palette().tobytes())
-        picture.save(file)
-        return str(file)
 
 
 def pixel_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:

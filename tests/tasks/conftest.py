@@ -1,7 +1,8 @@
-"""The real data sets, for the tests of every task, where they are at hand."""
+"""Data sets for the tests of every task: real ones where they are at hand, and small sound ones to damage."""
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+from .damage import WRITERS
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +51,18 @@ def golden_sizes() -> Callable[[str], dict[str, Any]]:
 
 def _golden_folder() -> Path:
     return Path(os.environ.get("EVMAMBA_GOLDEN_HEADS", Path(__file__).parents[1] / "assets" / "golden" / "heads"))
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small sound data set of every task."""
+    root = tmp_path_factory.mktemp("data")
+    for task, write in WRITERS.items():
+        write(root / task, train=20, val=10)
+    return root
+
+
+@pytest.fixture
+def copy(sound: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A data set to damage."""
+    return lambda task: shutil.copytree(sound / task, tmp_path / task)

@@ -46,7 +46,7 @@ def evaluate(processes: int, checkpoint: Path, output: Path, root: Path) -> dict
     trainer.validate(module, data, verbose=False)
     held = numbers(trainer)
     trainer.test(module, data, verbose=False)
-    held |= numbers(trainer) | {"confusion": module.details["confusion"]}
+    held |= numbers(trainer) | {"confusion": module.evaluation.details["confusion"]}
 
     # Training validates too, there through DDP's wrapper: it must neither hang nor differ between ranks.
     trainer = L.Trainer(**options, max_epochs=1, num_sanity_val_steps=1)

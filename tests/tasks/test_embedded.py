@@ -1,5 +1,6 @@
 """The drawn data sets: the same bytes every time, valid layouts, and made safely by several processes."""
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from evmamba.errors import UserError
+from evmamba.tasks import TASKS
 from evmamba.tasks.embedded import (
     CLASSIFICATION_CLASSES,
     DETECTION_CATEGORIES,
@@ -164,35 +166,40 @@ def test_segmentation_labels_fit_their_images_and_name_every_class(tmp_path: Pat
         assert 0.01 < share[0] < 0.12, "the unlabelled lines should be thin"
 
 
-def _few(root: Path) -> None:
+VERSION = TASKS["segmentation"].embedded.version
+
+
+def _few(root: Path, **numbers: int) -> None:
     write_segmentation(root, train=6, val=2, size=64)
 
 
 def _ensure(root: Path, barrier: object) -> None:
-    cache._WRITERS["segmentation"] = _few
+    cache.load = lambda reference: _few
     barrier.wait()  # type: ignore[attr-defined]
     ensure_embedded("segmentation", root)
 
 
 def _ensure_and_hang(root: Path, started: object) -> None:
-    def write(folder: Path) -> None:
+    def write(folder: Path, **numbers: int) -> None:
         _few(folder)
         started.set()  # type: ignore[attr-defined]
         time.sleep(60)
 
-    cache._WRITERS["segmentation"] = write
+    cache.load = lambda reference: write
     ensure_embedded("segmentation", root)
 
 
 def test_the_set_is_made_once_and_then_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setitem(cache._WRITERS, "segmentation", lambda root: (calls.append(root), _few(root)))
+    monkeypatch.setattr(cache, "load", lambda reference: lambda root, **numbers: (calls.append(numbers), _few(root)))
     monkeypatch.setenv("EVMAMBA_CACHE", str(tmp_path / "chosen"))
     folder = ensure_embedded("segmentation")
     assert folder.parent == tmp_path / "chosen"
     assert ensure_embedded("segmentation") == folder
-    assert len(calls) == 1
-    monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
+    assert calls == [{"train": 200, "val": 50}]
+    task = TASKS["segmentation"]
+    newer = dataclasses.replace(task, embedded=dataclasses.replace(task.embedded, version=VERSION + 1))
+    monkeypatch.setitem(TASKS._tasks, "segmentation", newer)
     assert ensure_embedded("segmentation") != folder
     assert len(calls) == 2
 
@@ -207,7 +214,7 @@ def test_processes_that_start_together_share_one_complete_set(tmp_path: Path) ->
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     _few(tmp_path / "expected")
-    assert _files(tmp_path / f"segmentation-v{cache.VERSION}") == _files(tmp_path / "expected")
+    assert _files(tmp_path / f"segmentation-v{VERSION}") == _files(tmp_path / "expected")
     assert not list(tmp_path.glob(".*partial*"))
 
 
@@ -221,19 +228,19 @@ def test_a_killed_generation_leaves_nothing_that_looks_finished(
     assert started.wait(60)
     os.kill(process.pid, signal.SIGKILL)
     process.join(60)
-    assert not (tmp_path / f"segmentation-v{cache.VERSION}").exists()
-    monkeypatch.setitem(cache._WRITERS, "segmentation", _few)
+    assert not (tmp_path / f"segmentation-v{VERSION}").exists()
+    monkeypatch.setattr(cache, "load", lambda reference: _few)
     folder = ensure_embedded("segmentation", tmp_path)
     assert (folder / "classes.txt").is_file()
     assert not list(tmp_path.glob(".*partial*")), "the killed process's files are still there"
 
 
 def test_an_interrupted_generation_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(root: Path) -> None:
+    def interrupted(root: Path, **numbers: int) -> None:
         _few(root)
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cache._WRITERS, "segmentation", interrupted)
+    monkeypatch.setattr(cache, "load", lambda reference: interrupted)
     with pytest.raises(KeyboardInterrupt):
         ensure_embedded("segmentation", tmp_path)
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == []

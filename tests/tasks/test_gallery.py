@@ -1,48 +1,68 @@
-"""Which pictures of predictions a test draws."""
+"""Which pictures of predictions a test keeps, and that no others are drawn."""
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from evmamba.tasks.gallery import Gallery
+
 from .toy import ToyData, ToyModule, quiet_trainer
 
 
-def test_gallery_pictures_are_few_and_spread_over_the_test_set(tmp_path: Path):
+def picture(index: int) -> Image.Image:
+    return Image.new("L", (1, 1), index)
+
+
+def kept(gallery: Gallery) -> dict[str, int]:
+    return {name: image.getpixel((0, 0)) for name, image in gallery.pictures().items()}
+
+
+def drawer(index: int, drawn: list[int]) -> Callable[[], Image.Image]:
+    def draw() -> Image.Image:
+        drawn.append(index)
+        return picture(index)
+
+    return draw
+
+
+def offered(gallery: Gallery, images: int, badness: Sequence[float]) -> list[int]:
+    """Offer images numbered from 0; return those that were drawn."""
+    drawn: list[int] = []
+    gallery.start(images)
+    for index, value in enumerate(badness):
+        gallery.offer(drawer(index, drawn), value)
+    return drawn
+
+
+def test_pictures_are_few_and_spread_over_the_test_set():
+    gallery = Gallery(3)
+    for _ in range(2):  # a second test starts a new gallery
+        assert offered(gallery, 9, [0.0] * 9) == [0, 3, 6]
+        assert kept(gallery) == {"000": 0, "001": 3, "002": 6}
+
+
+def test_a_process_that_writes_no_pictures_draws_none():
+    assert offered(Gallery(), 0, [1.0] * 9) == []
+
+
+def test_the_worst_cases_come_worst_first_and_right_ones_are_none():
+    gallery = Gallery()
+    for _ in range(2):  # a second test starts anew
+        offered(gallery, 8, (0.2, 0.0, 0.9, math.nan, 0.5, 0.9, 0.3, 0.1))
+        worst = {name: index for name, index in kept(gallery).items() if name.startswith("worst")}
+        assert worst == {"worst_000": 2, "worst_001": 5, "worst_002": 4, "worst_003": 6}  # of equals the first first
+
+
+def test_only_a_test_fills_the_gallery(tmp_path: Path):
     class Painter(ToyModule):
         def evaluation_step(self, batch: dict, stage: str) -> None:
-            for image, _ in enumerate(batch["path"]):
-                if self.wants_picture():
-                    self.add_picture(Image.new("RGB", (8, 8)))
-                    drawn.append(image)
+            for _ in batch["path"]:
+                self.gallery.offer(lambda: picture(0), 0.5)
 
-    drawn: list[int] = []
-    module = Painter()
-    data = ToyData(tmp_path, [1.0] * 9, batch_size=9)
+    module, data = Painter(), ToyData(tmp_path, [1.0] * 9, batch_size=9)
+    quiet_trainer(tmp_path).validate(module, data, verbose=False)
+    assert not module.evaluation.pictures
     quiet_trainer(tmp_path).test(module, data, verbose=False)
-    assert not drawn  # no output_dir, no files
-    module.output_dir, module.gallery_size = tmp_path / "out", 3
-    for _ in range(2):  # a second test starts a new gallery
-        drawn.clear()
-        quiet_trainer(tmp_path).test(module, data, verbose=False)
-        assert drawn == [0, 3, 6]
-        names = sorted(path.name for path in (tmp_path / "out" / "gallery").iterdir())
-        assert names == ["000.jpg", "001.jpg", "002.jpg"]
-
-
-def test_the_worst_cases_are_drawn_worst_first_and_right_ones_are_none(tmp_path: Path):
-    class Judge(ToyModule):
-        def evaluation_step(self, batch: dict, stage: str) -> None:
-            for index, badness in enumerate((0.2, 0.0, 0.9, math.nan, 0.5, 0.9, 0.3, 0.1)):
-                self.offer_worst(badness, lambda index=index: Image.new("L", (8, 8), 10 * index))
-
-    module = Judge()
-    data = ToyData(tmp_path, [1.0], batch_size=1)
-    quiet_trainer(tmp_path).test(module, data, verbose=False)  # no output_dir, no files
-    module.output_dir = tmp_path / "out"
-    for _ in range(2):  # a second test starts anew
-        quiet_trainer(tmp_path).test(module, data, verbose=False)
-        pictures = sorted((tmp_path / "out" / "gallery").iterdir())
-        assert [path.name for path in pictures] == [f"worst_00{n}.jpg" for n in range(4)]
-        found = [round(Image.open(path).convert("L").getpixel((4, 4)) / 10) for path in pictures]
-        assert found == [2, 5, 4, 6]  # of equally bad ones the first comes first
+    assert len(module.evaluation.pictures) == 8 + 4

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from evmamba.errors import UserError
+from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.training.callbacks import BestCheckpoint, LastCheckpoint
 from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig
 
@@ -77,13 +78,13 @@ def test_evaluation_sees_every_image_once(tmp_path: Path):
 
 def test_metrics_are_kept_beyond_the_float32_that_lightning_logs(tmp_path: Path):
     class Third(ToyModule):
-        def evaluation_end(self, stage: str) -> dict:
-            return {"third": torch.tensor(1 / 3, dtype=torch.float64)}
+        def evaluation_end(self, stage: str) -> Evaluation:
+            return Evaluation({"third": torch.tensor(1 / 3, dtype=torch.float64)})
 
     module = Third()
     (logged,) = quiet_trainer(tmp_path).test(module, ToyData(tmp_path, [1.0]), verbose=False)
     assert logged["test/third"] != 1 / 3
-    assert module.exact_metrics == {"third": 1 / 3}
+    assert module.evaluation.metrics == {"third": 1 / 3}
 
 
 def test_batches_marked_ignore_do_not_count(tmp_path: Path):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from evmamba.tasks.data import TaskDataModule
+from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.module import TaskModule
 from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig
 
@@ -32,8 +33,8 @@ class ToyModule(TaskModule):
     def evaluation_step(self, batch: dict[str, Any], stage: str) -> None:
         self.counted += batch["path"]
 
-    def evaluation_end(self, stage: str) -> dict[str, Tensor | float]:
-        return {"weight": self.weight.item()}
+    def evaluation_end(self, stage: str) -> Evaluation:
+        return Evaluation({"weight": self.weight.item()})
 
 
 class ToyData(TaskDataModule):

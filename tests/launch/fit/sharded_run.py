@@ -68,13 +68,13 @@ def run(job: dict[str, Any]) -> None:
     checkpoint = job["checkpoint"]
     if job["fit"]:
         trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint)
-        told["val"] = dict(cli.model.exact_metrics)
+        told["val"] = dict(cli.model.evaluation.metrics)
         with strategies.whole_parameters(trainer):
             told["parameters"] = sum(parameter.numel() for parameter in cli.model.parameters())
             torch.save(cli.model.state_dict(), folder / f"weights{trainer.global_rank}.pt")
         checkpoint = None
     trainer.test(cli.model, cli.datamodule, ckpt_path=checkpoint, verbose=False)
-    told |= {"losses": steps.losses, "rates": steps.rates, "test": dict(cli.model.exact_metrics)}
+    told |= {"losses": steps.losses, "rates": steps.rates, "test": dict(cli.model.evaluation.metrics)}
     folder.mkdir(exist_ok=True)
     (folder / f"told{trainer.global_rank}.json").write_text(json.dumps(told))
 

@@ -9,11 +9,12 @@ import torch
 from evmamba import cost
 from evmamba.launch.bench.plan import BenchOptions, plan
 from evmamba.launch.measure import cost as measure
-from evmamba.launch.measure.cost import WithAuxiliary, count, measure_cost
+from evmamba.launch.measure.cost import count, measure_cost
 from evmamba.launch.store.results import Result, read_result
 from evmamba.launch.store.spec import RunSpec
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.segmentation.upernet import UPerNet
+from evmamba.tasks.segmentation.whole import WithAuxiliary
 
 QUICK = {"warmup_steps": 0, "timed_steps": 1, "batch_size": 2}
 
@@ -107,7 +108,7 @@ def test_a_prediction_of_upernet_is_what_its_cost_says(tmp_path: Path):
     result = measured(tmp_path, "efficientvmamba_t", "upernet", decoder_channels=256)
     assert result.protocol["input_size"] == [3, 512, 2048]
     assert result.details["macs_with_auxiliary_head"] > result.cost["macs"]
-    assert measure.SEGMENTOR_CLASSES == 150
+    assert result.protocol["num_classes"] == 150
 
 
 @pytest.mark.parametrize(

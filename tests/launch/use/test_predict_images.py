@@ -13,8 +13,7 @@ from evmamba.errors import UserError
 from evmamba.launch import cli
 from evmamba.launch.fit.cli import EvmambaCLI
 from evmamba.launch.fit.described import KEY, SelfDescription, load_described
-from evmamba.launch.use.predict_images import find_images
-from evmamba.launch.use.predictor import load_predictor
+from evmamba.launch.use.predict_images import find_images, load_predictor
 from evmamba.tasks.classification import ClassificationModule
 from evmamba.tasks.detection import DetectionModule
 from evmamba.tasks.module import TaskModule

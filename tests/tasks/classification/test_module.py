@@ -12,6 +12,7 @@ from PIL import Image
 from evmamba.errors import UserError
 from evmamba.tasks.classification import ClassificationData, ClassificationModule
 from evmamba.tasks.classification.gallery import RIGHT, WRONG, draw_prediction
+from evmamba.tasks.gallery import Gallery
 from evmamba.tasks.images import read_image
 from evmamba.tasks.training.callbacks import BestCheckpoint, WeightEMA
 from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig
@@ -97,16 +98,17 @@ def test_metrics_against_hand_counted_ones(fixed: ClassificationModule):
     logits = torch.arange(8, 0, -1).float().expand(4, 8).contiguous()
     labels = torch.tensor([0, 0, 4, 5])
     fixed.evaluation_step({"image": logits.view(4, 1, 1, 8), "label": labels, "path": list("abcd")}, "val")
-    values = fixed.evaluation_end("val")
+    found = fixed.evaluation_end("val")
+    values, details = found.metrics, found.details
     assert float(values["top1"]) == 0.5
     assert float(values["top5"]) == 0.75
     expected = -(logits.log_softmax(1)[range(4), labels]).mean()
     assert float(values["loss"]) == pytest.approx(float(expected), rel=1e-6)
-    assert fixed.details["per_class"]["0"] == {"accuracy": 1.0, "images": 2}
-    assert fixed.details["per_class"]["4"] == {"accuracy": 0.0, "images": 1}
-    assert fixed.details["per_class"]["7"] == {"accuracy": None, "images": 0}
-    assert fixed.details["confusion"][5][0] == 1
-    assert sum(map(sum, fixed.details["confusion"])) == 4
+    assert details["per_class"]["0"] == {"accuracy": 1.0, "images": 2}
+    assert details["per_class"]["4"] == {"accuracy": 0.0, "images": 1}
+    assert details["per_class"]["7"] == {"accuracy": None, "images": 0}
+    assert details["confusion"][5][0] == 1
+    assert sum(map(sum, details["confusion"])) == 4
 
 
 def test_batches_of_unequal_size_weigh_by_image(fixed: ClassificationModule):
@@ -114,7 +116,7 @@ def test_batches_of_unequal_size_weigh_by_image(fixed: ClassificationModule):
     for rows in (right, wrong):
         labels = torch.zeros(len(rows), dtype=torch.long)
         fixed.evaluation_step({"image": rows.view(-1, 1, 1, 8), "label": labels, "path": ["x"] * len(rows)}, "val")
-    assert float(fixed.evaluation_end("val")["top1"]) == 0.75
+    assert float(fixed.evaluation_end("val").metrics["top1"]) == 0.75
 
 
 def test_losses_add_up_without_rounding(fixed: ClassificationModule):
@@ -130,7 +132,7 @@ def test_top5_of_few_classes_is_one():
     module.network = torch.nn.Flatten()
     batch = {"image": torch.eye(3).view(3, 1, 1, 3), "label": torch.tensor([1, 2, 0]), "path": list("abc")}
     module.evaluation_step(batch, "val")
-    values = module.evaluation_end("val")
+    values = module.evaluation_end("val").metrics
     assert (float(values["top1"]), float(values["top5"])) == (0.0, 1.0)
 
 
@@ -143,12 +145,13 @@ def test_smoothed_loss_against_its_definition(fixed: ClassificationModule):
     assert float(loss) == pytest.approx(float(-(target * logits.log_softmax(1)).sum(1).mean()), rel=1e-6)
 
 
-def test_test_stage_writes_details_and_gallery_and_predict_names_classes(tmp_path: Path, coloured: Path):
+def test_test_stage_has_details_and_a_gallery_and_predict_names_classes(tmp_path: Path, coloured: Path):
     module = ClassificationModule("resnet10t", 3)
-    module.output_dir, module.gallery_size = tmp_path, 5
+    module.gallery = Gallery(5)
     trainer(tmp_path).test(module, data(coloured), verbose=False)
-    assert len(list((tmp_path / "gallery").glob("[0-9]*.jpg"))) == 5
-    assert {name: entry["images"] for name, entry in module.details["per_class"].items()} == dict.fromkeys(COLOURS, 4)
+    assert [name for name in module.evaluation.pictures if name.isdecimal()] == [f"00{n}" for n in range(5)]
+    per_class = module.evaluation.details["per_class"]
+    assert {name: entry["images"] for name, entry in per_class.items()} == dict.fromkeys(COLOURS, 4)
 
     predictions = trainer(tmp_path).predict(module, data(coloured))
     paths = [path for batch in predictions for path in batch["path"]]

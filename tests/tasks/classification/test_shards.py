@@ -113,11 +113,10 @@ def test_evaluation_result_is_that_of_the_folders(folders: Path, packed: Path, t
     for root in (folders, packed):
         torch.manual_seed(0)
         module = ClassificationModule("resnet10t", 3)
-        module.output_dir = tmp_path / root.name
         trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
         trainer.test(module, ClassificationData(str(root), **SMALL), verbose=False)
-        pictures = [path.read_bytes() for path in sorted(module.output_dir.glob("gallery/*"))]
-        results.append((module.exact_metrics, module.details, pictures))
+        found = module.evaluation
+        results.append((found.metrics, found.details, {n: picture.tobytes() for n, picture in found.pictures.items()}))
     assert len(results[0][2]) == 12  # eight spread over the data, the four worst
     assert results[0] == results[1]
 

@@ -36,7 +36,9 @@ class WriteWhatThisRankHolds(L.Callback):
         detection = cast(DetectionModule, pl_module)
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
         file = Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.json"
-        file.write_text(json.dumps({"metrics": metrics, "details": detection.details}))
+        file.write_text(json.dumps({"metrics": metrics, "details": detection.evaluation.details}))
+        if trainer.is_global_zero:
+            detection.evaluation.write(Path(trainer.default_root_dir))
 
 
 def evaluate(processes: int, root: Path, checkpoint: Path, output: Path) -> None:
@@ -44,7 +46,6 @@ def evaluate(processes: int, root: Path, checkpoint: Path, output: Path) -> None
     data = DetectionData(str(root), num_workers=0)
     detection = module(data.num_classes)
     detection.load_state_dict(torch.load(checkpoint))
-    detection.output_dir = output
     trainer = L.Trainer(
         accelerator="cpu",
         devices=processes,

@@ -14,6 +14,7 @@ from PIL import Image
 
 from evmamba.errors import UserError
 from evmamba.tasks.detection import DetectionData, DetectionModule
+from evmamba.tasks.gallery import Gallery
 from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig
 
 from .evaluation_run import module
@@ -87,14 +88,14 @@ def test_truth_as_prediction_scores_one(coco: Path, tmp_path: Path) -> None:
     data.setup("test")
     detection = module(3)
     detection.detector = Oracle(data)
-    detection.output_dir = tmp_path / "output"
-    detection.gallery_size = 2
+    detection.gallery = Gallery(2)
     (metrics,) = trainer(tmp_path).test(detection, data, verbose=False)
     for name in ("AP", "AP50", "AP75", "mask_AP"):
         assert metrics[f"test/{name}"] == pytest.approx(1.0)
-    assert list(detection.details["per_class"]) == ["square", "disc", "bar"]
-    assert detection.details["per_class"]["disc"]["mask_AP"] == pytest.approx(1.0)
-    assert detection.exact_metrics["AP"] == detection.details["coco_stats"][0]
+    assert list(detection.evaluation.details["per_class"]) == ["square", "disc", "bar"]
+    assert detection.evaluation.details["per_class"]["disc"]["mask_AP"] == pytest.approx(1.0)
+    assert detection.evaluation.metrics["AP"] == detection.evaluation.details["coco_stats"][0]
+    assert detection.evaluation.write(tmp_path / "output") == ["gallery/000.jpg", "gallery/001.jpg"]
     entries = json.loads((tmp_path / "output" / "detections.json").read_text())
     assert {entry["category_id"] for entry in entries} == {3, 7, 90}
     pictures = sorted((tmp_path / "output" / "gallery").iterdir())
@@ -110,7 +111,7 @@ def test_partial_evaluation_is_said(coco: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="AP is over 2 of the 5 images"):
         (metrics,) = trainer(tmp_path, limit_test_batches=2).test(detection, data, verbose=False)
     assert metrics["test/AP"] == pytest.approx(1.0)
-    assert (detection.details["images"], detection.details["images_in_file"]) == (2, 5)
+    assert (detection.evaluation.details["images"], detection.evaluation.details["images_in_file"]) == (2, 5)
 
 
 def test_maskrcnn_is_refused_before_training_where_there_are_no_masks(coco: Path, tmp_path: Path) -> None:
@@ -146,8 +147,8 @@ def test_fit_and_test_on_real_images(real_data: Callable[[str], Path], tmp_path:
     trainer(tmp_path, max_steps=2, limit_val_batches=0, enable_checkpointing=False).fit(detection, data)
     (metrics,) = trainer(tmp_path).test(detection, data, verbose=False)
     assert 0 <= metrics["test/AP"] <= metrics["test/AP50"] < 0.2
-    assert detection.details["images"] == detection.details["images_in_file"] == 42
-    assert len(detection.details["per_class"]) == 80
+    assert detection.evaluation.details["images"] == detection.evaluation.details["images_in_file"] == 42
+    assert len(detection.evaluation.details["per_class"]) == 80
 
 
 def test_a_checkpoint_is_not_measured_by_rules_that_it_was_not_trained_by(coco: Path, tmp_path: Path) -> None:

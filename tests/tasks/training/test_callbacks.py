@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
 from evmamba.errors import UserError
+from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.training.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, WeightEMA
 
 from ..toy import ToyData, ToyModule, quiet_trainer
@@ -107,8 +108,8 @@ def test_decay_out_of_range_is_refused():
 
 def test_best_keeps_the_best_and_last_the_newest(tmp_path: Path):
     class Worsening(ToyModule):
-        def evaluation_end(self, stage: str) -> dict:
-            return {"score": 1.0 / (1 + self.current_epoch)}
+        def evaluation_end(self, stage: str) -> Evaluation:
+            return Evaluation({"score": 1.0 / (1 + self.current_epoch)})
 
     callbacks = [BestCheckpoint("val/score", dirpath=str(tmp_path)), LastCheckpoint(str(tmp_path))]
     trainer = quiet_trainer(tmp_path, max_epochs=3, callbacks=callbacks)

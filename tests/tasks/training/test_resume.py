@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from evmamba.tasks.data import TaskDataModule
+from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.module import TaskModule
 from evmamba.tasks.training import callbacks
 from evmamba.tasks.training.callbacks import BestCheckpoint, LastCheckpoint, WeightEMA
@@ -44,8 +45,8 @@ class NoisyModule(TaskModule):
     def evaluation_step(self, batch: dict[str, Any], stage: str) -> None:
         self.total += self.network(batch["x"]).double().sum().item()
 
-    def evaluation_end(self, stage: str) -> dict[str, Tensor | float]:
-        return {"score": self.total}
+    def evaluation_end(self, stage: str) -> Evaluation:
+        return Evaluation({"score": self.total})
 
 
 class NoisySet(Dataset):

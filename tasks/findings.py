@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evmamba.tasks.detection.data import Split
+from evmamba.tasks.data import SPLITS
 
-SPLITS: tuple[Split, ...] = ("train", "val")
 EXAMPLES = 5
 SPREADS = ("images a class", "short side")
 
@@ -32,15 +31,15 @@ class Problem:
 
 
 @dataclass
-class DataCheck:
+class Findings:
     """What a data set is, and what is wrong with it.
 
     Attributes:
         root: the folder.
-        task: classification, detection or segmentation.
+        task: its name.
         layout: in a word or two.
         splits: facts about train and val by name, for the table.
-        per_class: class -> images (boxes in detection, images with it in segmentation) in train and val.
+        per_class: class -> how often it is there (images, boxes, images that show it) in train and val.
         problems: errors first.
         images: images looked at.
         seconds: how long that took.
@@ -85,27 +84,28 @@ def count_of(things: Sequence[Any] | int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}{'es' if word.endswith(('s', 'x')) else 's'}"
 
 
-def print_check(check: DataCheck, console: Console) -> None:
+def print_findings(findings: Findings, console: Console) -> None:
     """The table, the problems, and a last line that says whether to submit."""
-    console.print(f"{check.task}, {check.layout}, in {check.root}", style="bold", markup=False, soft_wrap=True)
+    console.print(f"{findings.task}, {findings.layout}, in {findings.root}", style="bold", markup=False, soft_wrap=True)
     table = Table(box=None)
-    columns = list(dict.fromkeys(name for facts in check.splits.values() for name in facts))
+    columns = list(dict.fromkeys(name for facts in findings.splits.values() for name in facts))
     table.add_column("")
     for name in columns:
         table.add_column(f"{name}\nmin / median / max" if name in SPREADS else name, justify="right", vertical="bottom")
-    for split, facts in check.splits.items():
+    for split, facts in findings.splits.items():
         table.add_row(split, *(str(facts.get(name, "")) for name in columns))
     console.print(table)
-    for problem in check.problems:
+    for problem in findings.problems:
         style = "bold red" if problem.level == "error" else "yellow"
         console.print(f"[{style}]{problem.level}[/]: {escape(problem.text)}", highlight=False, soft_wrap=True)
         short = all(len(example) <= 30 for example in problem.examples)
         for example in [", ".join(problem.examples)] if short and problem.examples else problem.examples:
             console.print(f"    {escape(example)}", style="dim", highlight=False, soft_wrap=True)
-    speed = f"{check.images} images in {check.seconds:.1f} s, {check.images / max(check.seconds, 1e-9):.0f} a second"
-    warnings = len(check.problems) - check.errors
+    seconds = findings.seconds
+    speed = f"{findings.images} images in {seconds:.1f} s, {findings.images / max(seconds, 1e-9):.0f} a second"
+    warnings = len(findings.problems) - findings.errors
     found = ", ".join(
-        count_of(number, word) for number, word in ((check.errors, "error"), (warnings, "warning")) if number
+        count_of(number, word) for number, word in ((findings.errors, "error"), (warnings, "warning")) if number
     )
-    verdict = "[bold red]not ready[/]" if check.errors else "[bold green]ready[/]"
+    verdict = "[bold red]not ready[/]" if findings.errors else "[bold green]ready[/]"
     console.print(f"{verdict}: {found or 'nothing found'} ({speed})", highlight=False, soft_wrap=True)

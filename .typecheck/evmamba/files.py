@@ -1,0 +1,1 @@
+/work/wt/tasks_house/evmamba/files.py

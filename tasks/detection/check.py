@@ -1,0 +1,100 @@
+"""COCO annotations and the images that they name, looked at before a training."""
+
+from collections import Counter
+from pathlib import Path
+
+from evmamba.errors import UserError
+from evmamba.tasks.check import Check, Looker, count_classes, look_at_images, warn_unlearnt
+from evmamba.tasks.data import SPLITS, Split
+from evmamba.tasks.detection.annotations import CocoAnnotations, NoMasksError, read_annotations
+from evmamba.tasks.detection.data import find_split
+from evmamba.tasks.findings import Findings, count_of
+from evmamba.tasks.images import is_image_file
+from evmamba.tasks.inspection import Place
+
+
+def has_layout(root: Path) -> bool:
+    """Whether there are annotation files."""
+    return any((root / "annotations").glob("*.json"))
+
+
+def look(findings: Findings, looker: Looker) -> None:
+    """Read both annotation files and look at every image that they name."""
+    read: dict[Split, CocoAnnotations] = {}
+    places: dict[Split, list[Place]] = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        try:
+            folder, file = find_split(findings.root, split)
+            findings.layout = f"COCO, {folder.relative_to(findings.root).as_posix().replace(split, '{train,val}')}"
+            row = looker.bar.add_task(f"{split} annotations", total=1)
+            read[split] = annotations = _annotations(findings, file)
+            looker.bar.advance(row)
+        except UserError as error:
+            findings.error(str(error))
+            continue
+        counts = annotations.counts
+        boxes = counts["boxes"] + counts["without_mask"]
+        findings.splits[split] |= {"boxes": boxes, "crowds": counts["crowds"], "without boxes": counts["without_boxes"]}
+        if not boxes:
+            findings.error(f"{file} has no usable box")
+        if counts["no_area"]:
+            findings.warn(f"{count_of(counts['no_area'], 'box')} of no area in {file.name}; not trained on")
+        if counts["clipped"]:
+            findings.warn(f"{count_of(counts['clipped'], 'box')} reaching outside the image in {file.name}; clipped")
+        if 0 < counts["without_mask"] < boxes:
+            findings.warn(
+                f"{count_of(counts['without_mask'], 'box')} without a mask in {file.name}; not for Mask R-CNN"
+            )
+        named = {record.file_name for record in annotations.images}
+        missing = [name for name in sorted(named) if not (folder / name).is_file()]
+        if missing:
+            findings.error(f"{count_of(missing, 'image')} named in {file} and not in {folder}", missing)
+        if len(named) < len(annotations.images):
+            findings.error(f"{len(annotations.images) - len(named)} images in {file} share a file with another one")
+        unnamed = sorted(path.name for path in folder.iterdir() if is_image_file(path) and path.name not in named)
+        if unnamed:
+            findings.warn(f"{count_of(unnamed, 'image')} in {folder} and not named in {file.name}", unnamed)
+        absent = set(missing)
+        records = [record for record in annotations.images if record.file_name not in absent]
+        places[split] = [Place(str(folder / record.file_name), folder / record.file_name) for record in records]
+    if len(read) == len(SPLITS):
+        ours, theirs = (set(zip(a.category_ids, a.class_names, strict=True)) for a in read.values())
+        if ours != theirs:
+            odd = [f"{name} (id {identity})" for identity, name in sorted(ours ^ theirs)]
+            findings.error("the categories of train and val differ", odd)
+        count_classes(findings, {split: _boxes_per_class(annotations) for split, annotations in read.items()})
+        warn_unlearnt(findings, "boxes")
+    for split, looks in look_at_images(findings, looker, places).items():
+        if split in read:
+            sizes = {record.file_name: (record.width, record.height) for record in read[split].images}
+            folder = find_split(findings.root, split)[0]
+            pairs = [(place, look, sizes[str(place.file.relative_to(folder))]) for place, look in looks]
+            wrong = [
+                f"{place.name} is {look.width}x{look.height}, annotated as {size[0]}x{size[1]}"
+                for place, look, size in pairs
+                if look.error is None and size not in look.sizes
+            ]
+            if wrong:
+                findings.error(f"{count_of(wrong, 'image')} of {split} of another size than annotated", wrong)
+
+
+def _annotations(findings: Findings, file: Path) -> CocoAnnotations:
+    """With masks where they are good."""
+    try:
+        return read_annotations(file, masks=True)
+    except NoMasksError:
+        return read_annotations(file)
+    except UserError as error:
+        annotations = read_annotations(file)
+        findings.warn("masks that cannot be used; Mask R-CNN will refuse this file", [str(error)])
+        return annotations
+
+
+def _boxes_per_class(annotations: CocoAnnotations) -> Counter[str]:
+    counts = Counter(dict.fromkeys(annotations.class_names, 0))
+    for record in annotations.images:
+        counts.update(annotations.class_names[label] for label in record.labels)
+    return counts
+
+
+CHECK = Check(has_layout, look)

@@ -1,0 +1,186 @@
+"""What the rest of the house knows of a task: plain data, and references that are imported when used."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from evmamba.errors import UserError, unknown_name
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of an evaluation that tables show.
+
+    Attributes:
+        key: its name in `Evaluation.metrics`.
+        header: as printed, with the unit.
+        scale: from the stored value to the printed unit.
+        better: which end is the good one.
+        optional: left out of tables where nobody has it.
+    """
+
+    key: str
+    header: str
+    scale: float = 100.0
+    better: Literal["max", "min"] = "max"
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands on the backbone.
+
+    Attributes:
+        key: in options, results and names of runs; no two tasks have the same.
+        name: as printed.
+        metrics: where they are not the task's own.
+        schedules: the paper's names of training schedules -> epochs, where a head has several; the first is the
+            default.
+    """
+
+    key: str
+    name: str
+    metrics: tuple[Metric, ...] = ()
+    schedules: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A data set that is drawn on first use.
+
+    Attributes:
+        write: reference of ``function(folder, train=..., val=...)`` that writes it into an empty folder.
+        train: number of training images.
+        val: number of validation images.
+        version: raise it when a drawn pixel or a label changes.
+    """
+
+    write: str
+    train: int
+    val: int
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a task's data check, by the name that the data module has for it."""
+
+    name: str
+    kind: Literal["number", "count", "bool"]
+    what: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task. References are written ``package.module:name`` and imported by `load`.
+
+    Attributes:
+        name: in options, results, names of runs and folders of recipes.
+        module: class path of the `TaskModule`, as recipes name it. Its arguments are `backbone`, `num_classes` and
+            `checkpoint`, and what else it likes.
+        data: class path of the `TaskDataModule`.
+        heads: what may stand on the backbone; the first is the default.
+        head_option: the module's argument that chooses among several.
+        metrics: in the order of the table's columns; the first is plotted.
+        class_metric: the number in ``details["per_class"][name]`` that tells how good a class is; None: there is none.
+        size_options: arguments of module or data by which the input has its size.
+        recipes: ``package:folder`` of ``tiny.yaml`` (embedded data), ``small.yaml`` (small real data) and the paper's.
+        paper_recipe: name of the paper's recipes there, with ``{head}`` and ``{variant}``; None: the paper has none.
+        starts_from: the task whose trained backbone this one starts from.
+        pyramid: whether the head stands on feature maps at several strides, not on the backbone's own classifier.
+        backbone_at: where the module has its backbone.
+        network_at: where it has the network to be exported as a whole; None: that is not exported.
+        outputs: what comes out of that network, or why it is not exported.
+        thorough: arguments of the module for a more expensive test, done where a suite or a cluster's graph wants it.
+        scalable: whether a trained network is tested at other sizes too, by the data's `evaluated_at`.
+        whole: reference of ``function(head, backbone, **options) -> WholeNetwork``, to count both together.
+        whole_options: arguments of the module that it takes from the paper's recipe.
+        predictor: reference of a `Predictor`, for `evmamba predict IMAGES`.
+        prediction_writer: reference of a callback made with a folder, for `evmamba predict --config`.
+        check: reference of a `Check`, for `evmamba data check`.
+        check_options: its options.
+        embedded: the drawn data set.
+        cluster: what a training wants of a cluster without a word about it (keys of a cluster's YAML).
+    """
+
+    name: str
+    module: str
+    data: str
+    heads: tuple[Head, ...]
+    metrics: tuple[Metric, ...]
+    recipes: str
+    backbone_at: str
+    head_option: str | None = None
+    class_metric: str | None = None
+    size_options: tuple[str, ...] = ()
+    paper_recipe: str | None = None
+    starts_from: str | None = None
+    pyramid: bool = False
+    network_at: str | None = None
+    outputs: str = "its outputs are not described"
+    thorough: Mapping[str, Any] = field(default_factory=dict)
+    scalable: bool = False
+    whole: str | None = None
+    whole_options: tuple[str, ...] = ()
+    predictor: str | None = None
+    prediction_writer: str | None = None
+    check: str | None = None
+    check_options: tuple[Option, ...] = ()
+    embedded: Embedded | None = None
+    cluster: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def default_head(self) -> Head:
+        return self.heads[0]
+
+    def head(self, key: str) -> Head:
+        """Return a head by its key.
+
+        Raises:
+            UserError: the task has no such head.
+        """
+        for head in self.heads:
+            if head.key == key:
+                return head
+        raise unknown_name(f"head of {self.name}", key, (head.key for head in self.heads))
+
+    def metrics_of(self, head: str | None) -> tuple[Metric, ...]:
+        """Return the metrics that a head has, in the order of the table's columns; None stands for the default head."""
+        return (self.default_head if head is None else self.head(head)).metrics or self.metrics
+
+    def load(self, part: str) -> Any:
+        """Import what a reference names.
+
+        Args:
+            part: the attribute that holds the reference, e.g. ``"predictor"``.
+
+        Raises:
+            UserError: the task has no such part.
+        """
+        reference = getattr(self, part)
+        if reference is None:
+            raise UserError(f"the task {self.name} has no {part.replace('_', ' ')} (its record leaves it out)")
+        return load(reference)
+
+
+def load(reference: str) -> Any:
+    """Import ``package.module:name``."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def imported_when_asked_for(package: str, **homes: str) -> Callable[[str], Any]:
+    """Return a package's ``__getattr__`` for classes that are not imported with it, so that its record stays light.
+
+    Args:
+        package: its ``__name__``.
+        homes: name of a class -> the package's module that holds it.
+    """
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return load(f"{package}.{homes[name]}:{name}")
+
+    return find
