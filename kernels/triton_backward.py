@@ -23,7 +23,19 @@ import triton
 import triton.language as tl
 
 from .triton_forward import load_rounded
-from .triton_math import LANES, LN2, T, add_lanes, fold, high_float, lane_selectors, low_float, softplus, softplus_slope
+from .triton_math import (
+    LANES,
+    LN2,
+    SIZES,
+    T,
+    add_lanes,
+    fold,
+    high_float,
+    lane_selectors,
+    low_float,
+    softplus,
+    softplus_slope,
+)
 
 
 @triton.jit
@@ -54,7 +66,7 @@ def _load_steps(p_dt, w, bias, in_d, R: tl.constexpr, S: tl.constexpr, DTYPE: tl
     return steps
 
 
-@triton.jit
+@triton.jit(do_not_specialize=(*SIZES, "LP"))
 def scan_backward_kernel(
     x, bc, dt_low, decay, dt_weight, dt_bias, skip, table, dy, states, carry, dx, dproj, partial,
     B, HW, L, LP, NC, segments, tokens,

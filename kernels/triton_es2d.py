@@ -66,7 +66,7 @@ def path_table(H: int, W: int, pattern: str, device: torch.device, length: int) 
     order = PATTERNS[pattern]
     groups = tuple(astuple(group) for group in order.groups)
     table = torch.empty(len(groups) + 1, length, dtype=torch.int32, device=device)
-    paths_kernel[(len(groups) + 1, triton.cdiv(length, 256))](
+    paths_kernel[(triton.cdiv(length, 256), len(groups) + 1)](
         table=table, H=H, W=W, L=order.length(H, W), LP=length, GROUPS=groups, STEP=order.step, BT=256
     )
     return table

@@ -17,7 +17,7 @@ decay = A * log2(e) [K, N, D]; states [K, B, ceil(L/T), N, D], the state before 
 import triton
 import triton.language as tl
 
-from .triton_math import LOG2E, T, high_float, low_float, prefetch, softplus
+from .triton_math import LOG2E, SIZES, T, high_float, low_float, prefetch, softplus
 
 
 @triton.jit
@@ -73,7 +73,7 @@ def load_rank(w, in_d, R: tl.constexpr, DTYPE: tl.constexpr, IN_REGISTERS: tl.co
 
 
 # Alignment of these pointers would make Triton spread the states of a channel over lanes (a fifth slower by its SASS).
-@triton.jit(do_not_specialize_on_alignment=["decay", "states", "starts"])
+@triton.jit(do_not_specialize=(*SIZES, "LP"), do_not_specialize_on_alignment=["decay", "states", "starts"])
 def scan_forward_kernel(
     x, bc, dt_low, decay, dt_weight, dt_bias, skip, table, starts, y, states,
     B, HW, L, LP, NC, segments, tokens,
@@ -160,7 +160,7 @@ def _prefetch_tokens(
     prefetch(dt_low + tl.minimum(8 * tl.arange(0, SECTORS), T * S - 1), NVIDIA)
 
 
-@triton.jit(do_not_specialize_on_alignment=["decay", "ends"])
+@triton.jit(do_not_specialize=(*SIZES, "LP"), do_not_specialize_on_alignment=["decay", "ends"])
 def segment_state_kernel(
     values, bc, dt_low, decay, dt_weight, dt_bias, table, ends, sums,
     B, HW, L, LP, segments, tokens,
@@ -217,7 +217,7 @@ def segment_state_kernel(
     tl.store(sums + (row * segments + segment) * D + i_d, total, mask=in_d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def carry_kernel(
     ends, sums, decay, B, segments,
     D: tl.constexpr, N: tl.constexpr, BD: tl.constexpr, REVERSE: tl.constexpr,

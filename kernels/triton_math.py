@@ -17,6 +17,10 @@ T: tl.constexpr = tl.constexpr(CHECKPOINT)
 BLOCK = 32  # channels of a scan's program: one a lane of its only warp
 LANES: tl.constexpr = tl.constexpr(BLOCK)
 
+# Sizes that change from batch to batch. Triton would compile a kernel for those divisible by 16 and one for those equal
+# to 1, again and again in the middle of a multi-scale training, and gain nothing.
+SIZES = ("B", "H", "W", "HW", "L", "NC", "segments", "tokens", "rows")
+
 
 def on_device(device: torch.device) -> AbstractContextManager:
     """Launch on this device, whichever is current; nothing to do for CPU tensors in the interpreter."""

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_math import on_device
+from .triton_math import SIZES, on_device
 
 TILE = 4096  # elements a program holds at once
 PROGRAMS = 1056  # of the backward: eight for each of 132 multiprocessors
@@ -31,7 +31,7 @@ def _normalise(b_y, mask, eps, D: tl.constexpr):
     return centred * scale[:, None], scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def norm_gate_kernel(
     y, z, weight, bias, out, rows, z_stride, eps, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
@@ -47,7 +47,7 @@ def norm_gate_kernel(
     tl.store(out + i_m.to(tl.int64)[:, None] * D + i_d[None, :], b_out, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def norm_gate_backward_kernel(
     dout, y, z, weight, bias, dy, dz, partial, rows, z_stride, eps,
     D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,

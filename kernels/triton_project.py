@@ -8,20 +8,22 @@ x_proj_weight, whose rows are (dt [R], B [N], C [N]). Padding tokens give rows o
 import triton
 import triton.language as tl
 
+from .triton_math import SIZES
+
 
 def projection_width(N: int, R: int) -> int:
     """S: floats in a row of `proj`."""
     return 2 * N + (R + 3) // 4 * 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def paths_kernel(table, H, W, L, LP, GROUPS: tl.constexpr, STEP: tl.constexpr, BT: tl.constexpr):
     """table[k, t] = pixel of token t of group k (Pattern.paths), -1 for padding, from L on, and in the last row.
 
     GROUPS holds (first row, first column, down, backwards) of every group.
     """
-    k = tl.program_id(0)
-    t = tl.program_id(1) * BT + tl.arange(0, BT)
+    k = tl.program_id(1)
+    t = tl.program_id(0) * BT + tl.arange(0, BT)
     rows = (H + STEP - 1) // STEP
     columns = (W + STEP - 1) // STEP
     pixel = tl.full([BT], -1, tl.int32)
@@ -46,7 +48,7 @@ def _pixel_offsets(table, i_m, k, M, LP, HW, D):
     return ((i_m // LP).to(tl.int64) * HW + p) * D, p >= 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def project_kernel(
     x, weight, table, proj, M, LP, HW,
     D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
@@ -89,7 +91,7 @@ def _sum_blocks(
     return b_g
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def input_gradient_kernel(
     dproj, weight, table, dx_scan, dx, M, LP, HW,
     K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr, NB: tl.constexpr,
@@ -116,7 +118,7 @@ def input_gradient_kernel(
     tl.store(dx + out, acc, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def weight_gradient_kernel(
     dproj, x, table, partial, M, LP, HW, tokens,
     K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr, NB: tl.constexpr,

@@ -31,7 +31,7 @@ class Tuning:
         weight_gradient_splits: parts of the tokens whose share of the projections' weight gradient is summed apart.
     """
 
-    few_programs: int = 1000
+    few_programs: int = 750
     shortest_segment: int = 64
     backward_registers: int | None = 168
     tensor_cores: bool | None = None

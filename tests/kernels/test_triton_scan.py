@@ -145,6 +145,9 @@ def test_table_holds_the_paths_and_padding_to_read_ahead(size, pattern):
 
 
 def test_plan_cuts_long_and_few_sequences_only():
+    # T stage 1: 768 programs of a batch of 64 fill a GPU, as the simulation of its schedulers says.
+    assert triton_es2d.plan(64, 96, 784, 4, Tuning()).segments == 1
+    assert triton_es2d.plan(32, 96, 784, 4, Tuning()).segments > 1
     assert triton_es2d.plan(128, 96, 784, 4, Tuning()).segments == 1
     detection = triton_es2d.plan(2, 96, 100 * 167, 4, Tuning())
     assert detection.tokens % triton_es2d.CHECKPOINT == 0
