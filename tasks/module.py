@@ -18,10 +18,10 @@ from torchmetrics import Metric
 from evmamba.errors import UserError, first_few
 from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.gallery import Gallery
+from evmamba.tasks.training.distributed import is_finite, shard, share_buffers
+from evmamba.tasks.training.loops import make_resumable
 from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, scaled_lr
 from evmamba.tasks.training.randomness import seed_step
-from evmamba.tasks.training.resume import make_resumable
-from evmamba.tasks.training.sharding import is_finite, shard, share_buffers
 
 
 class TaskModule(L.LightningModule):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evmamba.errors import UserError
-from evmamba.launch.fit.failures import told_once
+from evmamba.launch.fit.failures import reported_once
 from evmamba.launch.fit.launchers import node_name, process_rank
 from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
 from evmamba.launch.store.progress import write_progress
@@ -75,15 +75,15 @@ def main(argv: list[str] | None = None) -> int:
     start = datetime.datetime.now(datetime.UTC)
     quiet_warnings()
     quiet_logs()
-    from evmamba.launch.fit.resume import ignore_warning, leave_on_warning
+    from evmamba.launch.fit.signals import ignore_time_limit, requeue_on_signals
 
     if spec.task == "cost" or spec.stage == "test":
-        ignore_warning()
+        ignore_time_limit()
     else:
-        leave_on_warning()
+        requeue_on_signals()
     who = f"process {process_rank()} on {node_name()}" if spec.resources.processes > 1 else ""
     try:
-        with told_once():
+        with reported_once():
             run(spec, folder)
     except KeyboardInterrupt:
         return 130

@@ -175,7 +175,7 @@ def table(states: Sequence[RunState]) -> Table:
     return shown
 
 
-def settle(folder: Path) -> list[str]:
+def record_failures(folder: Path) -> list[str]:
     """Give every run that ended without a result one that says why, and return their names.
 
     A run is left alone while its job is live, and where SLURM does not answer, unless this is called in a job: the
@@ -183,15 +183,15 @@ def settle(folder: Path) -> list[str]:
     """
     over = ("failed", "unknown") if "SLURM_JOB_ID" in os.environ else ("failed",)
     told = {state.run: state for state in states(folder)}
-    settled: dict[str, Result] = {}
+    recorded: dict[str, Result] = {}
     for name, spec in read_specs(folder).items():
         run_folder, state = folder / RUNS_FOLDER / name, told[name]
         if _result(run_folder) is None and state.state in over:
             now = datetime.datetime.now(datetime.UTC)
-            settled[name] = failed_result(spec, state.said, now, state.blocked_by)
-            settled[name].run = name
-            write_result(settled[name], run_folder)
-    return list(settled)
+            recorded[name] = failed_result(spec, state.said, now, state.blocked_by)
+            recorded[name].run = name
+            write_result(recorded[name], run_folder)
+    return list(recorded)
 
 
 def read_specs(folder: Path) -> dict[str, RunSpec]:

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     need_extra()
 
-    from evmamba.launch.fit.sharded import consolidate
+    from evmamba.launch.fit.checkpoint_folders import consolidate
 
     print(consolidate(given.folder, given.output))
     return 0

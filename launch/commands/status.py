@@ -15,7 +15,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("output", nargs="?", type=Path, default=Path("bench"), metavar="OUTPUT", help="default: bench")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument(
-        "--settle", action="store_true", help="write the reason of runs that SLURM ended as their result, for a report"
+        "--record-failures",
+        action="store_true",
+        help="write the reason of runs that SLURM ended as their result, for a report",
     )
     given = parser.parse_args(arguments)
     need_extra()
@@ -24,8 +26,8 @@ def main(arguments: Sequence[str]) -> int:
 
     from evmamba.launch.cluster import jobs
 
-    if given.settle:
-        jobs.settle(given.output)
+    if given.record_failures:
+        jobs.record_failures(given.output)
     states = jobs.states(given.output)
     if given.json:
         print(json.dumps([state.as_dict() for state in states], indent=1))

@@ -17,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from evmamba.errors import UserError
 from evmamba.launch.fit import failures, launchers
+from evmamba.launch.fit.checkpoint_folders import restore_previous
 from evmamba.launch.fit.described import SelfDescription
 from evmamba.launch.fit.option_errors import short_error
 from evmamba.launch.fit.quiet import quiet_warnings
@@ -26,11 +27,10 @@ from evmamba.launch.fit.resume import (
     Continuation,
     find_continuation,
     is_restarted,
-    leave_on_warning,
     move_aside,
     write_config,
 )
-from evmamba.launch.fit.sharded import settle
+from evmamba.launch.fit.signals import requeue_on_signals
 from evmamba.launch.fit.strategies import build_strategy, check_strategy, spell_out
 from evmamba.launch.store.results import check_writable
 from evmamba.tasks import TASKS
@@ -91,7 +91,7 @@ class EvmambaCLI(LightningCLI):
         subcommand = self.config.get("subcommand")
         checkpoint = self.config[subcommand].get("ckpt_path") if subcommand else None
         if checkpoint is not None and not str(checkpoint).startswith(NAMED_CHECKPOINTS):
-            settle(Path(checkpoint))
+            restore_previous(Path(checkpoint))
             if not Path(checkpoint).is_dir():
                 _check_checkpoint(Path(checkpoint))
 
@@ -99,7 +99,7 @@ class EvmambaCLI(LightningCLI):
         trainer = self._get(self.config, "trainer")
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(Path("runs", self.recipe or "unnamed"))
-        launchers.settle(trainer)
+        launchers.set_topology(trainer)
         check_strategy(trainer, self._get(self.config, "ckpt_path"), fitting=self.subcommand == "fit")
         if self.subcommand == "predict":
             # They are on the disk already; Lightning would keep those of all images in memory.
@@ -169,9 +169,9 @@ def train(args: Sequence[str]) -> None:
     """
     quiet_warnings()
     if args[:1] == ["fit"]:
-        leave_on_warning()
+        requeue_on_signals()
     try:
-        with failures.told_once():
+        with failures.reported_once():
             EvmambaCLI(args)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]

@@ -17,7 +17,7 @@ LOST = re.compile(r"Connection closed by peer|Connection reset by peer|Broken pi
 
 
 @contextlib.contextmanager
-def told_once() -> Iterator[None]:
+def reported_once() -> Iterator[None]:
     """Hold an error of the block until it is this process's turn to tell it; the caller prints it then.
 
     A mistake in a recipe fails every process alike: rank 0 tells it, the others wait to be ended and speak only if they

@@ -18,8 +18,8 @@ variables win; torchrun sets them itself. The processes then connect to each oth
 ``GLOO_SOCKET_IFNAME`` (CPU) or ``NCCL_SOCKET_IFNAME`` (GPU); where they are unset, gloo takes the interface of the
 machine's own name and NCCL the first that is not loopback.
 
-Whoever started the processes decides how many there are: `settle` takes ``trainer.devices`` and ``trainer.num_nodes``
-from there, so that one recipe serves all four ways, and refuses values that contradict it.
+Whoever started the processes decides how many there are: `set_topology` takes ``trainer.devices`` and
+``trainer.num_nodes`` from there, so that one recipe serves all four ways, and refuses values that contradict it.
 """
 
 import os
@@ -95,7 +95,7 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
     return None
 
 
-def settle(trainer: Any) -> None:
+def set_topology(trainer: Any) -> None:
     """Make a Trainer's options agree with the processes that were started, and the environment with Lightning.
 
     Args:
@@ -127,7 +127,7 @@ def settle(trainer: Any) -> None:
     if launch.by == "srun":
         # Lightning reads variables that describe the job; the step may be a part of it.
         os.environ["SLURM_NTASKS_PER_NODE"] = str(launch.per_node)
-        _settle_address(os.environ["SLURM_STEP_NODELIST"], launch.nodes)
+        _set_address(os.environ["SLURM_STEP_NODELIST"], launch.nodes)
 
 
 def _in_step(environment: Mapping[str, str]) -> bool:
@@ -143,7 +143,7 @@ def _slurm_step(environment: Mapping[str, str]) -> Launch:
     return Launch("srun", int(environment["SLURM_STEP_NUM_NODES"]), int(equal[1]), ("--nodes", "--ntasks-per-node"))
 
 
-def _settle_address(nodes: str, count: int) -> None:
+def _set_address(nodes: str, count: int) -> None:
     """Set MASTER_ADDR to the step's first node unless it is set, and see that it leads somewhere."""
     from lightning.fabric.plugins.environments import SLURMEnvironment
 

@@ -1,13 +1,9 @@
 """What `fit` does in a folder where a training was before: continue it, refuse it, call it finished, or begin anew."""
 
-import multiprocessing
 import os
-import signal
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
@@ -15,16 +11,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from evmamba.errors import UserError, first_few
 from evmamba.files import write_text
-from evmamba.launch.fit.failures import PATIENCE_SECONDS
 from evmamba.launch.fit.launchers import process_rank
 from evmamba.tasks.training.checkpoint_files import candidates, newest_whole
-from evmamba.tasks.training.interruption import EXIT_CONTINUE, TrainingStopped, is_to_requeue, requeue_job
 
 CONFIG_FILE = "config.yaml"
 # What a training leaves in its folder, and --fresh moves away.
 LEFT_BEHIND = ("checkpoints", CONFIG_FILE, "metrics.csv", "tensorboard", "result.json", "gallery", "hpc_ckpt_*.ckpt")
 # Options that do not change what is computed (a name ending in "_" stands for all that begin so).
-FREE = (
+IGNORED_OPTIONS = (
     "ckpt_path",
     "config",
     "weights_only",
@@ -43,7 +37,7 @@ FREE = (
     "data.init_args.eval_batch_size",
 )
 # Options that somebody may have good reason to change on the way; the training is then not quite the same.
-TOLD = (
+WARNED_OPTIONS = (
     "trainer.accumulate_grad_batches",
     "trainer.callbacks",
     "trainer.check_val_every_n_epoch",
@@ -122,16 +116,16 @@ def compare_configs(path: Path, config: Mapping[str, Any]) -> None:
     before = dict(_flat(yaml.safe_load(path.read_text(encoding="utf-8"))))
     now = dict(_flat(config))
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    refused = [key for key in differing if not _matches(key, FREE + TOLD)]
+    refused = [key for key in differing if not _matches(key, IGNORED_OPTIONS + WARNED_OPTIONS)]
     if refused:
         changes = first_few((f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in refused), 4)
         raise UserError(
             f"{path.parent} holds a training with other options ({changes}); give the same ones to continue it, "
             "another --trainer.default_root_dir, or --fresh to begin anew"
         )
-    told = [key for key in differing if _matches(key, TOLD)]
-    if told:
-        changes = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in told)
+    warned = [key for key in differing if _matches(key, WARNED_OPTIONS)]
+    if warned:
+        changes = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in warned)
         rank_zero_warn(f"options changed since the training began: {changes}")
 
 
@@ -169,27 +163,3 @@ def move_aside(root: Path) -> None:
     for path in left:
         path.rename(aside / path.name)
     rank_zero_info(f"the earlier training was moved to {aside}")
-
-
-def leave_on_warning() -> None:
-    """Until a training takes over, and after it: when time is up, leave and have the job queued again."""
-    for number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, _leave)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    if process_rank() == 0:
-        if is_to_requeue(number):
-            requeue_job()
-    elif multiprocessing.parent_process() is None:
-        time.sleep(PATIENCE_SECONDS)  # as soon as one process has left, srun kills the others
-    raise TrainingStopped(EXIT_CONTINUE)
-
-
-def ignore_warning() -> None:
-    """For what begins from its beginning however often it is started: queued again it would end no sooner.
-
-    The time limit is then its end, which `evmamba status` tells. Preempted it is queued again.
-    """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)

@@ -25,7 +25,7 @@ from torch import nn
 
 from evmamba.checkpoints import LIGHTNING_RAW_SLOT
 from evmamba.errors import UserError, unknown_name
-from evmamba.launch.fit.sharded import (
+from evmamba.launch.fit.checkpoint_folders import (
     AVERAGE_SLOT,
     folder_kind,
     is_consolidated,
@@ -33,7 +33,7 @@ from evmamba.launch.fit.sharded import (
     read_whole,
     replaced_folder,
 )
-from evmamba.tasks.training.sharding import share_buffers, unsharded
+from evmamba.tasks.training.distributed import share_buffers, unsharded
 
 CONFIGS = Path(__file__).with_name("zero")
 # Names as Lightning has them.

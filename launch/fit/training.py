@@ -4,11 +4,11 @@ from pathlib import Path
 
 from evmamba.launch.fit.cli import EvmambaCLI
 from evmamba.launch.fit.record import ProgressWriter, ResultWriter, TrainingRecord, add_callbacks, weights_in_memory
-from evmamba.launch.fit.resume import ignore_warning
 from evmamba.launch.fit.scales import accuracy_at_scales
+from evmamba.launch.fit.signals import ignore_time_limit
 from evmamba.launch.fit.strategies import whole_parameters
 from evmamba.launch.fit.weights import BACKBONE_FILE, load_weights, save_weights
-from evmamba.launch.store.results import FILE_NAME, began_at_random, read_result, write_result
+from evmamba.launch.store.results import FILE_NAME, read_result, trained_from_scratch, write_result
 from evmamba.launch.store.spec import RunSpec, origin_of
 
 
@@ -30,7 +30,7 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
     if cli.trainer.interrupted:
         raise KeyboardInterrupt
     if found.finished:
-        ignore_warning()  # the test is all that this start has to do
+        ignore_time_limit()  # the test is all that this start has to do
     writer.training = record.summary(cli.trainer)
     with whole_parameters(cli.trainer):
         if cli.trainer.is_global_zero:
@@ -55,7 +55,7 @@ def evaluate(spec: RunSpec, folder: Path) -> None:
     load_weights(cli.model, trained_folder)
     trained = read_result(trained_folder / FILE_NAME)
     weights = f"{trained.protocol.get('weights', 'last epoch')} of {trained.run}"
-    origin = origin_of(spec) | {"from_scratch": began_at_random(trained)}
+    origin = origin_of(spec) | {"from_scratch": trained_from_scratch(trained)}
     writer = ResultWriter(folder, cli.plain_config(), spec.name, weights, origin)
     writer.suite = spec.suite
     writer.training = trained.training

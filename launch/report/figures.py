@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evmamba.launch.report.curves import Curve
 from evmamba.launch.report.paper import label_of, paper, published
-from evmamba.launch.report.series import Curve
 from evmamba.launch.report.table import Group, Table
 
 # Placeholders that matplotlib can parse; each becomes a CSS variable of the page.

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from evmamba.launch.report.columns import HEADS, Column, columns_of, title_of
+from evmamba.launch.report.notes import PRECISIONS, Notes, budgets, caption, memory, other_trainings, sizes
 from evmamba.launch.report.paper import claims, comparable, label_of, paper, published, split_tags
-from evmamba.launch.report.remarks import PRECISIONS, Notes, budgets, caption, memory, other_trainings, sizes
 from evmamba.launch.report.seeds import Estimate, Repetitions, repetitions
 from evmamba.launch.report.significance import ENOUGH, RULE, differences
 from evmamba.launch.store.results import TASKS, Result

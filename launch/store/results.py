@@ -180,7 +180,7 @@ def check_writable(folder: Path, option: str) -> None:
         ) from error
 
 
-def began_at_random(result: Result) -> bool | None:
+def trained_from_scratch(result: Result) -> bool | None:
     """Whether a training began with random weights; None where a result is of no training or does not say.
 
     A run that tests another one's weights says it of that one (`from_scratch` in its provenance).

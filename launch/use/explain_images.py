@@ -17,7 +17,7 @@ from evmamba.errors import UserError, unknown_name
 from evmamba.interpret import class_activation, receptive_field, step_maps
 from evmamba.launch.fit.described import load_described
 from evmamba.launch.store.results import check_writable
-from evmamba.launch.use.explain_figures import (
+from evmamba.launch.use.interpret_figures import (
     MAX_PATH_TOKENS,
     draw_activation,
     draw_receptive_field,

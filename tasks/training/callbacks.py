@@ -29,8 +29,8 @@ from evmamba.errors import UserError
 from evmamba.files import replacing, write_errors
 from evmamba.tasks.training.checkpoint_files import LAST, RUN_KEY, replace_last
 from evmamba.tasks.training.interruption import SIGNALS, Agreement, requeue_job, stop
+from evmamba.tasks.training.loops import StepCallback
 from evmamba.tasks.training.metrics_log import MetricsLog
-from evmamba.tasks.training.resume import StepCallback
 
 CHECKPOINTS = "checkpoints"
 

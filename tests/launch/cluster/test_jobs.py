@@ -10,7 +10,7 @@ import pytest
 
 from evmamba.launch import cli
 from evmamba.launch.cluster import jobs
-from evmamba.launch.cluster.jobs import JobBook, RunState, settle, states
+from evmamba.launch.cluster.jobs import JobBook, RunState, record_failures, states
 from evmamba.launch.store.results import read_result, write_result
 from evmamba.launch.store.spec import RunSpec, failed_result
 
@@ -157,17 +157,17 @@ def test_a_result_of_another_run_does_not_count(output: Path, fake: FakeSlurm):
 def test_settling_writes_the_reasons_of_what_slurm_ended_and_nothing_else(output: Path, fake: FakeSlurm):
     for job, state in enumerate(("RUNNING", "PENDING", "PENDING"), 1):
         fake.set(job, JobState=state, Reason="Dependency")
-    assert settle(output) == []
+    assert record_failures(output) == []
     fake.set(1, JobState="TIMEOUT", TimeLimit="10:00")
     fake.set(2, JobState="CANCELLED", Reason="DependencyNeverSatisfied")
     fake.set(3, JobState="CANCELLED", Reason="DependencyNeverSatisfied")
-    assert cli.main(["status", str(output), "--settle"]) == 0
+    assert cli.main(["status", str(output), "--record-failures"]) == 0
     results = [read_result(folder_of(output, spec) / "result.json") for spec in CHAIN]
     assert [result.status for result in results] == ["failed"] * 3
     assert results[0].reason.startswith("time limit of 10:00 reached")
     assert results[2].reason.startswith(f"not started: needs {FIRST.name}, which failed: time limit")
     assert (results[2].task, results[2].run) == ("segmentation", THIRD.name)
-    assert settle(output) == []
+    assert record_failures(output) == []
     # The table's reader finds them all.
     assert cli.main(["report", str(output / "runs")]) == 0
 
@@ -237,7 +237,7 @@ def test_a_silent_slurm_is_no_proof_of_an_end_except_in_the_report_job(
 ):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert [state for state, _ in said(output)] == ["unknown"] * 3
-    assert settle(output) == []
+    assert record_failures(output) == []
     monkeypatch.setenv("SLURM_JOB_ID", "9")  # a container without squeue, say
-    assert len(settle(output)) == 3
+    assert len(record_failures(output)) == 3
     assert "there is no result; last words: no log at" in read_result(folder_of(output, FIRST) / "result.json").reason

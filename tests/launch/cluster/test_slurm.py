@@ -108,13 +108,13 @@ def test_the_script_starts_the_run_in_its_environment_and_container(tmp_path: Pa
     assert plain.endswith("nccl= omp= cpus= mine=\n")
 
 
-def test_the_report_settles_what_slurm_ended_before_it_writes_the_table(tmp_path: Path):
+def test_the_report_records_what_slurm_ended_before_it_writes_the_table(tmp_path: Path):
     python = tmp_path / "my venv" / "python"
     python.parent.mkdir()
     python.symlink_to("/bin/echo")
     text = slurm.report_script(tmp_path / "my out", JobConfig(python=str(python)))
     assert run_shell(text, tmp_path) == (
-        f"-m evmamba.launch.cli status {tmp_path}/my out --settle\n"
+        f"-m evmamba.launch.cli status {tmp_path}/my out --record-failures\n"
         f"-m evmamba.launch.cli report {tmp_path}/my out/runs --output {tmp_path}/my out\n"
     )
 

@@ -4,7 +4,7 @@ import pytest
 
 from evmamba.errors import UserError
 from evmamba.launch.fit import failures
-from evmamba.launch.fit.failures import lost_process, told_once
+from evmamba.launch.fit.failures import lost_process, reported_once
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_a_lost_connection_is_one_line_that_points_to_the_other_process(said: st
 )
 def test_other_errors_are_not_taken_for_a_lost_process(error: Exception):
     assert lost_process(error) is None
-    with pytest.raises(type(error), match=str(error)), told_once():
+    with pytest.raises(type(error), match=str(error)), reported_once():
         raise error
 
 
@@ -36,7 +36,7 @@ def test_a_mistake_that_only_another_rank_has_says_which(monkeypatch: pytest.Mon
     monkeypatch.setattr(failures.time, "sleep", waited.append)
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
-    with pytest.raises(UserError, match=r"^rank 3 on n7: no such folder$"), told_once():
+    with pytest.raises(UserError, match=r"^rank 3 on n7: no such folder$"), reported_once():
         raise UserError("no such folder")
     assert waited == [failures.PATIENCE_SECONDS]  # so that rank 0 can tell it first, if it has it too
 
@@ -44,5 +44,5 @@ def test_a_mistake_that_only_another_rank_has_says_which(monkeypatch: pytest.Mon
 def test_rank_0_speaks_at_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(failures.time, "sleep", lambda seconds: pytest.fail("rank 0 waits"))
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(UserError, match=r"^no such folder$"), told_once():
+    with pytest.raises(UserError, match=r"^no such folder$"), reported_once():
         raise UserError("no such folder")

@@ -13,7 +13,7 @@ import torch
 
 import evmamba.launch.train
 from evmamba.errors import UserError
-from evmamba.launch.fit.launchers import Launch, find_launch, process_rank, settle
+from evmamba.launch.fit.launchers import Launch, find_launch, process_rank, set_topology
 
 from ..misbehaviour import FAILED
 from ..tiny import BIN, EVMAMBA, free_port, run, write_images, write_recipe
@@ -109,7 +109,7 @@ def options(**given: object) -> SimpleNamespace:
 def test_trainer_takes_the_number_of_processes_from_the_launcher(environment, devices):
     environment(STEP)
     trainer = options(devices=devices)
-    settle(trainer)
+    set_topology(trainer)
     assert trainer.num_nodes == 2
     assert trainer.devices == (2 if devices in ("auto", -1) else devices)  # which GPUs is the user's choice
     # What Lightning goes by: the step, not the job.
@@ -135,13 +135,13 @@ def test_trainer_takes_the_number_of_processes_from_the_launcher(environment, de
 def test_options_that_contradict_the_launcher_are_one_clear_line(environment, variables, given, message):
     environment(variables)
     with pytest.raises(UserError, match=message):
-        settle(options(**given))
+        set_topology(options(**given))
 
 
 def test_job_without_srun_is_not_taken_for_one_with(environment):
     environment({"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "3"})
     trainer = options(devices=4)
-    settle(trainer)
+    set_topology(trainer)
     assert trainer.devices == 4
     assert "SLURM_NTASKS" not in os.environ  # by which Lightning would know srun
 

@@ -1,7 +1,5 @@
 """What `fit` decides in a folder with an earlier training."""
 
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,10 @@ from evmamba.launch.fit.resume import (
     CONFIG_FILE,
     Continuation,
     find_continuation,
-    ignore_warning,
-    leave_on_warning,
     move_aside,
     write_config,
 )
-from evmamba.tasks.training import interruption
 from evmamba.tasks.training.checkpoint_files import NEEDED, RUN_KEY
-from evmamba.tasks.training.interruption import TrainingStopped
 
 CONFIG: dict[str, Any] = {
     "seed_everything": 0,
@@ -119,37 +113,3 @@ def test_fresh_moves_the_earlier_training_aside(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(resume, "process_rank", lambda: 1)
     move_aside(tmp_path)
     assert not (tmp_path / "earlier-3").exists()  # rank 0 does that
-
-
-@pytest.fixture
-def requeued(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Signals for which SLURM was asked to queue the job again; the handlers of before are put back."""
-    asked: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
-    monkeypatch.setattr(resume, "requeue_job", lambda: asked.append(signal.SIGUSR1))
-    yield asked
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def test_warned_outside_of_the_training_a_process_leaves_and_has_the_job_requeued(requeued: list[int]):
-    leave_on_warning()
-    with pytest.raises(TrainingStopped) as stopped:
-        signal.raise_signal(signal.SIGUSR1)
-    assert stopped.value.code == 75
-    assert len(requeued) == 1
-    with pytest.raises(TrainingStopped):
-        signal.raise_signal(signal.SIGTERM)  # of scancel, or of the program that started this one
-    assert len(requeued) == 1
-
-
-def test_an_evaluation_is_requeued_for_preemption_but_not_for_its_time_limit(
-    requeued: list[int], monkeypatch: pytest.MonkeyPatch
-):
-    ignore_warning()
-    signal.raise_signal(signal.SIGUSR1)
-    assert requeued == []
-    monkeypatch.setattr(interruption, "is_preempted", lambda: True)
-    with pytest.raises(TrainingStopped):
-        signal.raise_signal(signal.SIGTERM)
-    assert len(requeued) == 1

@@ -11,8 +11,8 @@ from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 
 from evmamba.errors import UserError
 from evmamba.launch.fit import strategies
+from evmamba.launch.fit.checkpoint_folders import consolidate, folder_kind, replaced_folder, restore_previous
 from evmamba.launch.fit.cli import EvmambaCLI, train
-from evmamba.launch.fit.sharded import consolidate, folder_kind, replaced_folder, settle
 from evmamba.launch.fit.strategies import CONFIGS, FSDP2, ZERO_STAGES, ZeRO, build_strategy, check_strategy, spell_out
 from evmamba.tasks.training.callbacks import WeightEMA
 
@@ -251,9 +251,9 @@ def test_writing_that_failed_leaves_the_checkpoint_before_it(tmp_path: Path):
 def test_a_checkpoint_between_two_renames_is_put_back(tmp_path: Path):
     target = tmp_path / "best.ckpt"
     fsdp2_folder(tmp_path / ".best.ckpt.previous")
-    settle(target)
+    restore_previous(target)
     assert folder_kind(target) == "fsdp2"
-    settle(tmp_path / "nothing.ckpt")
+    restore_previous(tmp_path / "nothing.ckpt")
     assert not (tmp_path / "nothing.ckpt").exists()
 
 

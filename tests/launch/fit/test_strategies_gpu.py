@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evmamba.launch.fit.sharded import consolidate, folder_kind
+from evmamba.launch.fit.checkpoint_folders import consolidate, folder_kind
 
 from ..tiny import TASKS, loopback, write_images, write_recipe
 

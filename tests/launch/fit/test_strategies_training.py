@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 
 import evmamba
+from evmamba.launch.fit.checkpoint_folders import consolidate, folder_kind
 from evmamba.launch.fit.cli import train
-from evmamba.launch.fit.sharded import consolidate, folder_kind
 from evmamba.tasks.backbones import build_backbone
 
 from ..tiny import TASKS, loopback, write_images, write_recipe

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from evmamba.launch.report.curves import POINTS, Curve, batch_curves, size_curves, thinned, training_curves
 from evmamba.launch.report.figures import Point, _costs, _front, cost_quality_figures, curve_figure, exponent
-from evmamba.launch.report.series import POINTS, Curve, batch_curves, size_curves, thinned, training_curves
 from evmamba.launch.report.table import build_table
 from evmamba.launch.store.results import Result
 

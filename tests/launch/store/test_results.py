@@ -11,12 +11,12 @@ from evmamba.launch.fit.record import ResultWriter, TrainingRecord
 from evmamba.launch.store.results import (
     FILE_NAME,
     Result,
-    began_at_random,
     config_hash,
     find_results,
     git_state,
     provenance,
     read_result,
+    trained_from_scratch,
     write_json,
     write_result,
 )
@@ -44,11 +44,11 @@ def test_a_test_of_other_weights_says_how_their_training_began():
         return made_result("segmentation", "resnet18", training={"steps": 5}, provenance={"config": config} | origin)
 
     scratch, warm = ({"model": {"init_args": {"checkpoint": path}}} for path in (None, "w.pth"))
-    assert began_at_random(result(scratch)) is True
-    assert began_at_random(result(warm)) is False
-    assert began_at_random(result(scratch, init_from="classification-resnet18")) is False
-    assert began_at_random(result(scratch, init_from="training", from_scratch=True)) is True
-    assert began_at_random(result(None)) is None
+    assert trained_from_scratch(result(scratch)) is True
+    assert trained_from_scratch(result(warm)) is False
+    assert trained_from_scratch(result(scratch, init_from="classification-resnet18")) is False
+    assert trained_from_scratch(result(scratch, init_from="training", from_scratch=True)) is True
+    assert trained_from_scratch(result(None)) is None
 
 
 def test_a_continued_training_knows_its_batch_even_if_no_step_was_left():

@@ -10,8 +10,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from evmamba.tasks.training import sharding
-from evmamba.tasks.training.sharding import shard, unsharded
+from evmamba.tasks.training import distributed
+from evmamba.tasks.training.distributed import shard, unsharded
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def mesh() -> Iterator[DeviceMesh]:
 def test_after_an_evaluation_every_unit_is_split_again_and_frees_its_parameters_after_forward(
     mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sharding, "MIN_UNIT", 1)
+    monkeypatch.setattr(distributed, "MIN_UNIT", 1)
     network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     shard(network, mesh)
     x = torch.ones(2, 4)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from evmamba.launch.report.evidence import CLASSES_SHOWN, confusion, facts_of, per_class, sentence
+from evmamba.launch.report.run_details import CLASSES_SHOWN, confusion, facts_of, per_class, sentence
 
 from ..handmade import made_result
 

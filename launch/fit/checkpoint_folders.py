@@ -56,7 +56,7 @@ def replaced_folder(target: Path, strategy: Strategy) -> Iterator[Path]:
     """Give all processes a folder to write into, which takes the place of `target` when all of them have.
 
     A folder cannot be exchanged in one step: killed between the two renames, the previous checkpoint is the one with a
-    dot before its name and ``.previous`` after it, and `settle` puts it back.
+    dot before its name and ``.previous`` after it, and `restore_previous` puts it back.
     """
     partial = target.with_name(f".{target.name}.partial")
     if strategy.is_global_zero:
@@ -75,7 +75,7 @@ def replaced_folder(target: Path, strategy: Strategy) -> Iterator[Path]:
     strategy.barrier()
 
 
-def settle(target: Path) -> None:
+def restore_previous(target: Path) -> None:
     """Put the previous checkpoint back, if writing ended between taking it away and putting the new one there."""
     if not target.exists():
         with contextlib.suppress(FileNotFoundError):  # there is none, or another process was faster
@@ -102,7 +102,7 @@ def consolidate(folder: Path, output: Path | None = None) -> Path:
     Raises:
         UserError: no whole sharded checkpoint, DeepSpeed is missing, or the file cannot be written.
     """
-    settle(folder)
+    restore_previous(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; consolidate takes the sharded checkpoints of ZeRO and FSDP2")
     output = output or folder.with_name(f"{folder.stem}.consolidated.ckpt")

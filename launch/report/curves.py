@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evmamba.launch.report.notes import precision_of
 from evmamba.launch.report.paper import label_of
-from evmamba.launch.report.remarks import precision_of
 from evmamba.launch.store.results import Result
 
 POINTS = 120
