@@ -1,6 +1,6 @@
 """Public scans over a map as custom operators: autograd, torch.compile, torch.export and FLOP counting see one op.
 
-No mathematics here: `reference.py` defines it, and the backends (`chunked.py`, `triton_es2d.py`) offer
+No mathematics here: `reference.py` defines it, and the backends (`chunked.py`, `numba_es2d.py`, `triton_es2d.py`) offer
 `forward(x, *parameters, pattern, save) -> (y, states)`, `backward(dy, x, *parameters, states, pattern) -> gradients`
 and `states_shape(B, H, W, D, N, pattern)`. The parameters, in order and stacked over K = 4 groups, with step rank R and
 state size N: x_proj_weight `[K, R + 2N, D]`, dt_projs_weight `[K, D, R]`, dt_projs_bias `[K, D]`, A_logs `[K D, N]`,
@@ -24,7 +24,7 @@ from .paths import PATTERNS, es2d_pattern, fold_step, path_length, pattern_named
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("reference", "torch", "triton")
+BACKENDS = ("reference", "torch", "numba", "triton")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -122,12 +122,35 @@ def backend_name(device_type: str, dtype: torch.dtype) -> str:
     forced = os.environ.get("EVMAMBA_BACKEND", "")
     if forced not in ("", *BACKENDS):
         raise ValueError(f"EVMAMBA_BACKEND is {forced!r}, expected one of {', '.join(BACKENDS)}")
-    obstacle = _triton_obstacle(device_type, dtype)
-    if forced == "triton" and obstacle:
-        raise ValueError(f"EVMAMBA_BACKEND=triton cannot be followed: {obstacle}")
-    name = forced or ("triton" if device_type == "cuda" and not obstacle else "torch")
-    _log_once(name, device_type, dtype, obstacle if device_type == "cuda" and not forced else None)
+    best = forced or _FASTEST.get(device_type, "torch")
+    obstacle = None
+    if best == "triton":
+        obstacle = _triton_obstacle(device_type, dtype)
+    elif best == "numba":
+        obstacle = _numba_obstacle(device_type)
+    if forced and obstacle:
+        raise ValueError(f"EVMAMBA_BACKEND={forced} cannot be followed: {obstacle}")
+    name = "torch" if obstacle else best
+    _log_once(name, device_type, dtype, obstacle)
     return name
+
+
+_FASTEST = {"cuda": "triton", "cpu": "numba"}
+
+
+def _numba_obstacle(device_type: str) -> str | None:
+    if device_type != "cpu":
+        return f"numba compiles for CPU tensors, this one is on {device_type}"
+    module = _numba_backend()
+    return module.obstacle() if isinstance(module, ModuleType) else module
+
+
+@lru_cache(maxsize=1)
+def _numba_backend() -> ModuleType | str:
+    try:
+        return importlib.import_module(".numba_es2d", __package__)
+    except ImportError as error:
+        return f"numba cannot be imported ({error}; pip install 'evmamba[cpu]')"
 
 
 def _triton_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
@@ -167,9 +190,8 @@ def _log_once(name: str, device_type: str, dtype: torch.dtype, reason: str | Non
 
 
 def _backend(x: Tensor) -> Any:
-    if backend_name(x.device.type, x.dtype) != "triton":
-        return chunked
-    return _triton_backend()
+    backends = {"triton": _triton_backend, "numba": _numba_backend}
+    return backends.get(backend_name(x.device.type, x.dtype), lambda: chunked)()
 
 
 @torch.compiler.assume_constant_result

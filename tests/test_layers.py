@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "evmamba.launch": {"evmamba", "evmamba.kernels", "evmamba.tasks", "evmamba.conf"},
     "evmamba.conf": set(),
 }
-KERNELS_MAY_USE = {"torch", "triton", "numpy"} | sys.stdlib_module_names
+KERNELS_MAY_USE = {"torch", "triton", "numba", "llvmlite", "numpy"} | sys.stdlib_module_names
 BELOW_CLUSTER = {"store", "measure", "report", "fit", "use", "bench"}
 # The rooms of launch/, and the files that lie there alone.
 ROOM_MAY_IMPORT = {

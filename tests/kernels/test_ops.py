@@ -98,13 +98,15 @@ def test_empty_batch_gives_an_empty_map_and_zero_gradients(make_inputs, step):
     assert not any(gradient.any() for gradient in gradients)
 
 
+@pytest.mark.parametrize("backend", ["torch", "numba"])
 @pytest.mark.parametrize(("pattern", "dtype"), [("es2d", torch.float32), ("ss2d", torch.bfloat16)])
-def test_operators_keep_the_rules_of_torch_library(make_inputs, pattern, dtype):
+def test_operators_keep_the_rules_of_torch_library(make_inputs, monkeypatch, pattern, dtype, backend):
+    monkeypatch.setenv("EVMAMBA_BACKEND", backend)
     inputs = make_inputs(2, 5, 4, 4, 2, 1)
     inputs[0] = inputs[0].to(dtype)
     torch.library.opcheck(torch.ops.evmamba.scan2d, (*inputs, pattern))
     torch.library.opcheck(torch.ops.evmamba.scan2d_train, (*require_grad(inputs), pattern))
-    y, states = chunked.forward(*inputs, pattern, save=True)
+    y, states = torch.ops.evmamba.scan2d_train(*inputs, pattern)
     torch.library.opcheck(torch.ops.evmamba.scan2d_backward, (y, *inputs, states, pattern))
 
 
@@ -247,7 +249,7 @@ def test_inputs_that_do_not_fit_are_named(make_inputs, argument, change, message
         es2d_scan(*inputs)
 
 
-@pytest.mark.parametrize("backend", ["", "torch", "reference"])
+@pytest.mark.parametrize("backend", ["", "torch", "numba", "reference"])
 def test_backends_that_can_run_here_agree(make_inputs, monkeypatch, backend):
     inputs = require_grad(make_inputs(2, 5, 4, 4, 2, 1, torch.float64))
     expected = reference.scan(*inputs, "es2d")
@@ -263,7 +265,7 @@ def test_backends_that_can_run_here_agree(make_inputs, monkeypatch, backend):
 def test_a_backend_that_cannot_be_had_is_refused(make_inputs, monkeypatch, forced):
     monkeypatch.setenv("EVMAMBA_BACKEND", forced)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    message = "on cpu" if forced == "triton" else "'cuda', expected one of reference, torch, triton"
+    message = "on cpu" if forced == "triton" else "'cuda', expected one of reference, torch, numba, triton"
     with pytest.raises(ValueError, match=message):
         es2d_scan(*make_inputs(1, 4, 4, 2, 2, 1))
 
@@ -273,7 +275,8 @@ def test_the_backend_follows_device_and_type(monkeypatch):
     monkeypatch.setattr(ops, "_triton_backend", lambda: chunked)
     assert ops.backend_name("cuda", torch.bfloat16) == "triton"
     assert ops.backend_name("cuda", torch.float64) == "torch"
-    assert ops.backend_name("cpu", torch.float32) == "torch"
+    assert ops.backend_name("cpu", torch.float32) == "numba"
+    assert ops.backend_name("cpu", torch.float64) == "numba"
     assert ops.backend_name("mps", torch.float32) == "torch"
 
 
