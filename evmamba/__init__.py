@@ -1,9 +1,20 @@
-"""Light state-space vision backbone EfficientVMamba."""
+"""Light state-space vision backbone EfficientVMamba.
 
-from evmamba.checkpoints import load_checkpoint, save_checkpoint
+Importing it takes neither torch nor timm along, so that `evmamba --help` answers at once: the names below are looked up
+where they are first used (PEP 562). What other libraries find without being told, the models in timm's registry and the
+scan among torch's operators, follows those libraries (`evmamba.registration`).
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from evmamba import registration
 from evmamba.errors import UserError
-from evmamba.model import EfficientVMamba, FeaturePyramid
-from evmamba.variants import create_model, list_models
+
+if TYPE_CHECKING:
+    from evmamba.checkpoints import load_checkpoint, save_checkpoint
+    from evmamba.model import EfficientVMamba, FeaturePyramid
+    from evmamba.variants import create_model, list_models
 
 __all__ = [
     "EfficientVMamba",
@@ -14,3 +25,26 @@ __all__ = [
     "load_checkpoint",
     "save_checkpoint",
 ]
+
+_MODULES = {
+    "EfficientVMamba": "evmamba.model",
+    "FeaturePyramid": "evmamba.model",
+    "create_model": "evmamba.variants",
+    "list_models": "evmamba.variants",
+    "load_checkpoint": "evmamba.checkpoints",
+    "save_checkpoint": "evmamba.checkpoints",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'evmamba' has no attribute '{name}'")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+registration.follow("torch", "evmamba.kernels")
+registration.follow("timm", "evmamba.timm_models")

@@ -60,15 +60,13 @@ class Backbone(nn.Module):
         options: what makes the network, but for its classifier or pyramid.
 
     Attributes:
-        FIRST_CONV: name of the convolution that sees the image.
-        STEMS: names that this convolution has in checkpoints, ours and others'.
+        STEMS: names that the convolution that sees the image has in checkpoints, ours and others'.
         CLASSIFIER: name of the linear classifier, in networks that have one.
         PYRAMID_ONLY: how the names of parameters begin that only feature pyramids have.
         variant: name in `evmamba.variants` that alone makes the network, None if there is none.
         pretrained_cfg, default_cfg: timm's description of input and classifier.
     """
 
-    FIRST_CONV: ClassVar[str]
     STEMS: ClassVar[tuple[str, ...]]
     CLASSIFIER: ClassVar[str]
     PYRAMID_ONLY: ClassVar[str]

@@ -113,7 +113,6 @@ class Trunk(Backbone):
     """
 
     options: TrunkOptions
-    FIRST_CONV = "stem.conv"
     STEMS = ("stem.conv", "patch_embed.0", "patch_embed.proj")
     CLASSIFIER = "head.fc"
     PYRAMID_ONLY = "outnorm"

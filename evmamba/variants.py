@@ -1,4 +1,4 @@
-"""The named networks: one table of variants and peers, `create_model`, and their registration in timm.
+"""The named networks: one table of variants and peers, and `create_model`; timm has them from `timm_models.py`.
 
 Source: EfficientVMamba, arXiv 2403.09977, table 1, with the widths of the published weights (S is 64, 128, 256, 512;
 the paper's table prints those of B) and the ablations of tables 5 (scan, fusion), 6 and 8 (layout); the atrous step is
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import get_pretrained_cfg
 
 from evmamba.backbone import Backbone
 from evmamba.checkpoints import load_checkpoint
@@ -27,32 +26,18 @@ class Variant:
 
     Attributes:
         options: of its constructors; the others are the caller's.
-        paper: title and arXiv number.
         classifier, pyramid: its classes.
-        pool_size: of the last map for the published input; None without pool.
     """
 
     options: Mapping[str, Any]
-    paper: tuple[str, str]
     classifier: type[Backbone] = EfficientVMamba
     pyramid: type[Backbone] = FeaturePyramid
-    pool_size: tuple[int, int] | None = (7, 7)
 
-
-EFFICIENTVMAMBA = ("EfficientVMamba: Atrous Selective Scan for Light Weight Visual Mamba", "2403.09977")
-VMAMBA = ("VMamba: Visual State Space Model", "2401.10166")
-VIM = ("Vision Mamba: Efficient Visual Representation Learning with Bidirectional State Space Model", "2401.09417")
 
 VARIANTS = {
-    "efficientvmamba_t": Variant(
-        {"dims": (48, 96, 192, 384), "depths": (2, 2, 4, 2), "state_dim": 16}, EFFICIENTVMAMBA
-    ),
-    "efficientvmamba_s": Variant(
-        {"dims": (64, 128, 256, 512), "depths": (2, 2, 4, 2), "state_dim": 16}, EFFICIENTVMAMBA
-    ),
-    "efficientvmamba_b": Variant(
-        {"dims": (96, 192, 384, 768), "depths": (2, 2, 9, 2), "state_dim": 16}, EFFICIENTVMAMBA
-    ),
+    "efficientvmamba_t": Variant({"dims": (48, 96, 192, 384), "depths": (2, 2, 4, 2), "state_dim": 16}),
+    "efficientvmamba_s": Variant({"dims": (64, 128, 256, 512), "depths": (2, 2, 4, 2), "state_dim": 16}),
+    "efficientvmamba_b": Variant({"dims": (96, 192, 384, 768), "depths": (2, 2, 9, 2), "state_dim": 16}),
     # Its first version (January 2024): every block is `x + DropPath(SS2D(LayerNorm(x)))`, without an MLP. That is our
     # trunk with other switches, under the same names in the original's checkpoints.
     "vmamba_tiny": Variant(
@@ -64,10 +49,9 @@ VARIANTS = {
             "fusion": False,
             "layout": "EEEE",
             "step": 2,
-        },
-        VMAMBA,
+        }
     ),
-    "vim_tiny": Variant({"dim": 192, "depth": 24, "state_dim": 16}, VIM, Vim, VimPyramid, pool_size=None),
+    "vim_tiny": Variant({"dim": 192, "depth": 24, "state_dim": 16}, Vim, VimPyramid),
 }
 
 # Switches of the paper's ablations, their values, the published networks' first.
@@ -147,7 +131,9 @@ def create_model(
     taken = {option: value for option, value in options.items() if option in _parameters(kind)}
     model = kind(**variant.options, **switches, **taken)
     model.variant = _tagged_name(base, options | switches)
-    model.pretrained_cfg = model.default_cfg = default_cfgs[base].default.to_dict()
+    cfg = get_pretrained_cfg(base)  # `evmamba.timm_models` has put it into timm's registry
+    assert cfg is not None
+    model.pretrained_cfg = model.default_cfg = cfg.to_dict()
     if checkpoint_path is not None:
         load_checkpoint(model, checkpoint_path)
     return model
@@ -172,69 +158,3 @@ def _parameters(kind: type[Backbone]) -> set[str]:
 def _tagged_name(base: str, options: Mapping[str, Any]) -> str:
     """The name that alone makes the same network, however its switches were given."""
     return "-".join([base, *(tag for tag, (switch, value) in TAGS.items() if options.get(switch) == value)])
-
-
-def _cfg(variant: Variant) -> dict[str, Any]:
-    title, arxiv = variant.paper
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "min_input_size": (3, 32, 32),
-        "pool_size": variant.pool_size,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": variant.classifier.FIRST_CONV,
-        "classifier": variant.classifier.CLASSIFIER,
-        "license": "apache-2.0",
-        "paper_name": title,
-        "paper_ids": f"arXiv:{arxiv}",
-    }
-
-
-default_cfgs = generate_default_cfgs({name: _cfg(variant) for name, variant in VARIANTS.items()})
-
-
-def _timm_entry(name: str, pretrained: bool, options: dict[str, Any]) -> Backbone:
-    """Create a model for `timm.create_model`, which adds options of its own bookkeeping."""
-    if pretrained:
-        raise UserError(
-            f"no weights are hosted for {name}; take pretrained=False and load a file with evmamba.load_checkpoint or "
-            "evmamba.create_model(..., checkpoint_path=...)"
-        )
-    cfg, overlay = options.pop("pretrained_cfg", None), options.pop("pretrained_cfg_overlay", None)
-    options.pop("cache_dir", None)
-    model = create_model(name, **options)
-    model.pretrained_cfg = model.default_cfg = resolve_pretrained_cfg(name, cfg, overlay).to_dict()
-    return model
-
-
-@register_model
-def efficientvmamba_t(pretrained: bool = False, **options: Any) -> Backbone:
-    """EfficientVMamba-T, 6.5 M parameters, 0.81 G multiply-accumulates."""
-    return _timm_entry("efficientvmamba_t", pretrained, options)
-
-
-@register_model
-def efficientvmamba_s(pretrained: bool = False, **options: Any) -> Backbone:
-    """EfficientVMamba-S, 11.3 M parameters, 1.34 G multiply-accumulates."""
-    return _timm_entry("efficientvmamba_s", pretrained, options)
-
-
-@register_model
-def efficientvmamba_b(pretrained: bool = False, **options: Any) -> Backbone:
-    """EfficientVMamba-B, 33.7 M parameters, 4.00 G multiply-accumulates."""
-    return _timm_entry("efficientvmamba_b", pretrained, options)
-
-
-@register_model
-def vmamba_tiny(pretrained: bool = False, **options: Any) -> Backbone:
-    """VMamba-T without MLPs, 22.9 M parameters, 5.63 G multiply-accumulates."""
-    return _timm_entry("vmamba_tiny", pretrained, options)
-
-
-@register_model
-def vim_tiny(pretrained: bool = False, **options: Any) -> Backbone:
-    """Vim-Ti, 7.1 M parameters, 1.82 G multiply-accumulates."""
-    return _timm_entry("vim_tiny", pretrained, options)

@@ -117,7 +117,6 @@ class VimTrunk(Backbone):
     """Patches, class token, position embedding and layers, which classifier and pyramid share."""
 
     options: VimOptions
-    FIRST_CONV = "patch_embed.proj"
     STEMS = ("patch_embed.proj",)
     CLASSIFIER = "head"
     PYRAMID_ONLY = "up."

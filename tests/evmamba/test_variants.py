@@ -4,47 +4,16 @@ import json
 
 import numpy as np
 import pytest
-import timm
 import torch
-from timm.data import resolve_model_data_config
 from timm.optim import param_groups_layer_decay
 
-from evmamba import EfficientVMamba, FeaturePyramid, UserError, create_model, list_models, load_checkpoint
+from evmamba import EfficientVMamba, FeaturePyramid, UserError, create_model, load_checkpoint
 from evmamba.cost import count_macs
 from evmamba.variants import ABLATIONS, TAGS, split_name
 
 NAMES = ["efficientvmamba_b", "efficientvmamba_s", "efficientvmamba_t"]
 PEERS = ["vim_tiny", "vmamba_tiny"]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6}
-
-
-def test_timm_lists_our_models():
-    assert list_models() == [*NAMES, *PEERS]
-    assert timm.list_models("efficientvmamba*") == NAMES
-    assert set(PEERS) <= set(timm.list_models())
-
-
-def test_timm_creates_a_classifier():
-    model = timm.create_model("efficientvmamba_t", num_classes=7, in_chans=1, drop_path_rate=0.2, drop_rate=0.1)
-    assert model(torch.randn(2, 1, 40, 40)).shape == (2, 7)
-    assert model.stages[-1].blocks[-1].drop_path.drop_prob == pytest.approx(0.2)
-    assert model.head.drop_rate == 0.1
-
-
-def test_timm_creates_a_pyramid():
-    model = timm.create_model("efficientvmamba_t", features_only=True, out_indices=(1, 3), in_chans=4)
-    assert model.feature_info.channels() == [96, 384]
-    assert model.feature_info.reduction() == [8, 32]
-    assert [tuple(m.shape) for m in model(torch.randn(1, 4, 64, 64))] == [(1, 96, 8, 8), (1, 384, 2, 2)]
-
-
-def test_timm_knows_the_input():
-    config = resolve_model_data_config(timm.create_model("efficientvmamba_s"))
-    assert config["input_size"] == (3, 224, 224)
-    assert config["crop_pct"] == 0.875
-    assert config["interpolation"] == "bicubic"
-    overlaid = timm.create_model("efficientvmamba_t", pretrained_cfg_overlay={"crop_pct": 1.0})
-    assert resolve_model_data_config(overlaid)["crop_pct"] == 1.0
 
 
 def test_timm_groups_all_parameters_by_depth():
@@ -55,11 +24,6 @@ def test_timm_groups_all_parameters_by_depth():
     assert scale[id(model.stem.conv.weight)] < scale[id(model.stages[0].blocks[0].norm.weight)]
     assert scale[id(model.stages[1].blocks[1].norm.weight)] < scale[id(model.stages[3].blocks[1].expand.weight)]
     assert scale[id(model.head.fc.weight)] == 1.0
-
-
-def test_pretrained_weights_are_said_to_be_absent():
-    with pytest.raises(UserError, match=r"no weights are hosted.*checkpoint_path"):
-        timm.create_model("efficientvmamba_t", pretrained=True)
 
 
 @pytest.mark.parametrize(
@@ -87,11 +51,6 @@ def test_pretrained_weights_are_said_to_be_absent():
 def test_unknown_names_offer_the_nearest(name, options, message):
     with pytest.raises(UserError, match=message):
         create_model(name, **options)
-
-
-def test_unknown_options_through_timm_offer_the_nearest():
-    with pytest.raises(UserError, match="did you mean drop_path_rate"):
-        timm.create_model("efficientvmamba_t", drop_path=0.1)
 
 
 @pytest.mark.parametrize(
@@ -163,15 +122,6 @@ def test_vmambas_pyramid_reads_a_classifiers_weights(original_weights):
     assert all(name.startswith("outnorm") for name in loaded.kept)
     assert [tuple(m.shape) for m in pyramid(torch.randn(1, 3, 72, 40))] == [(1, 16, 9, 5), (1, 32, 3, 2)]
     assert pyramid.feature_info.channels() == [16, 32]
-
-
-def test_timm_creates_vmamba_and_its_pyramid():
-    model = timm.create_model("vmamba_tiny", num_classes=7, drop_path_rate=0.2)
-    assert {block.global_branch.scan for stage in model.stages for block in stage.blocks} == {"ss2d"}
-    assert model.get_classifier().out_features == 7
-    assert model.stages[-1].blocks[-1].drop_path.drop_prob == pytest.approx(0.2)
-    pyramid = timm.create_model("vmamba_tiny", features_only=True)
-    assert pyramid.feature_info.channels() == [96, 192, 384, 768]
 
 
 @pytest.mark.parametrize("architecture", ["Unet", "FPN", "UPerNet"])

@@ -121,6 +121,22 @@ def test_help_and_version_are_there(capsys: pytest.CaptureFixture[str]):
     assert "conf/segmentation/tiny.yaml" in printed
 
 
+def test_no_help_waits_for_torch():
+    program = (
+        "import contextlib, io, sys\n"
+        "from evmamba.launch.cli import COMMANDS, main\n"
+        "from evmamba.launch.commands.training import TRAINING\n"
+        "for arguments in [['--help'], ['--version'], *([command, '--help'] for command in (*COMMANDS, *TRAINING))]:\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):\n"
+        "        main(arguments)\n"
+        "    assert said.getvalue().strip(), arguments\n"
+        "    heavy = {'torch', 'timm', 'lightning', 'matplotlib'} & sys.modules.keys()\n"
+        "    assert not heavy, (arguments, heavy)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_packaged_recipe_fits_its_classes(capsys: pytest.CaptureFixture[str]):
     names = recipes()
     assert {f"conf/{task}/tiny.yaml" for task in ("classification", "detection", "segmentation")} <= set(names)

@@ -3,6 +3,8 @@
 import datetime
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -241,3 +243,18 @@ def test_a_silent_slurm_is_no_proof_of_an_end_except_in_the_report_job(
     monkeypatch.setenv("SLURM_JOB_ID", "9")  # a container without squeue, say
     assert len(record_failures(output)) == 3
     assert "there is no result; last words: no log at" in read_result(folder_of(output, FIRST) / "result.json").reason
+
+
+def test_status_does_not_wait_for_torch(output: Path, fake: FakeSlurm):
+    fake.set(1, JobState="RUNNING", Reason="None", NodeList="n1", RunTime="00:01:03")
+    finish(output, FIRST)
+    program = (
+        "import sys\n"
+        "from evmamba.launch.cli import main\n"
+        "assert main(['status', sys.argv[1]]) == 0\n"
+        "print({'torch', 'timm', 'lightning'} & sys.modules.keys())"
+    )
+    command = [sys.executable, "-c", program, str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert FIRST.name[:20] in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == "set()"
