@@ -16,6 +16,7 @@ from evmamba.checkpoints import LIGHTNING_RAW_SLOT, write_safetensors
 from evmamba.errors import UserError
 from evmamba.files import write_errors
 from evmamba.tasks.training.callbacks import AtomicCheckpointIO
+from evmamba.tasks.training.checkpoint_safety import check_folder, load_plain
 
 Kind = Literal["deepspeed", "fsdp2"]
 # Within DeepSpeed's folder, as Lightning names it.
@@ -90,8 +91,7 @@ def consolidate(folder: Path, output: Path | None = None) -> Path:
     """Make one file of a sharded checkpoint; its weights are the trained float32 ones, bit for bit.
 
     Args:
-        folder: what a training with ``deepspeed_stage_1``, ``_2``, ``_3`` or ``fsdp2`` saved. Reading it unpickles:
-            take only folders whose author you trust.
+        folder: what a training with ``deepspeed_stage_1``, ``_2``, ``_3`` or ``fsdp2`` saved.
         output: ``*.safetensors`` for the weights alone (averaged ones if the training averaged), otherwise a checkpoint
             for ``test --ckpt_path`` and for `evmamba.load_checkpoint`, with raw and averaged weights but without
             optimizer states. Default: ``NAME.consolidated.ckpt`` beside the folder.
@@ -126,10 +126,11 @@ def read_whole(path: Path) -> dict[str, Any]:
         UserError: no whole checkpoint, or DeepSpeed is missing.
     """
     if path.is_file():
-        return torch.load(path, "cpu", weights_only=False)
+        return load_plain(path)
     kind = folder_kind(path)
     if kind is None:
         raise UserError(f"{path} is no sharded checkpoint, or not a whole one; ZeRO and FSDP2 write such folders")
+    check_folder(path)
     return _read_deepspeed(path) if kind == "deepspeed" else _read_fsdp2(path)
 
 
@@ -141,7 +142,7 @@ def _read_deepspeed(folder: Path) -> dict[str, Any]:
             "reading this folder needs DeepSpeed; in evmamba's folder: pip install '.[deepspeed]'"
         ) from error
 
-    written = torch.load(min((folder / TAG).glob("*model_states.pt")), "cpu", weights_only=False)
+    written = load_plain(min((folder / TAG).glob("*model_states.pt")))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # prints and bars
         weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(folder, TAG)
     # DeepSpeed makes float32 of buffers too, counters among them.
@@ -166,7 +167,7 @@ def _read_fsdp2(folder: Path) -> dict[str, Any]:
         if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
     }
     load(weights, storage_reader=reader, no_dist=True)
-    rest = torch.load(folder / REST_FILE, "cpu", weights_only=False)
+    rest = load_plain(folder / REST_FILE)
     checkpoint = {key: value for key, value in rest.items() if key in LIGHTNING_KEYS}
     return checkpoint | {"state_dict": {name.removeprefix(prefix): value for name, value in weights.items()}}
 

@@ -36,6 +36,7 @@ from evmamba.launch.store.results import check_writable
 from evmamba.tasks import TASKS
 from evmamba.tasks.data import TaskDataModule
 from evmamba.tasks.module import TaskModule
+from evmamba.tasks.training.checkpoint_safety import check_folder
 from evmamba.tasks.training.metrics_log import MetricsLog
 
 # Errors are raised, not printed; and max_epoch is a mistake, not max_epochs.
@@ -92,7 +93,9 @@ class EvmambaCLI(LightningCLI):
         checkpoint = self.config[subcommand].get("ckpt_path") if subcommand else None
         if checkpoint is not None and not str(checkpoint).startswith(NAMED_CHECKPOINTS):
             restore_previous(Path(checkpoint))
-            if not Path(checkpoint).is_dir():
+            if Path(checkpoint).is_dir():
+                check_folder(Path(checkpoint))
+            else:
                 _check_checkpoint(Path(checkpoint))
 
     def before_instantiate_classes(self) -> None:

@@ -1,6 +1,5 @@
 """Checkpoint files on the disk: which are whole, which is the newest, and how one replaces another."""
 
-import pickle
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -8,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from evmamba.files import sync_folder
+from evmamba.tasks.training.checkpoint_safety import check_folder, load_plain
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 # What a checkpoint needs for a training to go on; Lightning itself looks for the first.
@@ -39,18 +37,30 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
 
     The checksums of all its parts are compared, so it reads the whole file once. Of a folder (sharded checkpoint) it
     tests every file that is an archive.
+
+    Raises:
+        UserError: it is whole, but holds what could run code.
     """
     if path.is_dir():
         return _read_folder(path)
     try:
         if not _whole(path):
             return None
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile):
+        content = load_plain(path)
+    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile):
         return None
     if not isinstance(content, dict) or any(key not in content for key in NEEDED):
         return None
-    return Checkpoint(path, content["global_step"], content.get(RUN_KEY, {}).get("ended"))
+    return _checkpoint(path, content)
+
+
+def _checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint | None:
+    """None where the entries are not of the kind that they should be."""
+    step, run = content.get("global_step"), content.get(RUN_KEY, {})
+    ended = run.get("ended") if isinstance(run, dict) else 0
+    if type(step) is not int or step < 0 or not (ended is None or isinstance(ended, dict)):
+        return None
+    return Checkpoint(path, step, ended)
 
 
 def _whole(path: Path) -> bool:
@@ -65,8 +75,8 @@ def _read_folder(path: Path) -> Checkpoint | None:
     states = [file for file in parts if "model_states" in file.name or file.name == "meta.pt"]
     if not states or not all(_whole(file) for file in parts):
         return None
-    content = torch.load(sorted(states)[0], map_location="cpu", mmap=True, weights_only=False)
-    return Checkpoint(path, content.get("global_step", 0), content.get(RUN_KEY, {}).get("ended"))
+    check_folder(path)
+    return _checkpoint(path, load_plain(sorted(states)[0]))
 
 
 def candidates(root: Path) -> list[Path]:
