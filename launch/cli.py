@@ -49,6 +49,8 @@ def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         _parser().print_help()
         return 0
+    if any(argument.startswith("-") for argument in arguments[1:]):
+        arguments = _import_modules(arguments)
     command = arguments[0]
     if command == "--version":
         print(f"evmamba {metadata.version('evmamba')}")
@@ -61,13 +63,31 @@ def _dispatch(arguments: list[str]) -> int:
     return importlib.import_module(f"evmamba.launch.commands.{command}").main(arguments[1:])
 
 
+def _import_modules(arguments: list[str]) -> list[str]:
+    """Import what ``--import`` names, let files name what other options name; return the arguments without it."""
+    from evmamba.tasks.registry import import_modules
+    from evmamba.tasks.trust import named_by_user, trust
+
+    rest: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        option, equals, value = argument.partition("=")
+        if option == "--import":
+            import_modules((value if equals else next(waiting, "")).split(","))
+        else:
+            rest.append(argument)
+    trust(named_by_user(rest[1:]))
+    return rest
+
+
 def _parser() -> argparse.ArgumentParser:
     commands = "\n".join(f"  {name:13}{what}" for name, what in (COMMANDS | training.TRAINING).items())
     return argparse.ArgumentParser(
         prog="evmamba",
         usage="evmamba COMMAND [options]",
         description="EfficientVMamba: train it, measure it, compare it on three tasks.",
-        epilog=f"commands:\n{commands}\n\nevmamba COMMAND --help says more. --version prints the version.",
+        epilog=f"commands:\n{commands}\n\nevmamba COMMAND --help says more. --version prints the version; "
+        "--import NAME,NAME imports modules of\nyour own, whose tasks, models and classes recipes and checkpoints may then name.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )

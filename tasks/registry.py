@@ -7,6 +7,7 @@ from importlib import metadata
 from evmamba.errors import UserError, unknown_name
 from evmamba.tasks.own_modules import import_own
 from evmamba.tasks.record import Task
+from evmamba.tasks.trust import trust
 
 ENTRY_POINTS = "evmamba.tasks"
 # Modules to be imported first, with commas between them: processes that a command starts have it from their parent.
@@ -39,6 +40,7 @@ class Registry:
             shared = {head.key for head in task.heads} & {head.key for head in other.heads}
             if shared and other.name != task.name:
                 raise UserError(f"the tasks {other.name} and {task.name} both have a head '{min(shared)}'; rename one")
+        trust([task.module.split(".")[0]])  # it is imported: its module has run already
         self._tasks[task.name] = task
 
     def __getitem__(self, name: str) -> Task:
@@ -84,6 +86,7 @@ class Registry:
             except (ImportError, AttributeError) as error:
                 raise UserError(f"the task '{point.name}' of an installed package cannot be loaded: {error}") from error
         for module in _named():
+            trust([module])
             import_own(module, f"{IMPORTS_VARIABLE} names it")
 
 
@@ -94,6 +97,7 @@ def import_modules(names: Iterable[str]) -> None:
         UserError: there is no such module where the command was given, or installed.
     """
     for name in names:
+        trust([name])
         import_own(name, "--import names it")
         os.environ[IMPORTS_VARIABLE] = ",".join(dict.fromkeys([*_named(), name]))
 

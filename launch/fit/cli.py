@@ -21,6 +21,7 @@ from evmamba.launch.fit.checkpoint_folders import restore_previous
 from evmamba.launch.fit.described import SelfDescription
 from evmamba.launch.fit.option_errors import short_error
 from evmamba.launch.fit.quiet import quiet_warnings
+from evmamba.launch.fit.recipe_imports import limit_imports
 from evmamba.launch.fit.recipes import find_recipe
 from evmamba.launch.fit.record import ResultWriter, add_callbacks
 from evmamba.launch.fit.resume import (
@@ -36,8 +37,9 @@ from evmamba.launch.store.results import check_writable
 from evmamba.tasks import TASKS
 from evmamba.tasks.data import TaskDataModule
 from evmamba.tasks.module import TaskModule
-from evmamba.tasks.training.checkpoint_safety import check_folder
+from evmamba.tasks.training.checkpoint_safety import check_folder, load_plain
 from evmamba.tasks.training.metrics_log import MetricsLog
+from evmamba.tasks.trust import check_backbone, named_by_user, trust
 
 # Errors are raised, not printed; and max_epoch is a mistake, not max_epochs.
 PARSER_OPTIONS: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
@@ -61,6 +63,8 @@ class EvmambaCLI(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str], run: bool = True) -> None:
+        trust(named_by_user(args))
+        limit_imports()
         args, self.recipe = resolve_configs(spell_out(args))
         self.fresh = args[:1] == ["fit"] and "--fresh" in args
         if self.fresh:
@@ -90,15 +94,19 @@ class EvmambaCLI(LightningCLI):
         except ArgumentError as error:
             raise short_error(error.message or str(error), set(_options(parser))) from error
         subcommand = self.config.get("subcommand")
-        checkpoint = self.config[subcommand].get("ckpt_path") if subcommand else None
+        options = self.config[subcommand] if subcommand else self.config
+        if subcommand and options.get("weights_only") is None:
+            options.weights_only = True
+        checkpoint = options.get("ckpt_path") if subcommand else None
         if checkpoint is not None and not str(checkpoint).startswith(NAMED_CHECKPOINTS):
             restore_previous(Path(checkpoint))
             if Path(checkpoint).is_dir():
                 check_folder(Path(checkpoint))
             else:
-                _check_checkpoint(Path(checkpoint))
+                _check_checkpoint(Path(checkpoint), unpickle=not options.weights_only)
 
     def before_instantiate_classes(self) -> None:
+        check_backbone(str(self._get(self.config, "model").get("init_args", {}).get("backbone")), "the recipe")
         trainer = self._get(self.config, "trainer")
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(Path("runs", self.recipe or "unnamed"))
@@ -216,7 +224,7 @@ def _check_yaml(path: Path) -> None:
         raise UserError(f"{path}: a recipe has 'model:', 'data:' and 'trainer:' at its top, this file has not")
 
 
-def _check_checkpoint(path: Path) -> None:
+def _check_checkpoint(path: Path, unpickle: bool) -> None:
     if not path.is_file():
         raise UserError(f"checkpoint not found: {path} (--ckpt_path)")
     weights = f"weights alone are given by --model.init_args.checkpoint={path}"
@@ -227,6 +235,8 @@ def _check_checkpoint(path: Path) -> None:
     # Looked for as bytes: unpickling could run whatever the file says, and would read all of it.
     if not any(CHECKPOINT_KEY in pickle for pickle in pickles):
         raise UserError(f"{path} holds weights only, no training to continue or test (--ckpt_path); {weights}")
+    if not unpickle:
+        load_plain(path)
 
 
 def _options(parser: LightningArgumentParser) -> Iterator[str]:

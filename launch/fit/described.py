@@ -18,7 +18,9 @@ from lightning.pytorch.callbacks import Callback
 
 from evmamba.checkpoints import read_file
 from evmamba.errors import UserError
+from evmamba.launch.fit.recipe_imports import limit_imports
 from evmamba.tasks.module import TaskModule
+from evmamba.tasks.trust import check_backbone, check_trusted
 
 KEY = "evmamba"
 
@@ -78,10 +80,13 @@ def load_described(path: Path) -> Described:
             "do (last.ckpt, best.ckpt); weights alone are loaded with evmamba.load_checkpoint"
         )
     config = copy.deepcopy(description["model"])
+    check_trusted(config["class_path"], f"the checkpoint {path}")
     arguments = config["init_args"]
     arguments |= {k: v for k, v in _earlier_options(config["class_path"]).items() if k not in arguments}
+    check_backbone(str(arguments.get("backbone")), f"the checkpoint {path}")
     arguments["num_classes"] = len(description["class_names"])
     arguments["checkpoint"] = None  # what it once started from
+    limit_imports()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(TaskModule, "model", instantiate=True)
     module: TaskModule = parser.instantiate_classes(parser.parse_object({"model": config})).model

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterable
 
 from evmamba.errors import UserError, unknown_name
+from evmamba.tasks.trust import refusal
 
 # Lines of jsonargparse's explanations that say nothing to the user.
 NOISE = re.compile(
@@ -23,6 +24,8 @@ def short_error(message: str, options: Iterable[str]) -> UserError:
         message: what the ArgumentError says, often ten lines.
         options: the parser's own options, to offer the nearest one.
     """
+    if match := re.search(r"Importing '(\w+)([\w.]*)' is not allowed", message):
+        return refusal(match[1] + match[2], "the recipe")
     classes = re.findall(r"class_path '([\w.]+)'", message)
     if match := re.search(r"Option '([\w.]+)' is not accepted", message):
         return _unknown_option(match[1], classes)

@@ -26,7 +26,9 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
     add_callbacks(cli.trainer, record, ProgressWriter(folder, record))
     # Also a training that is finished: its last validation is repeated, and the module holds its weights again.
     found = cli.continuation()
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=found.checkpoint and str(found.checkpoint), weights_only=True)
+    cli.trainer.fit(
+        cli.model, datamodule=cli.datamodule, ckpt_path=found.checkpoint and str(found.checkpoint), weights_only=True
+    )
     if cli.trainer.interrupted:
         raise KeyboardInterrupt
     if found.finished:

@@ -70,7 +70,9 @@ def check_folder(folder: Path) -> None:
         if (folder / METADATA_FILE).is_file():
             _check_distributed(folder)
     except (OSError, RuntimeError, EOFError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"{folder} is no whole checkpoint ({type(error).__name__} while its files were read)") from error
+        raise UserError(
+            f"{folder} is no whole checkpoint ({type(error).__name__} while its files were read)"
+        ) from error
 
 
 def _refused(name: str) -> UserError:
