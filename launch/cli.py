@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         usage="evmamba COMMAND [options]",
         description="EfficientVMamba: train it, measure it, compare it on three tasks.",
         epilog=f"commands:\n{commands}\n\nevmamba COMMAND --help says more. --version prints the version; "
-        "--import NAME,NAME imports modules of\nyour own, whose tasks, models and classes recipes and checkpoints may then name.",
+        "--import NAME,NAME imports modules of\nyour own; recipes and checkpoints may then name what is in them.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )

@@ -69,6 +69,8 @@ def check_folder(folder: Path) -> None:
                 load_plain(file)
         if (folder / METADATA_FILE).is_file():
             _check_distributed(folder)
+    except UserError:
+        raise
     except (OSError, RuntimeError, EOFError, ValueError, AttributeError, KeyError) as error:
         raise UserError(
             f"{folder} is no whole checkpoint ({type(error).__name__} while its files were read)"

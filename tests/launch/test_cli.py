@@ -175,7 +175,7 @@ def test_test_writes_a_result_and_report_reads_it(capsys: pytest.CaptureFixture[
     assert "data:image/jpeg" in Path("runs/report.html").read_text()
 
 
-def test_a_recipe_may_name_classes_of_a_module_that_lies_where_one_stands(tmp_path: Path):
+def test_a_recipe_may_name_classes_of_an_imported_module_that_lies_where_one_stands(tmp_path: Path):
     (tmp_path / "my_data.py").write_text(
         "from evmamba.tasks.classification import ClassificationData\n\n\nclass MyData(ClassificationData):\n    pass\n"
     )
@@ -185,6 +185,10 @@ def test_a_recipe_may_name_classes_of_a_module_that_lies_where_one_stands(tmp_pa
     )
     # -P: the interpreter does not add the folder by itself, as it does not for a console script.
     command = [sys.executable, "-P", "-m", "evmamba.launch.cli", "fit", "--config", "my.yaml", "--print_config"]
+    refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert refused.returncode == 2
+    assert "--import my_data" in refused.stderr
+    command += ["--import", "my_data"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "class_path: my_data.MyData" in done.stdout
