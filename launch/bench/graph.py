@@ -1,6 +1,6 @@
 """A benchmark as a graph of runs: what starts from what, on how many processes, and how they share a global batch.
 
-`build_graph` turns the specs of `plan.plan` into the runs of `evmamba submit`:
+`build_graph` turns the specs of `plan.plan` into the runs of `evmamba submit`, and of `evmamba bench --preset paper`:
 
     cost
     classification -> detection

@@ -15,7 +15,7 @@ from evmamba.launch.report.run_details import confusion, facts_of, per_class, pi
 from evmamba.launch.report.table import DASH, Table
 from evmamba.launch.store.results import Result
 
-# Costs over the input's size: key, axis, unit's factor, whether the axes are logarithmic.
+# Costs over the input's size, on logarithmic axes: key, axis, unit's factor.
 SIZE_COSTS = (
     ("macs", "multiply-adds (G)", 1e-9),
     ("latency_ms_median", "latency of one image (ms)", 1.0),

@@ -1,9 +1,8 @@
-"""Trainer callbacks that the recipes share: averaged weights, checkpoints, a progress bar."""
+"""Trainer callbacks that the recipes share: averaged weights and checkpoints."""
 
 import copy
 import os
 import signal
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -15,9 +14,6 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import (
     Checkpoint,
     ModelCheckpoint,
-    ProgressBar,
-    RichProgressBar,
-    TQDMProgressBar,
     WeightAveraging,
 )
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
@@ -264,8 +260,3 @@ def _recount_batches(fit_loop: dict[str, Any], then: int | None, now: int | None
 
 def _noted(trainer: L.Trainer) -> signal.Signals | None:
     return getattr(trainer._signal_connector, "noted", None)
-
-
-def progress_bar() -> ProgressBar:
-    """Return rich bars in a terminal, and plain lines where the output goes to a file."""
-    return RichProgressBar(leave=False) if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=50)
