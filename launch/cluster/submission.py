@@ -197,7 +197,7 @@ def submit(specs: Sequence[RunSpec], output: Path, cluster: Cluster, resume: boo
 
     Raises:
         UserError: there is no sbatch or it refuses; the folder is in use already. Jobs submitted until then stay noted
-            in ``jobs.json``.
+            in ``jobs.json``, and the files of all others are there.
     """
     try:
         with filelock.FileLock(output / LOCK_FILE, timeout=0):
@@ -213,6 +213,11 @@ def _submit(specs: Sequence[RunSpec], output: Path, cluster: Cluster, resume: bo
             f"jobs were submitted to {output} before; --resume submits what is missing, or use another --output"
         )
     actions, live = steps(specs, output, book)
+    # All files first: whatever sbatch refuses then, the folder knows the whole graph, and --resume submits the rest.
+    for step in actions:
+        if step.action == "submit":
+            _write_run(step.spec, output, cluster)
+    write_text(output / REPORT_SCRIPT, slurm.report_script(output, cluster["report"]))
     book.order, book.cluster = [spec.name for spec in specs], dict(cluster.given)
     book.write()
     done, count = {}, 0
@@ -223,18 +228,19 @@ def _submit(specs: Sequence[RunSpec], output: Path, cluster: Cluster, resume: bo
             if step.action == "submit":
                 if name in live:
                     slurm.cancel([live[name]])  # it waits for a job that has failed
-                live[name] = _submit_run(step, output, cluster, live)
+                script = output / RUNS_FOLDER / name / SCRIPT_FILE
+                live[name] = slurm.submit(script, [live[need] for need in step.needs])
                 book.add(name, live[name])
                 done[name] = f"submitted as job {live[name]}"
                 count += 1
-        report = _submit_report(output, cluster, book, live, anew=any(step.action == "submit" for step in actions))
+        report = _submit_report(output, book, live, anew=any(step.action == "submit" for step in actions))
     except UserError as error:
         raise UserError(f"{error}; {count} jobs were submitted before that, --resume goes on") from error
     console.print(tree(specs, lambda spec: describe(spec, done[spec.name]), f"report  [dim]{report}[/]"))
     console.print(f"\nevmamba status {output}", style="dim", highlight=False, soft_wrap=True)
 
 
-def _submit_report(output: Path, cluster: Cluster, book: JobBook, live: dict[str, int], anew: bool) -> str:
+def _submit_report(output: Path, book: JobBook, live: dict[str, int], anew: bool) -> str:
     """Submit the report after all live jobs, unless there is one that waits for them; say what was done."""
     waiting = live.pop(REPORT, None)
     if waiting is not None and not anew:
@@ -243,9 +249,7 @@ def _submit_report(output: Path, cluster: Cluster, book: JobBook, live: dict[str
         return "finished"
     if waiting is not None:
         slurm.cancel([waiting])  # it does not know of the new jobs
-    script = output / REPORT_SCRIPT
-    write_text(script, slurm.report_script(output, cluster["report"]))
-    book.add(REPORT, slurm.submit(script, sorted(live.values()), "afterany"))
+    book.add(REPORT, slurm.submit(output / REPORT_SCRIPT, sorted(live.values()), "afterany"))
     return f"submitted as job {book.job_of(REPORT)}, after all others have ended"
 
 
@@ -282,12 +286,10 @@ def describe(spec: RunSpec, action: str) -> str:
     return f"[bold]{escape(spec.name)}[/]  {escape(action)}  [dim]{escape(details)}[/]"
 
 
-def _submit_run(step: Step, output: Path, cluster: Cluster, live: dict[str, int]) -> int:
-    spec, folder = step.spec, output / RUNS_FOLDER / step.spec.name
+def _write_run(spec: RunSpec, output: Path, cluster: Cluster) -> None:
+    folder = output / RUNS_FOLDER / spec.name
     prepare(spec, folder)
-    script = folder / SCRIPT_FILE
-    write_text(script, slurm.run_script(spec, folder, cluster[kind_of(spec)]))
-    return slurm.submit(script, [live[name] for name in step.needs])
+    write_text(folder / SCRIPT_FILE, slurm.run_script(spec, folder, cluster[kind_of(spec)]))
 
 
 def prepare(spec: RunSpec, folder: Path) -> None:

@@ -218,6 +218,28 @@ def test_jobs_that_were_submitted_before_sbatch_refused_are_noted(
     assert fake.calls("sbatch")[3].startswith("--parsable --dependency=afterok:101 ")
 
 
+@pytest.mark.parametrize("accepted", range(6))
+def test_wherever_sbatch_refuses_no_run_is_lost(
+    tmp_path: Path, fake: FakeSlurm, capsys: pytest.CaptureFixture[str], accepted: int
+):
+    output = tmp_path / "out"
+    fake.refuse_from(100 + accepted)
+    assert submit(output, NO_GPUS) == 2
+    known = set(jobs.read_specs(output))
+    assert len(known) == 5
+    assert all((output / "runs" / name / "job.sbatch").is_file() for name in known)
+    capsys.readouterr()
+    assert cli.main(["status", str(output), "--json"]) == 0
+    told = {run["run"]: run["state"] for run in json.loads(capsys.readouterr().out)}
+    assert set(told) == known
+    assert sum(state == "not submitted" for state in told.values()) == 5 - min(accepted, 5)
+    (fake.folder / "refuse").unlink()
+    assert submit(output, "--resume") == 0
+    submitted = json.loads((output / "jobs.json").read_text())["jobs"]
+    assert set(submitted) == known | {"report"}
+    assert all(len(numbers) == 1 for numbers in submitted.values())
+
+
 def test_nothing_is_submitted_twice_because_squeue_was_silent(
     tmp_path: Path, fake: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ):
