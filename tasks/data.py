@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from evmamba.errors import UserError
 from evmamba.tasks.images import BadImagePolicy, find_unreadable, handle_unreadable
+from evmamba.tasks.module import TaskModule
 from evmamba.tasks.training.randomness import SeededSamples
 from evmamba.tasks.training.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
 
@@ -43,6 +45,7 @@ class TaskDataModule(L.LightningDataModule):
     task: ClassVar[str]
     num_classes: int
     class_names: list[str]
+    image_size: int  # where the record says `scalable`
     train_set: Dataset
     val_set: Dataset
 
@@ -73,6 +76,18 @@ class TaskDataModule(L.LightningDataModule):
         from evmamba.tasks.embedded import ensure_embedded  # draws pictures: not needed for real data
 
         return ensure_embedded(self.task)
+
+    def fit_to(self, module: TaskModule) -> None:
+        """Take over what depends on the model (whether there are masks, say), where no option says it; before `setup`.
+
+        A trainer's data module has done so by itself.
+        """
+
+    @contextmanager
+    def evaluated_at(self, side: int) -> Iterator[None]:
+        """Have evaluation images of another size [pixels] meanwhile; for tasks whose record says `scalable`."""
+        raise NotImplementedError
+        yield
 
     def collate(self, samples: list[Any]) -> dict[str, Any]:
         """Turn a list of samples into a batch with at least ``path``, the files' names."""

@@ -16,6 +16,7 @@ class Metric:
         key: its name in `Evaluation.metrics`.
         header: as printed, with the unit.
         scale: from the stored value to the printed unit.
+        digits: behind the point.
         better: which end is the good one.
         optional: left out of tables where nobody has it.
     """
@@ -23,6 +24,7 @@ class Metric:
     key: str
     header: str
     scale: float = 100.0
+    digits: int = 1
     better: Literal["max", "min"] = "max"
     optional: bool = False
 
@@ -84,7 +86,7 @@ class Task:
         head_option: the module's argument that chooses among several.
         metrics: in the order of the table's columns; the first is plotted.
         class_metric: the number in ``details["per_class"][name]`` that tells how good a class is; None: there is none.
-        size_options: arguments of module or data by which the input has its size.
+        protocol_options: arguments of module or data that say how an image becomes a prediction (its size, say).
         recipes: ``package:folder`` of ``tiny.yaml`` (embedded data), ``small.yaml`` (small real data) and the paper's.
         paper_recipe: name of the paper's recipes there, with ``{head}`` and ``{variant}``; None: the paper has none.
         starts_from: the task whose trained backbone this one starts from.
@@ -93,7 +95,8 @@ class Task:
         network_at: where it has the network to be exported as a whole; None: that is not exported.
         outputs: what comes out of that network, or why it is not exported.
         thorough: arguments of the module for a more expensive test, done where a suite or a cluster's graph wants it.
-        scalable: whether a trained network is tested at other sizes too, by the data's `evaluated_at`.
+        scalable: whether a trained network can be tested at other sizes, by the data's `image_size` and
+            `evaluated_at`.
         whole: reference of ``function(head, backbone, **options) -> WholeNetwork``, to count both together.
         whole_options: arguments of the module that it takes from the paper's recipe.
         predictor: reference of a `Predictor`, for `evmamba predict IMAGES`.
@@ -113,7 +116,7 @@ class Task:
     backbone_at: str
     head_option: str | None = None
     class_metric: str | None = None
-    size_options: tuple[str, ...] = ()
+    protocol_options: tuple[str, ...] = ()
     paper_recipe: str | None = None
     starts_from: str | None = None
     pyramid: bool = False
@@ -144,6 +147,15 @@ class Task:
             if head.key == key:
                 return head
         raise unknown_name(f"head of {self.name}", key, (head.key for head in self.heads))
+
+    def head_in(self, arguments: Mapping[str, Any]) -> Head:
+        """Return the head that the module's arguments choose.
+
+        Raises:
+            UserError: the task has no such head.
+        """
+        key = arguments.get(self.head_option) if self.head_option else None
+        return self.default_head if key is None else self.head(key)
 
     def metrics_of(self, head: str | None) -> tuple[Metric, ...]:
         """Return the metrics that a head has, in the order of the table's columns; None stands for the default head."""

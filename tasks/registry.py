@@ -65,6 +65,10 @@ class Registry:
         self._find()
         return list(self._tasks.values())
 
+    def starts_others(self, name: str) -> bool:
+        """Whether other tasks start from this one's trained backbone."""
+        return any(task.starts_from == name for task in self.values())
+
     def of_head(self, key: str) -> Task:
         """Return the task that has a head.
 

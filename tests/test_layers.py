@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from evmamba.tasks import TASKS
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = {
     "evmamba.kernels": ROOT / "kernels",
@@ -118,6 +120,31 @@ def test_the_rooms_of_launch_form_a_line(module: str):
 
 def test_no_import_runs_in_a_circle():
     TopologicalSorter(IMPORTS).prepare()  # its error names the circle
+
+
+# "linear" is also a kind of operation that is counted.
+OTHER_MEANINGS = {("evmamba.cost", "linear")}
+NAMES_OF_TASKS = {*TASKS, *(head.key for task in TASKS.values() for head in task.heads)}
+
+
+def names_of_tasks_in(source: str) -> set[str]:
+    """Texts of a file that are the name of a task or of a head."""
+    return {
+        node.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in NAMES_OF_TASKS
+    }
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if floor_of(m) not in ("evmamba.tasks", "evmamba.conf")])
+def test_only_the_tasks_own_floor_names_tasks_and_heads(module: str):
+    found = {(module, name) for name in names_of_tasks_in(MODULES[module].read_text())}
+    assert found <= OTHER_MEANINGS, "ask the task's record (evmamba.tasks.TASKS) instead"
+
+
+@pytest.mark.parametrize("line", ['x == "detection"', "{'upernet': 1}", "f(a, head='linear')"])
+def test_a_named_task_or_head_is_seen(line: str):
+    assert names_of_tasks_in(line)
 
 
 def test_launch_is_rooms_and_few_files():

@@ -9,6 +9,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,9 @@ import yaml
 from rich.tree import Tree
 
 from evmamba.errors import UserError
+from evmamba.launch.store.results import COST
 from evmamba.launch.store.spec import Resources, RunSpec
+from evmamba.tasks import TASKS, Task
 
 BATCH_OPTION = "data.init_args.batch_size"
 ACCUMULATE_OPTION = "trainer.accumulate_grad_batches"
@@ -36,7 +39,7 @@ def build_graph(specs: Iterable[RunSpec], resources: Callable[[str], Resources])
     """Give runs their resources and what they start from, in an order in which they can run one after the other.
 
     A detection or segmentation starts from the classification of the same model and seed, unless its options name
-    another checkpoint. A segmentation becomes a training and an evaluation.
+    another checkpoint. A segmentation becomes a training and an evaluation. (Their tasks' records say so.)
 
     Args:
         specs: what `plan.plan` returns; they are not changed.
@@ -50,31 +53,37 @@ def build_graph(specs: Iterable[RunSpec], resources: Callable[[str], Resources])
         spec.resources = dataclasses.replace(resources(kind_of(spec)))
         if spec.task != "cost":
             share_batch(spec)
-    trained = {(spec.model, spec.seed): spec for spec in specs if spec.task == "classification"}
+    trained = {(spec.task, spec.model, spec.seed): spec for spec in specs}
     graph = []
     for spec in specs:
-        start = trained.get((spec.model, spec.seed))
-        if spec.task in ("detection", "segmentation") and start and setting(spec, CHECKPOINT_OPTION) is None:
+        task = None if spec.task == COST else TASKS[spec.task]
+        start = trained.get((task.starts_from, spec.model, spec.seed)) if task and task.starts_from else None
+        if start and setting(spec, CHECKPOINT_OPTION) is None:
             spec.start_after(start)
-        if spec.task == "segmentation":
-            graph += _trained_and_evaluated(spec, resources)
+        if task and task.thorough:
+            graph += _trained_and_evaluated(spec, task, resources)
         else:
             graph.append(spec)
     return graph
 
 
-def _trained_and_evaluated(spec: RunSpec, resources: Callable[[str], Resources]) -> list[RunSpec]:
+def _trained_and_evaluated(spec: RunSpec, task: Task, resources: Callable[[str], Resources]) -> list[RunSpec]:
     fit = dataclasses.replace(spec, stage="fit")
     test = dataclasses.replace(
         spec,
         stage="test",
-        arguments=[*spec.arguments, "--model.init_args.multi_scale=true"],
+        arguments=[*spec.arguments, *thorough_arguments(task)],
         needs=[],
         global_batch=None,
     )
     test.resources = dataclasses.replace(resources(kind_of(test)))
     test.start_after(fit)
     return [fit, test]
+
+
+def thorough_arguments(task: Task) -> list[str]:
+    """LightningCLI's options for the task's more expensive test."""
+    return [f"--model.init_args.{name}={json.dumps(value)}" for name, value in task.thorough.items()]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Which runs make a benchmark: options become specs, and all that can be checked is, before the first training."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,14 @@ from typing import Any
 import yaml
 
 from evmamba.errors import UserError, unknown_name
-from evmamba.launch.bench.graph import CHECKPOINT_OPTION
-from evmamba.launch.bench.suites import SUITES, TASKS, Entry, Suite, entries_of
+from evmamba.launch.bench.graph import CHECKPOINT_OPTION, thorough_arguments
+from evmamba.launch.bench.suites import SUITES, Entry, Suite, entries_of
 from evmamba.launch.fit.recipes import has_drop_path, recipe_of
 from evmamba.launch.store.devices import DEVICES, choose_device
 from evmamba.launch.store.results import check_writable, config_hash
 from evmamba.launch.store.spec import SEED_OPTION, RunSpec
+from evmamba.tasks import TASKS
 
-DETECTORS = ("retinanet", "maskrcnn", "fasterrcnn")
 PRESETS = ("tiny", "small", "paper")
 TIMING = {"warmup_steps": 10, "timed_steps": 40}
 # Images of a timed step, of a timed training step, and the largest batch that a suite's sweep tries.
@@ -38,7 +38,7 @@ class BenchOptions:
         backbones: names, in the order of the table's rows; None: the suite's, or EfficientVMamba-T.
         tasks: which tasks; None: those with a data folder, or the suite's or all on embedded data if there is none.
         data: task -> data folder; embedded data for the others.
-        detectors: which detectors; None: RetinaNet, or those of the suite.
+        heads: task -> which heads; of a task that is not there its default head, or those of the suite.
         preset: recipe of a run; None: small (suite paper: paper) for a task with a data folder, tiny for embedded data.
         seeds: of everything; every training is repeated with each, the cost is measured once.
         device: "auto", "cpu" or "cuda".
@@ -55,7 +55,7 @@ class BenchOptions:
     backbones: Sequence[str] | None = None
     tasks: Sequence[str] | None = None
     data: dict[str, str] = field(default_factory=dict)
-    detectors: Sequence[str] | None = None
+    heads: Mapping[str, Sequence[str]] = field(default_factory=dict)
     preset: str | None = None
     seeds: Sequence[int] = (0,)
     device: str = "auto"
@@ -72,13 +72,14 @@ def plan(options: BenchOptions) -> list[RunSpec]:
         UserError: unknown names (the nearest are offered), wrong options, data that the data modules refuse, a device
             that is not there, an output that cannot be written.
     """
-    for kind, names, valid in (
+    named: list[tuple[str, Sequence[str], Sequence[str]]] = [
         ("suite", [options.suite] if options.suite else [], tuple(SUITES)),
-        ("task", options.tasks or (), TASKS),
-        ("detector", options.detectors or (), DETECTORS),
+        ("task", options.tasks or (), list(TASKS)),
+        *((TASKS[task].head_option or "head", keys, heads_of(task)) for task, keys in options.heads.items()),
         ("preset", [options.preset] if options.preset else [], PRESETS),
         ("device", [options.device], DEVICES),
-    ):
+    ]
+    for kind, names, valid in named:
         for name in names:
             if name not in valid:
                 raise unknown_name(kind, name, valid)
@@ -89,9 +90,10 @@ def plan(options: BenchOptions) -> list[RunSpec]:
     if not options.seeds:
         raise UserError("no seed to run with; give one with --seeds")
     check_writable(options.output, "--output")
-    wanted = options.tasks if options.tasks is not None else options.data or (suite.tasks if suite else TASKS)
+    usual = (suite and suite.tasks) or [task.name for task in TASKS.values() if task.embedded]
+    wanted = options.tasks if options.tasks is not None else options.data or usual
     tasks = [task for task in TASKS if task in wanted]
-    entries = entries_of(suite, models, tasks, options.detectors)
+    entries = entries_of(suite, models, tasks, options.heads)
     device = options.device if options.elsewhere else choose_device(options.device)
     precision = options.precision or _precision(device)
     _check_precision(precision)  # before anything is read
@@ -101,7 +103,7 @@ def plan(options: BenchOptions) -> list[RunSpec]:
     fingerprints: dict[str, str] = {}
     checked: set[tuple[str, str | None]] = set()
     for model in models:
-        _check_backbone(model, pyramid=any(e.task != "classification" for e in entries if e.model == model))
+        _check_backbone(model, pyramid=any(TASKS[e.task].pyramid for e in entries if e.model == model))
 
     specs: dict[str, RunSpec] = {}  # by name: without the paper's recipes its schedules are one run
     for seed in dict.fromkeys(options.seeds):
@@ -109,7 +111,7 @@ def plan(options: BenchOptions) -> list[RunSpec]:
             own = [entry for entry in entries if entry.model == model]
             bare = RunSpec("cost", model, None, seed, device, precision, suite=options.suite)
             if seed == options.seeds[0]:
-                whole = dict.fromkeys(entry.head for entry in own if suite and suite.whole and entry.head != "linear")
+                whole = dict.fromkeys(e.head for e in own if suite and suite.whole and TASKS[e.task].whole)
                 for spec in (dataclasses.replace(bare, timing=timing), *(_whole_spec(bare, head) for head in whole)):
                     specs[spec.name] = spec
             for entry in own:
@@ -128,6 +130,10 @@ def backbones_of(options: BenchOptions) -> list[str]:
     if options.backbones is not None:
         return list(dict.fromkeys(options.backbones))
     return list(SUITES[options.suite].models) if options.suite else [DEFAULT_BACKBONE]
+
+
+def heads_of(task: str) -> list[str]:
+    return [head.key for head in TASKS[task].heads]
 
 
 def preset_of(options: BenchOptions, task: str) -> str:
@@ -157,14 +163,15 @@ def _check_start(options: BenchOptions, tasks: Sequence[str], overrides: list[tu
     Raises:
         UserError: nobody does.
     """
-    if "classification" in tasks and preset_of(options, "classification") == "paper":
-        return
-    for task in ("detection", "segmentation"):
+    for task in tasks:
+        start = TASKS[task].starts_from
+        if start is None or (start in tasks and preset_of(options, start) == "paper"):
+            continue
         told = any(owner in (None, task) and name == CHECKPOINT_OPTION for owner, name, _ in overrides)
-        if task in tasks and preset_of(options, task) == "paper" and not told:
+        if preset_of(options, task) == "paper" and not told:
             raise UserError(
-                f"the paper's {task} starts from a classifier trained on ImageNet: add --classification IMAGENET, or "
-                f"give weights with --set {task}.{CHECKPOINT_OPTION}=FILE (null: begin with random ones)"
+                f"the paper's {task} starts from its {start}: add --{start} FOLDER with that one's data, or give "
+                f"weights with --set {task}.{CHECKPOINT_OPTION}=FILE (null: begin with random ones)"
             )
 
 
@@ -185,11 +192,12 @@ def _timing(overrides: list[tuple[str | None, str, str]], device: str, suite: Su
 
 
 def _whole_spec(bare: RunSpec, head: str) -> RunSpec:
-    """The cost of a whole detector or segmentor, UPerNet as wide as in the paper's recipe."""
+    """The cost of a backbone with its head, UPerNet as wide as in the paper's recipe."""
     timing: dict[str, Any] = dict(TIMING)
-    if head == "upernet":
-        recipe = yaml.safe_load(recipe_of("segmentation", "paper", head, bare.model).read_text(encoding="utf-8"))
-        timing["decoder_channels"] = recipe["model"]["init_args"]["decoder_channels"]
+    task = TASKS.of_head(head)
+    if task.whole_options:
+        recipe = yaml.safe_load(recipe_of(task.name, "paper", head, bare.model).read_text(encoding="utf-8"))
+        timing |= {name: recipe["model"]["init_args"][name] for name in task.whole_options}
     return dataclasses.replace(bare, head=head, timing=timing)
 
 
@@ -200,15 +208,15 @@ def _training_spec(
     overrides: list[tuple[str | None, str, str]],
     suite: Suite | None,
 ) -> RunSpec:
-    task = entry.task
+    task, record = entry.task, TASKS[entry.task]
     preset = preset_of(options, task)
     recipe = recipe_of(task, preset, entry.head, entry.model, entry.schedule)
     text = recipe.read_text(encoding="utf-8")
     arguments = [f"--model.init_args.backbone={entry.model}", f"--{SEED_OPTION}={bare.seed}"]
-    if task == "detection":
-        arguments.append(f"--model.init_args.detector={entry.head}")
-    if task == "segmentation" and suite and suite.multi_scale:
-        arguments.append("--model.init_args.multi_scale=true")
+    if record.head_option:
+        arguments.append(f"--model.init_args.{record.head_option}={entry.head}")
+    if suite and suite.multi_scale:
+        arguments += thorough_arguments(record)
     if yaml.safe_load(text)["model"]["init_args"].get("drop_path_rate") and not has_drop_path(entry.model):
         arguments.append("--model.init_args.drop_path_rate=0")
     if task in options.data:
@@ -223,7 +231,7 @@ def _training_spec(
         recipe=str(recipe),
         recipe_hash=config_hash(text),
         arguments=arguments,
-        test_scales=list(suite.test_scales) if suite and task == "classification" else [],
+        test_scales=list(suite.test_scales) if suite and record.scalable else [],
     )
 
 
@@ -237,12 +245,10 @@ def _check_training(spec: RunSpec, output: Path, elsewhere: bool = False) -> str
     """
     from evmamba.launch.fit.cli import EvmambaCLI
     from evmamba.launch.fit.training import cli_arguments
-    from evmamba.tasks.detection import DetectionData
 
     here = dataclasses.replace(spec, device="cpu") if elsewhere else spec
     cli = EvmambaCLI(cli_arguments(here, output), run=False)
-    if isinstance(cli.datamodule, DetectionData) and cli.datamodule.masks is None:
-        cli.datamodule.masks = cli.model.wants_masks  # in the run, the data asks the trainer's model
+    cli.datamodule.fit_to(cli.model)
     if not elsewhere:
         cli.datamodule.setup("fit")
     return str(cli.datamodule.description()["fingerprint"])

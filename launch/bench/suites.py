@@ -6,16 +6,15 @@ per step and number of steps; only the paper's own recipes for T, S and B differ
 images per step on ImageNet.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evmamba.errors import UserError
 from evmamba.launch.report.paper import paper
-from evmamba.variants import VARIANTS
+from evmamba.tasks import TASKS
+from evmamba.tasks.classification import TASK as CLASSIFICATION
 
-TASKS = ("classification", "detection", "segmentation")
-
-OURS = tuple(VARIANTS)
+OURS = ("efficientvmamba_t", "efficientvmamba_s", "efficientvmamba_b")
 # Others' networks from 3 to 29 M parameters with four stages (Vim: plain, with a simple pyramid), by timm's names.
 PEERS = (
     "vmamba_tiny",
@@ -74,19 +73,19 @@ class Suite:
     Attributes:
         what: one line.
         models: in the order of the table's rows; each has its cost measured.
-        tasks: which tasks.
+        tasks: which tasks; None: all that have embedded data.
         trained: the models that are trained; None: all of them.
         paper_tables: train exactly what the paper's tables list, in place of every model under every head.
-        whole: count detectors and segmentors as a whole too.
+        whole: count backbones with their heads as a whole too.
         input_sizes: sides in pixels of a sweep of the cost.
-        test_scales: an image classifier is tested at these multiples of its training size.
-        multi_scale: segmentation is tested with several scales and flips too.
+        test_scales: a network whose task is scalable is tested at these multiples of its training size.
+        multi_scale: tests are as thorough as the tasks' records say: segmentation with several scales and flips too.
         preset: the recipes on real data, unless the benchmark is told others.
     """
 
     what: str
     models: tuple[str, ...]
-    tasks: tuple[str, ...] = TASKS
+    tasks: tuple[str, ...] | None = None
     trained: tuple[str, ...] | None = None
     paper_tables: bool = False
     whole: bool = False
@@ -97,15 +96,19 @@ class Suite:
 
 
 def paper_entries() -> list[Entry]:
-    """The rows of the paper's tables whose network exists here, each once, and the classifiers that they start from."""
+    """The rows of the paper's tables whose network exists here, each once, and the trainings that they start from."""
     entries = [
         Entry(row["model"], table["task"], table["head"], table.get("schedule"))
         for table in paper()["tables"]
         for row in table["rows"]
         if "model" in row and row["model"] not in WITHOUT_PYRAMID
     ]
-    classifiers = [Entry(entry.model, "classification", "linear") for entry in entries]
-    return list(dict.fromkeys([*entries, *classifiers]))
+    bases = [
+        Entry(entry.model, start, TASKS[start].default_head.key)
+        for entry in entries
+        if (start := TASKS[entry.task].starts_from)
+    ]
+    return list(dict.fromkeys([*entries, *bases]))
 
 
 def _paper_models() -> tuple[str, ...]:
@@ -116,11 +119,11 @@ def _paper_models() -> tuple[str, ...]:
 SUITES = {
     "main": Suite("EfficientVMamba T, S and B on three tasks", OURS, whole=True),
     "peers": Suite("EfficientVMamba and the light networks it competes with", OURS + PEERS, whole=True),
-    "ablations": Suite("scan, fusion, layout and atrous step, one switch each", ABLATED, tasks=("classification",)),
+    "ablations": Suite("scan, fusion, layout and atrous step, one switch each", ABLATED, tasks=(CLASSIFICATION.name,)),
     "resolution": Suite(
         "cost from 224 to 1536 pixels, and one training tested at other sizes",
         (*OURS, "efficientvmamba_t-ss2d", "vmamba_tiny", "vim_tiny", "resnet50", "swin_tiny_patch4_window7_224"),
-        tasks=("classification",),
+        tasks=(CLASSIFICATION.name,),
         trained=("efficientvmamba_t",),
         input_sizes=(224, 384, 512, 768, 1024, 1280, 1536),
         test_scales=(0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0),
@@ -137,7 +140,7 @@ SUITES = {
 
 
 def entries_of(
-    suite: Suite | None, models: Sequence[str], tasks: Iterable[str], detectors: Sequence[str] | None
+    suite: Suite | None, models: Sequence[str], tasks: Iterable[str], heads: Mapping[str, Sequence[str]]
 ) -> list[Entry]:
     """The trainings of a suite, or of a benchmark without one, for these models and tasks.
 
@@ -145,7 +148,7 @@ def entries_of(
         suite: None: every model under every head.
         models: what the benchmark was told to compare, or the suite's own.
         tasks: likewise.
-        detectors: None: RetinaNet, or with `paper_tables` those of the tables.
+        heads: by task; of one that is not there its default head, or with `paper_tables` those of the tables.
 
     Raises:
         UserError: `paper_tables` has no row for these models and tasks.
@@ -155,17 +158,17 @@ def entries_of(
         wanted = [
             entry
             for entry in paper_entries()
-            if entry.model in models
-            and entry.task in tasks
-            and (entry.task != "detection" or detectors is None or entry.head in detectors)
+            if entry.model in models and entry.task in tasks and entry.head in heads.get(entry.task, [entry.head])
         ]
         if not wanted:
             raise UserError(f"the paper's tables have nothing on {', '.join(models)} for {', '.join(tasks)}")
-        return sorted(wanted, key=lambda entry: (models.index(entry.model), TASKS.index(entry.task)))
-    heads = {
-        "classification": ("linear",),
-        "detection": tuple(dict.fromkeys(detectors or ("retinanet",))),
-        "segmentation": ("upernet",),
-    }
+        order = list(TASKS)
+        return sorted(wanted, key=lambda entry: (models.index(entry.model), order.index(entry.task)))
     trained = models if suite is None or suite.trained is None or tuple(models) != suite.models else suite.trained
-    return [Entry(model, task, head) for model in trained for task in TASKS if task in tasks for head in heads[task]]
+    return [
+        Entry(model, task.name, head)
+        for model in trained
+        for task in TASKS.values()
+        if task.name in tasks
+        for head in dict.fromkeys(heads.get(task.name) or [task.default_head.key])
+    ]

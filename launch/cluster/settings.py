@@ -11,7 +11,7 @@
     environment:
       - module load cuda
       - source /scratch/me/venv/bin/activate
-    runs:                     # for one kind of run: cost, classification, detection, segmentation, evaluation, report
+    runs:                     # for one kind of run: cost, a task, evaluation, report
       classification: {nodes: 2, time: 48:00:00}
 
 A cost run measures one device, an evaluation stays on one node, a report needs no GPU, unless `runs` says otherwise.
@@ -27,9 +27,10 @@ from typing import Any
 import yaml
 
 from evmamba.errors import UserError, unknown_name
+from evmamba.launch.store.results import COST
 from evmamba.launch.store.spec import Resources
+from evmamba.tasks import TASKS
 
-KINDS = ("cost", "classification", "detection", "segmentation", "evaluation", "report")
 # SLURM's: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
 TIME = re.compile(r"^(\d+(:\d\d?){0,2}|\d+-\d+(:\d\d?){0,2}|UNLIMITED)$")
 
@@ -98,6 +99,13 @@ class JobConfig:
 INTEGERS = ("nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task")
 LISTS = ("environment", "sbatch")
 KEYS = tuple(field.name for field in dataclasses.fields(JobConfig))
+
+
+def kinds() -> tuple[str, ...]:
+    """The kinds of runs that may have settings of their own."""
+    return (COST, *TASKS, "evaluation", "report")
+
+
 # What a kind of run is without a word about it; what it leaves open comes from the general settings.
 NATURE: dict[str, dict[str, Any]] = {
     "cost": {"nodes": 1, "tasks_per_node": 1, "strategy": None},
@@ -151,7 +159,7 @@ def read_cluster(
     special = given.get("runs", {})
     general = {key: value for key, value in given.items() if key != "runs"}
     jobs = {}
-    for kind in KINDS:
+    for kind in kinds():
         settings = general | _nature(kind, general) | special.get(kind, {})
         jobs[kind] = JobConfig(**{key: _typed(key, value) for key, value in settings.items()})
     return Cluster(jobs, given)
@@ -171,7 +179,7 @@ def _from_options(options: Mapping[str, Sequence[str]], before: Mapping[str, Any
         for value in values:
             kind, _, rest = value.partition("=")
             target, source, text = found, before, value
-            if kind in KINDS:
+            if kind in kinds():
                 target, text = found["runs"].setdefault(kind, {}), rest
                 source = before.get("runs", {}).get(kind, {})
             target[key] = [*_lines(target.get(key, source.get(key))), text] if key in LISTS else text
@@ -183,7 +191,7 @@ def _lines(value: Any) -> list[str]:
 
 
 def _nature(kind: str, general: Mapping[str, Any]) -> dict[str, Any]:
-    nature = dict(NATURE.get(kind, {}))
+    nature = {**(TASKS[kind].cluster if kind in TASKS else {}), **NATURE.get(kind, {})}
     # One device: of a request in the cluster's own words only the number is changed.
     if kind == "cost" and int(general.get("gpus_per_node", 1)) > 0:
         nature["gpus_per_node"] = 1
@@ -206,8 +214,8 @@ def _from_file(file: Path) -> dict[str, Any]:
     if not isinstance(runs, dict) or not all(isinstance(settings, dict) for settings in runs.values()):
         raise UserError(f"{file}: 'runs' holds settings by kind of run, e.g. 'detection: {{nodes: 2}}'")
     for kind in runs:
-        if kind not in KINDS:
-            raise unknown_name(f"kind of run in {file}", kind, KINDS)
+        if kind not in kinds():
+            raise unknown_name(f"kind of run in {file}", kind, kinds())
     for settings in (document, *runs.values()):
         for key in settings:
             if key not in KEYS and not (key == "runs" and settings is document):

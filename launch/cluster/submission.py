@@ -26,6 +26,7 @@ from evmamba.launch.cluster.slurm import SCRIPT_FILE
 from evmamba.launch.store.progress import PROGRESS_FILE
 from evmamba.launch.store.results import FILE_NAME
 from evmamba.launch.store.spec import RUNS_FOLDER, Resources, RunSpec
+from evmamba.tasks import TASKS
 
 RECIPE_FILE = "recipe.yaml"
 REPORT_SCRIPT = "report.sbatch"
@@ -39,7 +40,7 @@ def plan_graph(options: BenchOptions, cluster: Cluster) -> list[RunSpec]:
         UserError: see `plan` and `build_graph`.
     """
     _check_strategies(cluster)
-    with_gpus = cluster["classification"].gpus_per_node or cluster["classification"].gres
+    with_gpus = any(cluster[task].gpus_per_node or cluster[task].gres for task in TASKS)
     device = {"auto": "cuda" if with_gpus else "cpu"}.get(options.device, options.device)
     specs = plan(dataclasses.replace(options, device=device, elsewhere=True))
     graph = build_graph(specs, cluster.resources)

@@ -20,11 +20,11 @@ def main(arguments: Sequence[str]) -> int:
     from evmamba.launch.bench.local import run_here
     from evmamba.launch.bench.plan import backbones_of, plan, preset_of
     from evmamba.launch.bench.progress import RunProgress
-    from evmamba.launch.bench.suites import TASKS
     from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
     from evmamba.launch.report.build import print_table, write_report
     from evmamba.launch.report.table import build_table
     from evmamba.launch.store.spec import Resources
+    from evmamba.tasks import TASKS
 
     quiet_warnings()
     quiet_logs()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from evmamba.errors import UserError
 from evmamba.launch.commands.parser import Parser
+from evmamba.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from evmamba.launch.bench.plan import BenchOptions
@@ -32,10 +33,14 @@ def add_bench_options(parser: Parser) -> None:
         "--suite", help="main, peers, ablations, resolution or paper: a comparison that says what is not given here"
     )
     parser.add_argument("--backbones", help="names, with commas (default: efficientvmamba_t, or the suite's)")
-    for task in ("classification", "detection", "segmentation"):
+    for task in TASKS:
         parser.add_argument(f"--{task}", metavar="DIR", help=f"data folder for {task}")
     parser.add_argument("--tasks", help="which tasks, with commas (default: those with a folder, else all, embedded)")
-    parser.add_argument("--detectors", help="retinanet, maskrcnn, fasterrcnn (default: retinanet, or the suite's)")
+    for option, record in _head_options().items():
+        keys = ", ".join(head.key for head in record.heads)
+        parser.add_argument(
+            f"--{option}", help=f"with commas: {keys} (default: {record.default_head.key}, or the suite's)"
+        )
     parser.add_argument("--preset", help="tiny, small or paper (default: small with a data folder, tiny without)")
     parser.add_argument("--output", type=Path, default=Path("bench"), metavar="DIR", help="default: %(default)s")
     parser.add_argument(
@@ -61,9 +66,13 @@ def _numbers(text: str, option: str) -> list[int]:
     return [int(name) for name in names(text)]
 
 
+def _head_options() -> dict[str, Task]:
+    """Options that choose heads (``detectors``) -> the task that has them."""
+    return {f"{task.head_option}s": task for task in TASKS.values() if task.head_option}
+
+
 def bench_options(given: argparse.Namespace) -> "BenchOptions":
     from evmamba.launch.bench.plan import BenchOptions
-    from evmamba.launch.bench.suites import TASKS
 
     return BenchOptions(
         output=given.output,
@@ -71,7 +80,11 @@ def bench_options(given: argparse.Namespace) -> "BenchOptions":
         backbones=names(given.backbones) if given.backbones is not None else None,
         tasks=names(given.tasks) if given.tasks is not None else None,
         data={task: folder for task in TASKS if (folder := getattr(given, task)) is not None},
-        detectors=names(given.detectors) if given.detectors is not None else None,
+        heads={
+            task.name: names(value)
+            for option, task in _head_options().items()
+            if (value := getattr(given, option)) is not None
+        },
         preset=given.preset,
         seeds=_numbers(given.seeds, "--seeds"),
         device=given.device,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from evmamba.launch.cluster.settings import Cluster
 
 DESCRIPTION = """A benchmark as SLURM jobs that wait for each other, ending in one table. The options of the cluster may
-also be given for one kind of run: cost, classification, detection, segmentation, evaluation, report."""
+also be given for one kind of run: cost, a task, evaluation, report."""
 # Keys of a cluster's YAML, which are options too.
 CLUSTER_OPTIONS = {
     "account": "to charge",

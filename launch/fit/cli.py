@@ -23,7 +23,7 @@ from evmamba.launch.fit.option_errors import short_error
 from evmamba.launch.fit.quiet import quiet_warnings
 from evmamba.launch.fit.recipe_imports import limit_imports
 from evmamba.launch.fit.recipes import find_recipe
-from evmamba.launch.fit.record import ResultWriter, add_callbacks
+from evmamba.launch.fit.record import Background, ResultWriter, add_callbacks
 from evmamba.launch.fit.resume import (
     Continuation,
     find_continuation,
@@ -133,7 +133,8 @@ class EvmambaCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         add_callbacks(trainer, SelfDescription(self.plain_config()))
         if self.subcommand == "test":
-            add_callbacks(trainer, ResultWriter(folder, self.plain_config(), run=self.recipe or folder.name))
+            background = Background(self.recipe or folder.name, self.plain_config())
+            add_callbacks(trainer, ResultWriter(folder, background))
         elif self.subcommand == "predict":
             add_callbacks(trainer, TASKS[self.model.task].load("prediction_writer")(folder))
         return trainer

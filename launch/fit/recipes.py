@@ -1,18 +1,23 @@
 """Finding recipes: files on disk, or those that the package brings along (`conf/`); and which one suits a network."""
 
 import functools
+import importlib
 import math
 from pathlib import Path
 
-import evmamba.conf
 from evmamba.errors import UserError, unknown_name
-
-CONF = Path(evmamba.conf.__path__[0])
+from evmamba.tasks import TASKS, Task
 
 
 def recipes() -> list[str]:
-    """The packaged recipes, named like files of the repository: ``conf/detection/tiny.yaml``."""
-    return sorted(f"conf/{path.relative_to(CONF).as_posix()}" for path in CONF.glob("*/*.yaml"))
+    """The tasks' recipes, named like files of the repository: ``conf/detection/tiny.yaml``."""
+    return sorted(f"conf/{task.name}/{path.name}" for task in TASKS.values() for path in folder_of(task).glob("*.yaml"))
+
+
+def folder_of(task: Task) -> Path:
+    """The folder of a task's recipes."""
+    package, _, folder = task.recipes.partition(":")
+    return Path(importlib.import_module(package).__path__[0], folder)
 
 
 def find_recipe(name: str) -> Path:
@@ -23,10 +28,11 @@ def find_recipe(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    inside = name.removeprefix("./").removeprefix("conf/")
-    for candidate in (CONF / inside, CONF / f"{inside}.yaml"):
-        if candidate.is_file():
-            return candidate
+    task, _, inside = name.removeprefix("./").removeprefix("conf/").partition("/")
+    if inside and task in TASKS:
+        for candidate in (inside, f"{inside}.yaml"):
+            if (path := folder_of(TASKS[task]) / candidate).is_file():
+                return path
     raise unknown_name("recipe", name, recipes())
 
 
@@ -35,19 +41,23 @@ def recipe_of(task: str, preset: str, head: str, model: str, schedule: str | Non
 
     Ablated networks have that of the published one. Networks of others have that of the variant which is nearest in
     parameters, and so the same as their equals; the recipes of T, S and B differ in nothing but the
-    decoder's width and B's images per step on ImageNet. Of Mask R-CNN's two schedules 1x is the default.
+    decoder's width and B's images per step on ImageNet. Of several schedules of a head the first is the default.
 
     Raises:
-        UserError: the package has no recipe for this head.
+        UserError: there is no such recipe for this task and head.
     """
+    record = TASKS[task]
+    folder = folder_of(record)
     if preset != "paper":
-        return CONF / task / f"{preset}.yaml"
-    kind = {"classification": "imagenet", "segmentation": f"ade20k_{head}"}.get(task, f"coco_{head}")
-    if head == "maskrcnn":
-        kind += f"_{schedule or '1x'}"
+        if not (path := folder / f"{preset}.yaml").is_file():
+            raise UserError(f"there is no {preset} recipe for {task} ({path})")
+        return path
+    if schedules := record.head(head).schedules:
+        head = f"{head}_{schedule or next(iter(schedules))}"
+    pattern = f"{record.paper_recipe or 'none'}.yaml"
     from evmamba.variants import VARIANTS, split_name  # with torch and timm, which the lists of recipes do without
 
-    paths = {name: path for name in VARIANTS if (path := CONF / task / f"{kind}_{name}.yaml").exists()}
+    paths = {name: path for name in VARIANTS if (path := folder / pattern.format(head=head, variant=name)).exists()}
     if not paths:
         raise UserError(f"there is no paper recipe for {task} with {head}")
     variant = split_name(model)[0]

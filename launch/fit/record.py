@@ -4,7 +4,8 @@ import datetime
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,42 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 
 from evmamba.launch.store.progress import write_progress
 from evmamba.launch.store.results import Result, device_name, git_state, provenance, write_result
+from evmamba.launch.store.sweeps import Point
+from evmamba.tasks import TASKS
 from evmamba.tasks.data import TaskDataModule
 from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.module import TaskModule
 
 CURVE_POINTS = 200
 NOT_EVALUATED = Evaluation()
-# Names under which the tasks keep the size of what the network sees.
-PROTOCOL_ARGUMENTS = ("image_size", "min_size", "max_size", "rules", "inference")
+
+
+@dataclass(frozen=True)
+class Background:
+    """What a result says besides what its test found; make it when the run begins.
+
+    Attributes:
+        run: name of the run.
+        config: the run's configuration as plain lists and mappings.
+        weights: which weights are tested; None says it from the trainer ("checkpoint FILE" or what memory holds).
+        origin: more for the result's provenance.
+        suite: see `Result.suite`.
+        training: see `Result.training`.
+        sweeps: see `Result.sweeps`.
+        start: when the run began.
+    """
+
+    run: str
+    config: Mapping[str, Any]
+    weights: str | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    suite: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    sweeps: dict[str, list[Point]] = field(default_factory=dict)
+    start: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
+
+    def __post_init__(self) -> None:
+        git_state()  # of the code that was loaded, not of what is checked out when a long run ends
 
 
 class ResultWriter(Callback):
@@ -28,95 +57,71 @@ class ResultWriter(Callback):
 
     Args:
         folder: where the file goes, and the evaluation's own files and pictures.
-        config: the run's configuration as plain lists and mappings, stored with the result.
-        run: name of the run.
-        weights: which weights are tested; None says it from the trainer ("checkpoint FILE" or what memory holds).
-        extra: more for the result's provenance.
+        background: what it says besides.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        config: Mapping[str, Any],
-        run: str,
-        weights: str | None = None,
-        extra: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, background: Background) -> None:
         self.folder = Path(folder)
-        self.config = config
-        self.run = run
-        self.weights = weights
-        self.extra = dict(extra or {})
-        self.training: dict[str, Any] = {}
-        self.suite: str | None = None
-        self.sweeps: dict[str, list[dict[str, Any]]] = {}
-        self.start = datetime.datetime.now(datetime.UTC)
-        git_state()  # of the code that was loaded, not of what is checked out when a long run ends
+        self.background = background
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             data: TaskDataModule = trainer.datamodule  # type: ignore[attr-defined]
             evaluation: Evaluation = pl_module.evaluation  # type: ignore[assignment]
-            gallery = evaluation.write(self.folder)
-            write_result(self.result(trainer, pl_module, data, evaluation, gallery), self.folder)  # type: ignore[arg-type]
+            result = result_of(trainer, pl_module, data, self.background, evaluation)  # type: ignore[arg-type]
+            result.gallery = evaluation.write(self.folder)
+            write_result(result, self.folder)
 
-    def result(
-        self,
-        trainer: L.Trainer,
-        module: TaskModule,
-        data: TaskDataModule,
-        evaluation: Evaluation = NOT_EVALUATED,
-        gallery: Sequence[str] = (),
-    ) -> Result:
-        """Collect the result of the run as it stands.
 
-        Args:
-            trainer, module, data: of the run.
-            evaluation: of the test that just ended.
-            gallery: names of its pictures in the folder.
-        """
-        files = {"files": list(evaluation.files)} if evaluation.files else {}
-        device = trainer.strategy.root_device.type
-        model, head = model_and_head(module.task, self.config)
-        arguments = self.config["data"].get("init_args", {}) | self.config["model"].get("init_args", {})
-        return Result(
-            run=self.run,
-            task=module.task,
-            model=model,
-            head=head,
-            data=data.description() | {"split": "val"},
-            metrics=dict(evaluation.metrics),  # type: ignore[arg-type]
-            cost={"parameters": sum(p.numel() for p in module.parameters())},
-            protocol={
-                "weights": self.weights or (f"checkpoint {trainer.ckpt_path}" if trainer.ckpt_path else "untrained"),
-                "test_time_augmentation": "none",
-                "eval_batch_size": data.eval_batch_size,
-                **{name: arguments[name] for name in PROTOCOL_ARGUMENTS if name in arguments},
-                **evaluation.protocol,
-            },
-            training=self.training,
-            details={**evaluation.details, **files},
-            gallery=list(gallery),
-            provenance=provenance(
-                config=self.config,
-                seed=self.config.get("seed_everything"),
-                device=device_name(device),
-                precision=str(trainer.precision),
-                start=self.start,
-                nodes=trainer.num_nodes,
-                processes=trainer.world_size,
-            )
-            | self.extra,
-            suite=self.suite,
-            sweeps=self.sweeps,
+def result_of(
+    trainer: L.Trainer,
+    module: TaskModule,
+    data: TaskDataModule,
+    background: Background,
+    evaluation: Evaluation = NOT_EVALUATED,
+) -> Result:
+    """Collect the result of a run as it stands, without pictures.
+
+    Args:
+        trainer, module, data: of the run.
+        background: what the result says besides.
+        evaluation: of the test that just ended.
+    """
+    config = background.config
+    task = TASKS[module.task]
+    arguments = config["data"].get("init_args", {}) | config["model"].get("init_args", {})
+    tested = f"checkpoint {trainer.ckpt_path}" if trainer.ckpt_path else "untrained"
+    files = {"files": list(evaluation.files)} if evaluation.files else {}
+    return Result(
+        run=background.run,
+        task=task.name,
+        model=arguments["backbone"],
+        head=task.head_in(arguments).key,
+        data=data.description() | {"split": "val"},
+        metrics=dict(evaluation.metrics),  # type: ignore[arg-type]
+        cost={"parameters": sum(p.numel() for p in module.parameters())},
+        protocol={
+            "weights": background.weights or tested,
+            "test_time_augmentation": "none",
+            "eval_batch_size": data.eval_batch_size,
+            **{name: arguments[name] for name in task.protocol_options if name in arguments},
+            **evaluation.protocol,
+        },
+        training=background.training,
+        details={**evaluation.details, **files},
+        provenance=provenance(
+            config=config,
+            seed=config.get("seed_everything"),
+            device=device_name(trainer.strategy.root_device.type),
+            precision=str(trainer.precision),
+            start=background.start,
+            nodes=trainer.num_nodes,
+            processes=trainer.world_size,
         )
-
-
-def model_and_head(task: str, config: Mapping[str, Any]) -> tuple[str, str]:
-    """The backbone's name and what stands on it, from a run's configuration."""
-    arguments = config["model"].get("init_args", {})
-    head = {"classification": "linear", "segmentation": "upernet"}.get(task) or arguments.get("detector", "retinanet")
-    return arguments["backbone"], head
+        | dict(background.origin),
+        suite=background.suite,
+        sweeps=background.sweeps,
+    )
 
 
 def weights_in_memory(trainer: L.Trainer) -> str:

@@ -1,9 +1,18 @@
 """One training or evaluation as its spec says it, from LightningCLI's options to the result."""
 
+import dataclasses
 from pathlib import Path
 
 from evmamba.launch.fit.cli import EvmambaCLI
-from evmamba.launch.fit.record import ProgressWriter, ResultWriter, TrainingRecord, add_callbacks, weights_in_memory
+from evmamba.launch.fit.record import (
+    Background,
+    ProgressWriter,
+    ResultWriter,
+    TrainingRecord,
+    add_callbacks,
+    result_of,
+    weights_in_memory,
+)
 from evmamba.launch.fit.scales import accuracy_at_scales
 from evmamba.launch.fit.signals import ignore_time_limit
 from evmamba.launch.fit.strategies import whole_parameters
@@ -21,8 +30,7 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
     """
     cli = EvmambaCLI(cli_arguments(spec, folder), run=False)
     record = TrainingRecord()
-    writer = ResultWriter(folder, cli.plain_config(), spec.name, weights_in_memory(cli.trainer), origin_of(spec))
-    writer.suite = spec.suite
+    background = Background(spec.name, cli.plain_config(), weights_in_memory(cli.trainer), origin_of(spec), spec.suite)
     add_callbacks(cli.trainer, record, ProgressWriter(folder, record))
     # Also a training that is finished: its last validation is repeated, and the module holds its weights again.
     found = cli.continuation()
@@ -33,20 +41,20 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
         raise KeyboardInterrupt
     if found.finished:
         ignore_time_limit()  # the test is all that this start has to do
-    writer.training = record.summary(cli.trainer)
+    background = dataclasses.replace(background, training=record.summary(cli.trainer))
     with whole_parameters(cli.trainer):
         if cli.trainer.is_global_zero:
             save_weights(cli.model, folder)
             if spec.stage == "fit":
-                trained = writer.result(cli.trainer, cli.model, cli.datamodule)
+                trained = result_of(cli.trainer, cli.model, cli.datamodule, background)
                 trained.protocol["stage"] = "fit"
                 write_result(trained, folder)
     if spec.stage == "fit":
         return
     if spec.test_scales:
         points = accuracy_at_scales(cli.trainer, cli.model, cli.datamodule, spec.test_scales)
-        writer.sweeps = {"input_size": points}
-    add_callbacks(cli.trainer, writer)
+        background = dataclasses.replace(background, sweeps={"input_size": points})
+    add_callbacks(cli.trainer, ResultWriter(folder, background))
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
 
 
@@ -58,10 +66,8 @@ def evaluate(spec: RunSpec, folder: Path) -> None:
     trained = read_result(trained_folder / FILE_NAME)
     weights = f"{trained.protocol.get('weights', 'last epoch')} of {trained.run}"
     origin = origin_of(spec) | {"from_scratch": trained_from_scratch(trained)}
-    writer = ResultWriter(folder, cli.plain_config(), spec.name, weights, origin)
-    writer.suite = spec.suite
-    writer.training = trained.training
-    add_callbacks(cli.trainer, ProgressWriter(folder, TrainingRecord()), writer)
+    background = Background(spec.name, cli.plain_config(), weights, origin, spec.suite, trained.training)
+    add_callbacks(cli.trainer, ProgressWriter(folder, TrainingRecord()), ResultWriter(folder, background))
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
 
 

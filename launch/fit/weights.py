@@ -1,21 +1,22 @@
 """The weights that a training ends with, as files that other runs and other projects read.
 
 ``weights.safetensors`` holds the whole module as it was tested (averaged weights where the recipe averages), under its
-own names; a classification also leaves ``backbone.safetensors``, its network alone, which `build_backbone` (ours or
-timm's) and `evmamba.load_checkpoint` take. Both appear whole or not at all, and only after the last training step, so a
-run that finds them may start. To continue a training is another matter: ``last.ckpt``.
+own names; a task that others start from (classification) also leaves ``backbone.safetensors``, its network alone,
+which `build_backbone` (ours or timm's) and `evmamba.load_checkpoint` take. Both appear whole or not at all, and only
+after the last training step, so a run that finds them may start. To continue a training is another matter:
+``last.ckpt``.
 """
 
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
-from torch import nn
 
 import evmamba
 from evmamba.backbone import Backbone
 from evmamba.checkpoints import write_safetensors
 from evmamba.errors import UserError
+from evmamba.tasks import TASKS
 from evmamba.tasks.module import TaskModule
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -28,9 +29,8 @@ def save_weights(module: TaskModule, folder: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    if module.task == "classification":
-        network = module.network
-        assert isinstance(network, nn.Module)
+    if TASKS.starts_others(module.task):
+        network = module.get_submodule(TASKS[module.task].backbone_at)
         if isinstance(network, Backbone):
             evmamba.save_checkpoint(network, folder / BACKBONE_FILE)
         else:

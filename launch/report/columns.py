@@ -4,13 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-HEADS = {
-    "linear": "linear",
-    "retinanet": "RetinaNet",
-    "maskrcnn": "Mask R-CNN",
-    "fasterrcnn": "Faster R-CNN",
-    "upernet": "UPerNet",
-}
+from evmamba.launch.store.results import COST
+from evmamba.tasks import TASKS, Head
 
 
 @dataclass(frozen=True)
@@ -42,19 +37,11 @@ def _two_decimals_or_none(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.2f}"
 
 
-def _percent(value: float) -> str:
-    return f"{value:.1f}"
-
-
 def _three_digits(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _metric(key: str, header: str, optional: bool = False) -> Column:
-    return Column(key, header, _percent, scale=100.0, optional=optional)
-
-
-COST = (
+COST_COLUMNS = (
     Column("parameters", "params (M)", _two_decimals, 1e-6, "min"),
     Column("macs", "MACs (G)", _two_decimals_or_none, 1e-9, "min"),
     Column("latency_ms_median", "latency (ms)", _three_digits, 1.0, "min"),
@@ -66,23 +53,28 @@ COST = (
     Column("energy_j_per_image", "energy (J/img)", _three_digits, 1.0, "min", optional=True),
     Column("elsewhere", "img/s reported elsewhere", _three_digits, optional=True),
 )
-BOXES = tuple(_metric(key, key) for key in ("AP", "AP50", "AP75", "APs", "APm", "APl"))
-BOXES_AND_MASKS = tuple(_metric(key, f"box {key}") for key in ("AP", "AP50", "AP75")) + tuple(
-    _metric(f"mask_{key}", f"mask {key}") for key in ("AP", "AP50", "AP75")
-)
 
 
 def columns_of(task: str, head: str | None) -> tuple[Column, ...]:
     """The columns that a task shows, in order; the first is the one that figures plot."""
-    if task == "cost":
-        return COST
-    if task == "classification":
-        return (_metric("top1", "top-1 (%)"), _metric("top5", "top-5 (%)"))
-    if task == "detection":
-        return BOXES_AND_MASKS if head == "maskrcnn" else BOXES
-    return (_metric("mIoU", "mIoU (%)"), _metric("mIoU_ms", "mIoU ms (%)", optional=True))
+    if task == COST:
+        return COST_COLUMNS
+    return tuple(
+        Column(
+            metric.key, metric.header, f"{{:.{metric.digits}f}}".format, metric.scale, metric.better, metric.optional
+        )
+        for metric in TASKS[task].metrics_of(head)
+    )
+
+
+def head_of(task: str, head: str | None) -> Head | None:
+    """The record of what stands on a backbone; None for a bare one."""
+    if head is None:
+        return None
+    return (TASKS.of_head(head) if task == COST else TASKS[task]).head(head)
 
 
 def title_of(task: str, head: str | None) -> str:
-    """A group of columns in words; every classifier is linear, so only detectors and segmentors are named."""
-    return task if head is None or task == "classification" else f"{task} · {HEADS.get(head, head)}"
+    """A group of columns in words; a backbone's own classifier is no head to be named."""
+    found = head_of(task, head)
+    return task if found is None or (task != COST and not TASKS[task].pyramid) else f"{task} · {found.name}"

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evmamba.launch.report.columns import Column
 from evmamba.launch.report.notes import precision_of
 from evmamba.launch.report.paper import label_of
 from evmamba.launch.store.results import Result
@@ -31,14 +32,14 @@ def training_curves(results: Iterable[Result]) -> list[Curve]:
     return curves
 
 
-def validation_curves(results: Iterable[Result], metric: str) -> list[Curve]:
-    """A metric on the validation data during each training, in percent."""
+def validation_curves(results: Iterable[Result], column: Column) -> list[Curve]:
+    """A metric on the validation data during each training, in its column's unit."""
     curves = []
     for result in results:
         points = [
-            (float(step), 100.0 * values[metric])
+            (float(step), column.scale * values[column.key])
             for step, values in result.training.get("validation") or []
-            if values.get(metric) is not None
+            if values.get(column.key) is not None
         ]
         if len(points) > 1:
             curves.append(Curve(label_of(result.model), thinned(points), result.run))
@@ -56,7 +57,7 @@ def size_curves(results: Iterable[Result], key: str, where: str | None = None) -
     """A cost or metric over the side of a square input, from results with a sweep over ``input_size``.
 
     Args:
-        key: of the sweep's points; a metric (one of `Result.metrics`) comes in percent.
+        key: of the sweep's points: a cost or a metric, in the unit of the results.
         where: only results on this device; None takes all.
 
     Several results of one network, e.g. of several seeds, are one curve: their mean at every side.
@@ -66,11 +67,10 @@ def size_curves(results: Iterable[Result], key: str, where: str | None = None) -
     # Multiply-accumulates are the same in every precision.
     labelled = [(label_of(r.model), r) for r in swept] if key == "macs" else _told_apart(swept)
     for label, result in labelled:
-        scale = 100.0 if key in result.metrics else 1.0
         for point in result.sweeps["input_size"]:
             side, value = side_of(point.get("input_size")), point.get(key)
             if side and value is not None:
-                found.setdefault(label, {}).setdefault(side, []).append(float(value) * scale)
+                found.setdefault(label, {}).setdefault(side, []).append(float(value))
     return _curves(found)
 
 

@@ -258,7 +258,7 @@ def _legend(label: str) -> str:
 
 
 def _published(group: Group) -> list[Point]:
-    if group.head == "maskrcnn" and group.schedule is None:
+    if group.schedules and group.schedule is None:
         return []  # of the paper's two schedules neither
     key = group.columns[0].key
     points = []

@@ -6,6 +6,7 @@ from typing import Any
 from evmamba.launch.report.paper import comparable, label_of, paper
 from evmamba.launch.report.seeds import images_seen
 from evmamba.launch.store.results import Result, trained_from_scratch
+from evmamba.tasks import TASKS
 
 # Lightning's names, for people.
 PRECISIONS = {"32-true": "float32", "64-true": "float64", "bf16-mixed": "mixed bfloat16", "16-mixed": "mixed float16"}
@@ -77,7 +78,7 @@ def other_trainings(task: str, head: str | None, results: list[Result]) -> list[
             for side, labels in models.items()
             if side != wanted
         ]
-    if task != "classification" and (scratch := _labels_by(results, trained_from_scratch).get(True)):
+    if task in TASKS and TASKS[task].starts_from and (scratch := _labels_by(results, trained_from_scratch).get(True)):
         lines.append(f"trained from random weights, the published networks from ImageNet's: {', '.join(scratch)}")
     return lines
 

@@ -22,7 +22,6 @@ SIZE_COSTS = (
     ("peak_memory_mb", "peak memory (GB)", 1 / 1024),
 )
 LARGE = 512  # pixels a side: from here on a cost's growth is that of its arithmetic, not of fixed costs
-SIZE_METRICS = (("top1", "top-1 (%)"), ("AP", "AP"), ("mIoU", "mIoU (%)"))
 
 
 def to_html(table: Table) -> str:
@@ -87,7 +86,7 @@ def _training_figures(kinds: Sequence[tuple[str, list[Result]]]) -> list[Markup]
         column = columns_of(results[0].task, results[0].head)[0]
         for curves, name in (
             (training_curves(results), "training loss"),
-            (validation_curves(results, column.key), f"{column.header} in validation"),
+            (validation_curves(results, column), f"{column.header} in validation"),
         ):
             if curves:
                 figures.append(curve_figure(title, "optimizer steps", name, curves))
@@ -117,9 +116,10 @@ def _size_section(results: Sequence[Result]) -> dict[str, Any]:
                     growth.setdefault(curve.label, {})[column] = f"{power:.2f}"
     trained = [result for result in results if result.task != "cost"]
     for title, members in _kinds(trained):
-        for key, name in SIZE_METRICS:
-            if curves := size_curves(members, key):
-                figures.append(curve_figure(title, "side of the image (pixels)", f"{name}, one training", curves))
+        first = columns_of(members[0].task, members[0].head)[0]
+        if curves := _scaled(size_curves(members, first.key), first.scale):
+            name = f"{first.header}, one training"
+            figures.append(curve_figure(title, "side of the image (pixels)", name, curves))
     columns = list(dict.fromkeys(column for powers in growth.values() for column in powers))
     rows = [(label, [powers.get(column, DASH) for column in columns]) for label, powers in growth.items()]
     return {"figures": _markup(figures), "columns": columns, "rows": rows, "from": LARGE}

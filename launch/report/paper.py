@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from evmamba.tasks import TASKS
+
 # What the tags of an ablated network's name mean (`evmamba.variants.TAGS`), for people.
 TAGS = {"ss2d": "SS2D", "nofusion": "without fusion", "step1": "step 1", "step4": "step 4"}
 
@@ -61,8 +63,8 @@ def published(model: str, task: str, head: str | None, schedule: str | None = No
     """
     cost = task == "cost"
     if cost:
-        task = {None: "classification", "upernet": "segmentation"}.get(head, "detection")
-        head = head or "linear"
+        bare = paper()["backbones"]
+        task, head = (bare["task"], bare["head"]) if head is None else (TASKS.of_head(head).name, head)
     for table in paper()["tables"]:
         if (table["task"], table["head"]) != (task, head) or schedule not in (None, table.get("schedule")):
             continue

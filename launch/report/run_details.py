@@ -8,25 +8,26 @@ from typing import Any
 
 from PIL import Image
 
-from evmamba.launch.report.columns import HEADS
+from evmamba.launch.report.columns import head_of
 from evmamba.launch.report.paper import label_of
 from evmamba.launch.report.seeds import estimate
 from evmamba.launch.report.table import DASH
 from evmamba.launch.store.results import FILE_NAME, Result
+from evmamba.tasks import TASKS
 
 PICTURE_WIDTH = 900
 PICTURES_A_RUN = 6
 WORST = "worst"  # the beginning of a worst case's file name
 CLASSES_SHOWN = 40
 CONFUSIONS_SHOWN = 25
-# Of a class: its quality, and how much of the data it is.
-CLASS_METRICS = {"classification": "accuracy", "detection": "AP", "segmentation": "IoU"}
+# How much of the data a class is.
 CLASS_SIZES = ("images", "pixel_share", "annotations")
 
 
 def title_of_run(result: Result) -> str:
     seed = result.provenance.get("seed")
-    parts = [label_of(result.model), result.task, HEADS.get(result.head or "", result.head)]
+    head = head_of(result.task, result.head)
+    parts = [label_of(result.model), result.task, head.name if head else None]
     return " · ".join([*filter(None, parts), *([f"seed {seed}"] if seed is not None else [])])
 
 
@@ -84,9 +85,9 @@ def per_class(results: Sequence[Result]) -> dict[str, Any] | None:
     model has a number for; the rest stays in the results' files.
     """
     results = [result for result in results if result.finished and isinstance(result.details.get("per_class"), dict)]
-    if not results:
+    key = TASKS[results[0].task].class_metric if results else None
+    if key is None:
         return None
-    key = CLASS_METRICS[results[0].task]
     labels = list(dict.fromkeys(label_of(result.model) for result in results))
     classes: dict[str, float] = {}
     for result in results:

@@ -7,16 +7,17 @@ cannot disagree. Published numbers (paper.yaml) stand in rows of their own and a
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from evmamba.launch.report.columns import HEADS, Column, columns_of, title_of
+from evmamba.launch.report.columns import Column, columns_of, head_of, title_of
 from evmamba.launch.report.notes import PRECISIONS, Notes, budgets, caption, memory, other_trainings, sizes
 from evmamba.launch.report.paper import claims, comparable, label_of, paper, published, split_tags
 from evmamba.launch.report.seeds import Estimate, Repetitions, repetitions
 from evmamba.launch.report.significance import ENOUGH, RULE, differences
-from evmamba.launch.store.results import TASKS, Result
+from evmamba.launch.store.results import COST, Result
+from evmamba.tasks import TASKS
 from evmamba.variants import VARIANTS
 
 DASH = "\N{EN DASH}"
@@ -45,6 +46,12 @@ class Group:
     """Whether the paper's numbers are on the same data: as many classes and validation images as its set has."""
     schedule: str | None = None
     """The paper's name of the training schedule, where it has several."""
+
+    @property
+    def schedules(self) -> Mapping[str, int]:
+        """The paper's schedules of a training of this kind, where it has several."""
+        head = None if self.task == COST else head_of(self.task, self.head)
+        return head.schedules if head else {}
 
 
 @dataclass
@@ -206,10 +213,11 @@ def _cost_size(result: Result) -> list[int]:
 
 
 def _schedule(result: Result) -> str | None:
-    """The schedule's name in the paper's table 7, for Mask R-CNN on the paper's data."""
-    if result.head != "maskrcnn" or not comparable(result.task, result.data or {}):
+    """The paper's name of the schedule, on the paper's data, where a head has several."""
+    head = head_of(result.task, result.head)
+    if head is None or not comparable(result.task, result.data or {}):
         return None
-    return {12: "1x", 36: "3x"}.get(result.training.get("epochs", 0))
+    return {epochs: name for name, epochs in head.schedules.items()}.get(result.training.get("epochs", 0))
 
 
 def _groups(results: list[Result]) -> list[tuple[tuple[str, ...], Group]]:
@@ -221,12 +229,13 @@ def _groups(results: list[Result]) -> list[tuple[tuple[str, ...], Group]]:
             continue
         members.setdefault(_group_key(result), []).append(result)
     # The cost of whole detectors and segmentors comes last: what they reach matters more.
-    heads = ["", *HEADS]
+    heads = ["", *(head.key for task in TASKS.values() for head in task.heads)]
+    tasks = [COST, *TASKS]
     keys = sorted(
         members,
         key=lambda k: (
-            len(TASKS) if k[0] == "cost" and k[1] else TASKS.index(k[0]),
-            heads.index(k[1]) if k[1] in heads else len(heads),
+            len(tasks) if k[0] == COST and k[1] else tasks.index(k[0]),
+            heads.index(k[1]),
             k,
         ),
     )
@@ -343,8 +352,9 @@ def _published_cells(model: str, group: Group, measured: Sequence[Cell]) -> list
         name = paper()["data"][group.task]["name"]
         blank[0] = Cell(OTHER_DATA, "elsewhere", source=f"published on {name}: {found.source}")
         return blank
-    if found and group.task == "detection" and group.head == "maskrcnn" and group.schedule is None:
-        source = f"{found.source}: after 12 or 36 epochs, which this run does not say it had"
+    if found and group.schedules and group.schedule is None:
+        epochs = " or ".join(map(str, group.schedules.values()))
+        source = f"{found.source}: after {epochs} epochs, which this run does not say it had"
         blank[0] = Cell(OTHER_SCHEDULE, "elsewhere", source=source)
         return blank
     cells = blank

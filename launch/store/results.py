@@ -22,10 +22,11 @@ from typing import Any
 
 from evmamba.errors import UserError
 from evmamba.files import write_text
+from evmamba.tasks import TASKS
 
 SCHEMA = 1
 FILE_NAME = "result.json"
-TASKS = ("cost", "classification", "detection", "segmentation")
+COST = "cost"  # the task of a run that trains nothing and measures
 STATES = ("finished", "failed")
 
 
@@ -35,10 +36,9 @@ class Result:
 
     Attributes:
         run: name of the run, unique within a benchmark.
-        task: one of `TASKS`; ``"cost"`` is a measurement of the bare backbone.
+        task: one of `evmamba.tasks.TASKS`; `COST` is a measurement of the bare backbone, or with a head of both.
         model: name of the backbone, e.g. ``"efficientvmamba_t"``.
-        head: what stands on the backbone: ``"linear"``, ``"retinanet"``, ``"maskrcnn"``, ``"fasterrcnn"`` or
-            ``"upernet"``.
+        head: key of what stands on the backbone (`Task.heads`).
         status: ``"finished"`` or ``"failed"``.
         reason: one line, why it failed; None when it did not.
         blocked_by: of a run that was never started: the run before it that failed, the first one of a chain.
@@ -77,8 +77,11 @@ class Result:
     """Where it was read from or written to; not in the file."""
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise UserError(f"task is '{self.task}', not one of {', '.join(TASKS)}")
+        if self.task != COST and self.task not in TASKS:
+            raise UserError(
+                f"task is '{self.task}', not one of {', '.join((COST, *TASKS))}; a task of another project is known "
+                "where that is installed, or with --import MODULE"
+            )
         if self.status not in STATES:
             raise UserError(f"status is '{self.status}', not one of {', '.join(STATES)}")
         if self.status == "failed" and not self.reason:

@@ -8,7 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from evmamba.launch.store.results import Result, config_hash, device_name, provenance, write_json
+from evmamba.launch.store.results import COST, Result, config_hash, device_name, provenance, write_json
+from evmamba.tasks import TASKS
 
 # A benchmark's folder has its runs in one of this name, each run's its spec and its log.
 RUNS_FOLDER = "runs"
@@ -118,7 +119,8 @@ class RunSpec:
     @property
     def name(self) -> str:
         kind = {"fit": f"{self.task}_training", "test": f"{self.task}_evaluation"}.get(self.stage, self.task)
-        parts = [kind, self.head if self.task in ("detection", "cost") else None, self.model, self.hash[:6]]
+        several = self.task == COST or len(TASKS[self.task].heads) > 1
+        parts = [kind, self.head if several else None, self.model, self.hash[:6]]
         return "-".join(part for part in parts if part)
 
     def write(self, folder: Path) -> None:

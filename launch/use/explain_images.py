@@ -25,6 +25,7 @@ from evmamba.launch.use.interpret_figures import (
     draw_steps,
 )
 from evmamba.launch.use.predict_images import find_images
+from evmamba.tasks import TASKS
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.classification.data import NORMALISE, evaluation_transform
 from evmamba.tasks.images import read_image
@@ -101,11 +102,10 @@ def explain_images(given: argparse.Namespace) -> list[Path]:
 
 def _of_checkpoint(path: Path) -> Explained:
     described = load_described(path)
-    if described.task == "classification":
-        model = described.module.get_submodule("network")
+    task = TASKS[described.task]
+    model = described.module.get_submodule(task.backbone_at)
+    if not task.pyramid:
         return _classifier(model, described.class_names, described.data.get("image_size", DEFAULT_SIZE))
-    name = {"detection": "detector.backbone.body", "segmentation": "network.backbone"}[described.task]
-    model = described.module.get_submodule(name)
     return Explained(model, lambda image: model(image)[-1], None, [], DEFAULT_SIZE)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from evmamba.errors import UserError
 from evmamba.launch.fit.described import load_described
+from evmamba.tasks import TASKS
 from evmamba.tasks.backbones import build_backbone
 
 
@@ -37,7 +38,8 @@ def find_network(source: str, weights: Path | None = None, backbone_only: bool =
         backbone_only: the feature pyramid in place of the whole network.
 
     Raises:
-        UserError: neither file nor name, a checkpoint without description, a whole detector.
+        UserError: neither file nor name, a checkpoint without description, a task whose networks are not
+            exported as a whole.
     """
     if not Path(source).is_file():
         if Path(source).suffix in (".ckpt", ".pth", ".pt", ".safetensors"):
@@ -52,19 +54,14 @@ def find_network(source: str, weights: Path | None = None, backbone_only: bool =
     if weights is not None:
         raise UserError(f"{source} holds weights already; --weights is for a backbone given by its name")
     described = load_described(Path(source))
-    if described.task == "classification" and backbone_only:
+    task = TASKS[described.task]
+    if backbone_only and task.pyramid:
+        return Network(described.module.get_submodule(task.backbone_at), "feature maps", [], True)
+    if backbone_only:
         pyramid = build_backbone(described.backbone, features_only=True, checkpoint=source)
         return Network(pyramid, "feature maps", [], True)
-    if described.task == "classification":
-        return Network(described.module.get_submodule("network"), "logits", described.class_names, True)
-    if described.task == "segmentation" and not backbone_only:
-        model = described.module.get_submodule("network")
-        return Network(model, "class scores at stride 4", described.class_names, True)
-    if described.task == "segmentation":
-        return Network(described.module.get_submodule("network.backbone"), "feature maps", [], True)
-    if not backbone_only:
+    if task.network_at is None:
         raise UserError(
-            "a whole detector is not exported (its boxes depend on sorting and suppression that runtimes do "
-            "differently); --backbone takes its feature pyramid"
+            f"a whole network of {task.name} is not exported ({task.outputs}); --backbone takes its feature pyramid"
         )
-    return Network(described.module.get_submodule("detector.backbone.body"), "feature maps", [], True)
+    return Network(described.module.get_submodule(task.network_at), task.outputs, described.class_names, True)

@@ -1,6 +1,7 @@
 """Images in class folders or tar shards, timm's augmentation for training, the field's centre crop for evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -159,6 +160,15 @@ class ClassificationData(TaskDataModule):
         if not self._val_rows:
             self._val_rows = {str(images.path(k)): k for k in range(len(images))}
         return images.read(self._val_rows[path])
+
+    @contextmanager
+    def evaluated_at(self, side: int) -> Iterator[None]:
+        own = self.val_set.transform
+        self.val_set.transform = evaluation_transform(side, self.crop_ratio)
+        try:
+            yield
+        finally:
+            self.val_set.transform = own
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
         images, labels, paths = zip(*samples, strict=True)

@@ -29,6 +29,7 @@ from evmamba.tasks.detection.annotations import (
     to_rle,
 )
 from evmamba.tasks.images import BadImagePolicy, read_image
+from evmamba.tasks.module import TaskModule
 from evmamba.tasks.training.samplers import OrientedTrainingSampler, TrainingSampler
 
 EXIF_ORIENTATION = 0x0112
@@ -106,6 +107,10 @@ class DetectionData(TaskDataModule):
     def val_set(self) -> Dataset:  # type: ignore[override]
         return self._sets["val"]
 
+    def fit_to(self, module: TaskModule) -> None:
+        if self.masks is None:
+            self.masks = getattr(module, "wants_masks", False)
+
     def setup(self, stage: str) -> None:
         """Read and check the annotations and look at every image's header.
 
@@ -114,9 +119,9 @@ class DetectionData(TaskDataModule):
                 images of another size than annotated, nothing to train on or to evaluate against, masks wanted and
                 missing.
         """
-        masks = self.masks
-        if masks is None:
-            masks = self.trainer is not None and getattr(self.trainer.lightning_module, "wants_masks", False)
+        if self.trainer is not None:
+            self.fit_to(self.trainer.lightning_module)  # type: ignore[arg-type]
+        masks = bool(self.masks)
         wanted: tuple[Split, ...] = ("train", "val") if stage == "fit" else ("val",)
         for split in wanted:
             if split not in self._sets:

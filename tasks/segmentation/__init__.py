@@ -11,7 +11,7 @@ TASK = Task(
     heads=(Head("upernet", "UPerNet"),),
     metrics=(Metric("mIoU", "mIoU (%)"), Metric("mIoU_ms", "mIoU ms (%)", optional=True)),
     class_metric="IoU",
-    size_options=("inference",),
+    protocol_options=("inference",),
     recipes="evmamba.conf:segmentation",
     paper_recipe="ade20k_{head}_{variant}",
     starts_from="classification",

@@ -22,7 +22,7 @@ def test_the_plan_has_a_cost_and_every_task_for_every_backbone(tmp_path: Path):
         BenchOptions(
             tmp_path,
             backbones=["efficientvmamba_t", "resnet18"],
-            detectors=["retinanet", "fasterrcnn"],
+            heads={"detection": ["retinanet", "fasterrcnn"]},
             overrides=["trainer.max_steps=2", "segmentation.trainer.max_steps=1", *QUICK_COST],
         )
     )
@@ -68,7 +68,7 @@ def test_a_data_folder_limits_the_bench_to_its_task_and_takes_the_small_recipe(t
         ({"precision": "64-true"}, "--precision 64-true: a benchmark runs and measures 32-true, bf16-mixed, 16-mixed"),
         (
             {"preset": "paper", "tasks": ["detection"]},
-            "paper's detection starts from a classifier .*--set detection.model",
+            "paper's detection starts from its classification: add --classification .*--set detection.model",
         ),
     ],
 )
@@ -103,7 +103,7 @@ def test_every_file_is_looked_at_before_the_first_run(
     else:
         file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match=complaint) as raised:
-        plan(BenchOptions(tmp_path / "out", data={task: str(folder)}, detectors=[detector], preset="tiny"))
+        plan(BenchOptions(tmp_path / "out", data={task: str(folder)}, heads={task: [detector]}, preset="tiny"))
     assert "\n" not in str(raised.value)
     assert file.name in str(raised.value)
 

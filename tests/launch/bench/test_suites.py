@@ -26,7 +26,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evmamba.launch.bench.plan._check_backbone", lambda name, pyramid: None)
     monkeypatch.setattr("evmamba.launch.bench.plan._check_training", lambda *arguments: "fingerprint")
     monkeypatch.setattr("evmamba.launch.bench.plan.has_drop_path", lambda model: True)
-    monkeypatch.setattr(recipes, "_nearest_variant", lambda model: "efficientvmamba_t")
+    monkeypatch.setattr(recipes, "_nearest", lambda model, variants: variants[0])
 
 
 def planned(tmp_path: Path, suite: str, **options: Any) -> list[RunSpec]:
@@ -165,7 +165,7 @@ def test_a_recipes_stochastic_depth_is_switched_off_only_where_there_is_none(
 
 
 def test_without_a_suite_every_model_meets_every_head():
-    entries = entries_of(None, ["a", "b"], ("classification", "detection"), ["maskrcnn", "retinanet"])
+    entries = entries_of(None, ["a", "b"], ("classification", "detection"), {"detection": ["maskrcnn", "retinanet"]})
     assert [(e.model, e.head) for e in entries] == [
         (model, head) for model in "ab" for head in ("linear", "maskrcnn", "retinanet")
     ]

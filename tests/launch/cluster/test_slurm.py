@@ -8,7 +8,7 @@ import pytest
 
 from evmamba.errors import UserError
 from evmamba.launch.cluster import slurm
-from evmamba.launch.cluster.settings import KINDS, Cluster, JobConfig, read_cluster
+from evmamba.launch.cluster.settings import Cluster, JobConfig, kinds, read_cluster
 from evmamba.launch.store.spec import RunSpec
 
 from .fake_slurm import install
@@ -132,10 +132,10 @@ def test_a_cluster_file_says_everything_and_options_win(tmp_path: Path):
         "runs:\n  detection: {nodes: 1, time: 0:30:00}\n  cost: {partition: small}\n",
     )
     cluster = read_cluster(file, {"partition": ["long"], "nodes": ["classification=4"], "environment": ["export A=1"]})
-    assert [cluster[kind].partition for kind in KINDS] == ["small", "long", "long", "long", "long", "long"]
-    assert [cluster[kind].nodes for kind in KINDS] == [1, 4, 1, 2, 1, 1]
-    assert [cluster[kind].tasks for kind in KINDS] == [1, 8, 8, 8, 8, 1]
-    assert [cluster[kind].gpus_per_node for kind in KINDS] == [1, 8, 8, 8, 8, 0]
+    assert [cluster[kind].partition for kind in kinds()] == ["small", "long", "long", "long", "long", "long"]
+    assert [cluster[kind].nodes for kind in kinds()] == [1, 4, 1, 2, 1, 1]
+    assert [cluster[kind].tasks for kind in kinds()] == [1, 8, 8, 8, 8, 1]
+    assert [cluster[kind].gpus_per_node for kind in kinds()] == [1, 8, 8, 8, 8, 0]
     assert cluster["classification"].time == "24:00:00"  # not YAML's 86400 seconds
     assert cluster["detection"].time == "0:30:00"
     assert cluster["detection"].environment == ("module load cuda", "export A=1")
@@ -146,8 +146,8 @@ def test_settings_that_were_stored_are_changed_by_new_ones(tmp_path: Path):
     before = read_cluster(file, {"time": ["10:00"]}).given
     now: Cluster = read_cluster(None, {"time": ["detection=20:00"], "qos": ["high"]}, before)
     assert (now["detection"].nodes, now["detection"].time, now["segmentation"].time) == (2, "20:00", "10:00")
-    assert {now[kind].partition for kind in KINDS} == {"gpu"}
-    assert {now[kind].qos for kind in KINDS} == {"high"}
+    assert {now[kind].partition for kind in kinds()} == {"gpu"}
+    assert {now[kind].qos for kind in kinds()} == {"high"}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from evmamba.errors import UserError
-from evmamba.launch.fit.recipes import CONF, find_recipe, has_drop_path, recipe_of, recipes
+from evmamba.launch.fit.recipes import find_recipe, folder_of, has_drop_path, recipe_of, recipes
+from evmamba.tasks import TASKS
 
 
 @pytest.mark.parametrize(
@@ -13,7 +14,7 @@ from evmamba.launch.fit.recipes import CONF, find_recipe, has_drop_path, recipe_
 )
 def test_a_packaged_recipe_has_one_file_under_all_its_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    assert find_recipe(name) == CONF / "detection" / "tiny.yaml"
+    assert find_recipe(name) == folder_of(TASKS["detection"]) / "tiny.yaml"
 
 
 def test_a_file_on_disk_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -46,10 +46,12 @@ def test_curves_come_from_the_sweeps_in_the_printed_unit_without_what_failed():
     assert [list(curve.points) for curve in batch_curves([cost], "images_per_s")] == [[(1, 10.0), (2, 18.0)]]
     trained = made_result("classification", "resnet18")
     trained.sweeps = {"input_size": [{"input_size": 64, "top1": 0.25}, {"input_size": 96, "top1": 0.5}]}
-    assert [list(curve.points) for curve in size_curves([trained], "top1")] == [[(64, 25.0), (96, 50.0)]]
+    assert [list(curve.points) for curve in size_curves([trained], "top1")] == [[(64, 0.25), (96, 0.5)]]
     again = made_result("classification", "resnet18")
     again.sweeps = {"input_size": [{"input_size": 64, "top1": 0.35}, {"input_size": 96, "top1": 0.6}]}
-    assert [list(c.points) for c in size_curves([trained, again], "top1")] == [[(64, 30.0), (96, 55.0)]]
+    assert [list(c.points) for c in size_curves([trained, again], "top1")] == [
+        [(64, pytest.approx(0.3)), (96, pytest.approx(0.55))]
+    ]
 
 
 def test_precisions_are_curves_of_their_own():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evmamba.errors import UserError
-from evmamba.launch.fit.record import ResultWriter, TrainingRecord
+from evmamba.launch.fit.record import Background, TrainingRecord
 from evmamba.launch.store.results import (
     FILE_NAME,
     Result,
@@ -60,9 +60,9 @@ def test_a_continued_training_knows_its_batch_even_if_no_step_was_left():
     assert after.images == 0
 
 
-def test_a_commit_made_while_a_run_works_is_not_its_own(tmp_path: Path):
+def test_a_commit_made_while_a_run_works_is_not_its_own():
     git_state.cache_clear()
-    ResultWriter(tmp_path, {}, run="r")
+    Background("r", {})
     assert git_state.cache_info().currsize == 1
 
 
