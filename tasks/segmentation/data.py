@@ -93,6 +93,7 @@ class SegmentationData(TaskDataModule):
         max_class_share: training crops of which one class fills more are drawn again.
         flip: probability of a horizontal flip.
         photometric_distortion: random brightness, contrast, saturation and hue.
+        antialias: smooth training images ahead of reducing them; mmsegmentation does not.
         batch_size: training images per process and step.
         num_workers: loading processes.
         on_bad_image: "stop" before training, or "skip" unreadable images and labels with a counted warning.
@@ -117,13 +118,16 @@ class SegmentationData(TaskDataModule):
         max_class_share: float = 0.75,
         flip: float = 0.5,
         photometric_distortion: bool = True,
+        antialias: bool = True,
         batch_size: int = 16,
         num_workers: int = 2,
         on_bad_image: BadImagePolicy = "stop",
         seed: int = 0,
     ) -> None:
         super().__init__(data_dir, batch_size, 1, num_workers, on_bad_image, seed)
-        self.augment = TrainingAugmentation(crop_size, scale, short_side, max_class_share, flip, photometric_distortion)
+        self.augment = TrainingAugmentation(
+            crop_size, scale, short_side, max_class_share, flip, photometric_distortion, antialias
+        )
         self._pairs = {split: find_pairs(self.root, folder) for split, folder in SPLITS.items()}
         names = read_class_names(self.root)
         if names and num_classes not in (None, len(names)):

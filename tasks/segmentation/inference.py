@@ -2,9 +2,12 @@
 
 The protocol is the field's (and that of table 4 in arXiv 2403.09977): "single scale" is one pass; "multi-scale"
 averages softmax probabilities over the ratios 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, each with and without a horizontal flip.
-One difference: images are resized with antialiasing, which mmsegmentation does not do.
+Scores go to the size of the network's input first and to the label's then, as in mmsegmentation. Two differences stay:
+pixels are resized as floating-point numbers and not rounded to whole grey values afterwards; and with `short_side` the
+ratios are of that side (mmsegmentation 1.x: of the image's own size, which `short_side` unset gives).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evmamba.errors import UserError
+from evmamba.tasks.images import size_within
 from evmamba.tasks.segmentation.upernet import resize
 
 MULTI_SCALE_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -29,6 +33,7 @@ class InferenceConfig:
         stride: step between windows, pixels.
         short_side: resize the image so that its short side has this many pixels; None keeps the image's own size.
         long_side: with ``short_side``, the long side gets no longer than this.
+        antialias: smooth ahead of reducing, as looks best; mmsegmentation does not.
         scales: ratios of the image size; more than one averages softmax probabilities.
         flip: average with the horizontally flipped image too.
     """
@@ -38,6 +43,7 @@ class InferenceConfig:
     stride: int = 341
     short_side: int | None = None
     long_side: int | None = None
+    antialias: bool = True
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
 
@@ -70,8 +76,7 @@ def predict_labels(model: nn.Module, image: Tensor, size: tuple[int, int], confi
         int64 ``[B, *size]``.
     """
     if config.scales == (1.0,) and not config.flip:  # softmax does not move the arg-max, so it can be left out
-        scores = _pass_scores(model, _resize_image(image, _target_size(image, config, 1.0)), config)
-        return resize(scores, size).argmax(1)
+        return resize(_pass_scores(model, _resize_image(image, config, 1.0), config), size).argmax(1)
     return predict_probabilities(model, image, size, config).argmax(1)
 
 
@@ -79,7 +84,7 @@ def predict_probabilities(model: nn.Module, image: Tensor, size: tuple[int, int]
     """Softmax probabilities averaged over scales and flips, float32 ``[B, C, *size]``; as `predict_labels`."""
     total: Tensor | None = None
     for scale in config.scales:
-        scaled = _resize_image(image, _target_size(image, config, scale))
+        scaled = _resize_image(image, config, scale)
         for flipped in (False, True) if config.flip else (False,):
             scores = _pass_scores(model, scaled.flip(-1) if flipped else scaled, config)
             probability = resize(scores, size).softmax(1)
@@ -90,15 +95,15 @@ def predict_probabilities(model: nn.Module, image: Tensor, size: tuple[int, int]
 
 
 def _pass_scores(model: nn.Module, image: Tensor, config: InferenceConfig) -> Tensor:
-    """Scores of one scaled image, float32: at stride 4 for the whole image, at stride 1 for windows."""
+    """Scores of one scaled image at its own size, in float32 or better."""
     if config.mode == "whole":
-        return model(image).float()
+        return resize(_at_least_float32(model(image)), image.shape[-2:])
     height, width = image.shape[-2:]
     total: Tensor | None = None
-    count = image.new_zeros(height, width, dtype=torch.float32)
+    count = image.new_zeros(height, width)
     for rows, columns in sliding_windows(height, width, config.crop, config.stride):
         window = image[..., rows, columns]
-        scores = resize(model(window).float(), window.shape[-2:])
+        scores = resize(_at_least_float32(model(window)), window.shape[-2:])
         if total is None:
             total = scores.new_zeros(*scores.shape[:2], height, width)
         total[..., rows, columns] += scores
@@ -119,17 +124,23 @@ def sliding_windows(height: int, width: int, crop: int, stride: int) -> Iterator
             yield slice(top, min(top + crop, height)), slice(left, min(left + crop, width))
 
 
-def _target_size(image: Tensor, config: InferenceConfig, scale: float) -> tuple[int, int]:
-    height, width = image.shape[-2:]
-    factor = scale
+def _at_least_float32(scores: Tensor) -> Tensor:
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def target_size(size: tuple[int, int], config: InferenceConfig, scale: float) -> tuple[int, int]:
+    """Height and width of the network's input, at one of the scales, for an image of this height and width."""
     if config.short_side is not None:
-        factor *= config.short_side / min(height, width)
-        if config.long_side is not None:
-            factor = min(factor, scale * config.long_side / max(height, width))
-    return max(round(height * factor), 1), max(round(width * factor), 1)
+        long = math.inf if config.long_side is None else int(scale * config.long_side)
+        return size_within(size, int(scale * config.short_side), long)
+    # In two steps, as mmsegmentation has it, the second of which can take back a pixel of the first.
+    limits = [int(side * scale + 0.5) for side in size]
+    return size_within(size, min(limits), max(limits))
 
 
-def _resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    if image.shape[-2:] == torch.Size(size):
+def _resize_image(image: Tensor, config: InferenceConfig, scale: float) -> Tensor:
+    height, width = image.shape[-2:]
+    size = target_size((height, width), config, scale)
+    if (height, width) == size:
         return image
-    return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=config.antialias)

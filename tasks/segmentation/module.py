@@ -31,7 +31,7 @@ DEFAULT_INFERENCE = InferenceConfig()
 class SegmentationModule(TaskModule):
     """UPerNet on a backbone.
 
-    The loss averages over the pixels that count (mmsegmentation: over all pixels, ignored ones as 0).
+    The loss averages over all pixels of the batch, ignored ones as 0, as mmsegmentation does.
 
     Metrics, fractions in [0, 1]: ``mIoU``, ``pixel_acc``, ``mean_acc`` (see `SegmentationMetrics`), and in the test
     stage with `multi_scale` also ``mIoU_ms``. ``details``: ``per_class`` {class: IoU, acc, share of labelled pixels},
@@ -199,12 +199,12 @@ class SegmentationModule(TaskModule):
 
 
 def pixel_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the pixels that count; 0, with zero gradients, where none does.
+    """Cross-entropy of the pixels that count, summed, by the number of all pixels, ignored ones included.
 
     Args:
         scores: ``[B, C, h, w]``, resized to the labels' size.
         labels: ``[B, H, W]``, class indices or `IGNORE_INDEX`.
     """
-    scores = resize(scores.float(), labels.shape[-2:])
+    scores = resize(scores.to(torch.promote_types(scores.dtype, torch.float32)), labels.shape[-2:])
     total = F.cross_entropy(scores, labels.long(), ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
+    return total / labels.numel()

@@ -60,7 +60,7 @@ class UPerHead(nn.Module):
         self.smooth = nn.ModuleList(conv_bn_relu(channels, channels, 3) for _ in finer)
         self.fuse = conv_bn_relu(len(in_channels) * channels, channels, 3)
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
+        self.classifier = classifier(channels, num_classes)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         top_down = self.pyramid_pooling(maps[-1])
@@ -123,7 +123,7 @@ class FCNHead(nn.Module):
         super().__init__()
         self.conv = conv_bn_relu(in_channels, channels, 3)
         self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
+        self.classifier = classifier(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.dropout(self.conv(x)))
@@ -137,8 +137,16 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
+    """A convolution that begins, as in mmsegmentation, with Kaiming's normal values for ReLU (fan out)."""
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
+def classifier(in_channels: int, num_classes: int) -> nn.Conv2d:
+    """1x1, beginning as in mmsegmentation with a normal of deviation 0.01."""
+    convolution = nn.Conv2d(in_channels, num_classes, 1)
+    nn.init.normal_(convolution.weight, std=0.01)
+    assert convolution.bias is not None
+    nn.init.zeros_(convolution.bias)
+    return convolution

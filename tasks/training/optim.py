@@ -24,7 +24,9 @@ class OptimizerConfig:
         no_decay: what is exempt from weight decay. "none": nothing; "norm_bias": parameters of fewer than two axes
             (norms and biases), which is what the published EfficientVMamba networks used (their A_logs and stacked
             projection biases have two axes and do decay); "norm_bias_ssm": also what the network lists in
-            ``no_weight_decay()``, Mamba's own advice for A and D, and position embeddings elsewhere.
+            ``no_weight_decay()``, Mamba's own advice for A and D, and position embeddings elsewhere; "norm":
+            what has "norm" in its name, as Swin's configurations in mmdetection and mmsegmentation (biases decay, and
+            so do BatchNorms of heads, which are named otherwise here and there).
         scale_lr_to_batch: if set, `lr` is meant for this global batch size and is scaled linearly to the one in use.
     """
 
@@ -32,7 +34,7 @@ class OptimizerConfig:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    no_decay: Literal["none", "norm_bias", "norm_bias_ssm"] = "norm_bias"
+    no_decay: Literal["none", "norm", "norm_bias", "norm_bias_ssm"] = "norm_bias"
     scale_lr_to_batch: int | None = None
 
 
@@ -84,12 +86,14 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict]:
         AdamW parameter groups; a group without parameters is left out.
     """
     exempt = exempt_names(module) if config.no_decay == "norm_bias_ssm" else set()
+    short = config.no_decay.startswith("norm_bias")
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_spared = config.no_decay != "none" and (parameter.ndim < 2 or name in exempt)
+        named = config.no_decay == "norm" and "norm" in name
+        is_spared = named or (short and (parameter.ndim < 2 or name in exempt))
         (spared if is_spared else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from .damage import WRITERS
+from .golden import golden_folder
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +36,7 @@ def golden_heads() -> Callable[[str], dict[str, torch.Tensor]]:
     """
 
     def read(name: str) -> dict[str, torch.Tensor]:
-        with np.load(_golden_folder() / f"{name}.npz") as arrays:
+        with np.load(golden_folder() / f"{name}.npz") as arrays:
             # Names of parameters are the only text.
             content = {key: torch.from_numpy(arrays[key]) for key in arrays if arrays[key].dtype.kind != "U"}
         return {key: value.double() if value.dtype == torch.float32 else value for key, value in content.items()}
@@ -46,11 +47,7 @@ def golden_heads() -> Callable[[str], dict[str, torch.Tensor]]:
 @pytest.fixture(scope="session")
 def golden_sizes() -> Callable[[str], dict[str, Any]]:
     """A golden JSON file of the same folder."""
-    return lambda name: json.loads((_golden_folder() / f"{name}.json").read_text())
-
-
-def _golden_folder() -> Path:
-    return Path(os.environ.get("EVMAMBA_GOLDEN_HEADS", Path(__file__).parents[1] / "assets" / "golden" / "heads"))
+    return lambda name: json.loads((golden_folder() / f"{name}.json").read_text())
 
 
 @pytest.fixture(scope="session")

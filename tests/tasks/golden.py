@@ -1,6 +1,14 @@
 """Reading golden files."""
 
+import os
+from pathlib import Path
+
 import torch
+
+
+def golden_folder() -> Path:
+    """Of the files made by mmdetection's and mmsegmentation's own code; `EVMAMBA_GOLDEN_HEADS` names another."""
+    return Path(os.environ.get("EVMAMBA_GOLDEN_HEADS", Path(__file__).parents[1] / "assets" / "golden" / "heads"))
 
 
 def per_image(golden: dict[str, torch.Tensor], name: str) -> list[torch.Tensor]:

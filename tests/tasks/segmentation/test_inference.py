@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +12,119 @@ from evmamba.tasks.segmentation.inference import (
     predict_labels,
     predict_probabilities,
     sliding_windows,
+    target_size,
 )
+
+from ..golden import per_image
+
+Golden = Callable[[str], dict[str, Tensor]]
+
+
+class Patches(nn.Module):
+    """The stored network: one convolution over patches of 4 x 4 pixels."""
+
+    def __init__(self, data: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.weight, self.bias = data["weight"], data["bias"]
+
+    def forward(self, image: Tensor) -> Tensor:
+        return nn.functional.conv2d(image, self.weight, self.bias, stride=4)
+
+
+class Inputs:
+    """Pictures of the stored case, normalised in float64: already resized, so that only what follows is compared."""
+
+    def __init__(self, data: dict[str, Tensor]) -> None:
+        self.data = data
+        self.network = Patches(data)
+        height, width = data["ori_shape"].tolist()
+        self.size = (height, width)
+        self.resized = self.normalised(data["resized"])
+
+    def normalised(self, picture: Tensor) -> Tensor:
+        return ((picture.double() - self.data["mean"]) / self.data["std"]).permute(2, 0, 1)[None]
+
+
+def test_whole_inference_is_mmsegmentations_in_two_resizes(golden_heads: Golden):
+    case = Inputs(golden_heads("inference"))
+    classes = predict_labels(case.network, case.resized, case.size, InferenceConfig())
+    assert torch.equal(classes[0], case.data["whole_classes"].long())
+    # What stood in the input's size goes through softmax once, so scores are compared up to a constant per pixel.
+    probabilities = predict_probabilities(case.network, case.resized, case.size, InferenceConfig())
+    expected = case.data["whole_logits"].softmax(0)
+    torch.testing.assert_close(probabilities[0], expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_sliding_inference_is_mmsegmentations(golden_heads: Golden, wide: bool):
+    case = Inputs(golden_heads("inference"))
+    crop = int(case.data["crop_wide" if wide else "crop"])
+    config = InferenceConfig(mode="slide", crop=crop, stride=int(case.data["stride"]))
+    classes = predict_labels(case.network, case.resized, case.size, config)
+    assert torch.equal(classes[0], case.data["slide_wide_classes" if wide else "slide_classes"].long())
+    if not wide:
+        probabilities = predict_probabilities(case.network, case.resized, case.size, config)
+        # mmsegmentation rounds the windows' mean to float32 on the way.
+        torch.testing.assert_close(probabilities[0], case.data["slide_logits"].softmax(0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_multi_scale_with_flip_is_mmsegmentations(golden_heads: Golden, mode: str):
+    """Each scale from its stored picture; the mean over scales is ours to take."""
+    case = Inputs(golden_heads("inference"))
+    assert tuple(case.data["ratios"].tolist()) == MULTI_SCALE_RATIOS
+    window = {"crop": int(case.data["crop"]), "stride": int(case.data["stride"])}
+    config = InferenceConfig(mode=mode, flip=True, **window)  # type: ignore[arg-type]
+    pictures = [case.normalised(picture) for picture in per_image(case.data, "scaled")]
+    total = sum(predict_probabilities(case.network, picture, case.size, config) for picture in pictures)
+    assert isinstance(total, Tensor)
+    mean = total[0] / len(pictures)
+    assert torch.equal(mean.argmax(0), case.data["tta_classes" if mode == "whole" else "tta_slide_classes"].long())
+    if mode == "whole":
+        torch.testing.assert_close(mean, case.data["tta_probabilities"], rtol=0, atol=1e-10)
+
+
+def test_sizes_are_mmsegmentations(golden_sizes: Callable[[str], dict[str, Any]]):
+    sizes = golden_sizes("sizes_segmentation")
+    compared = 0
+    for name, pairs in sizes.items():
+        kind, *values = name.split(" ")
+        if kind == "long":
+            config, scale = InferenceConfig(short_side=int(values[2]), long_side=int(values[0])), 1.0
+        elif kind == "factor":
+            config, scale = InferenceConfig(), float(values[0])
+        else:
+            continue
+        for (width, height), (new_width, new_height) in pairs:
+            assert target_size((height, width), config, scale) == (new_height, new_width)
+            compared += 1
+    for factor, _, pairs in sizes["random factor, limits, sizes"]:
+        config = InferenceConfig(short_side=512, long_side=2048)
+        for (width, height), (new_width, new_height) in pairs:
+            assert target_size((height, width), config, factor) == (new_height, new_width)
+            compared += 1
+    assert compared > 90
+
+
+def test_pictures_are_resized_as_mmsegmentation_does_but_for_whole_grey_values(golden_heads: Golden):
+    """Without antialiasing the resized picture is the stored one, made by OpenCV in whole numbers, to a grey value."""
+    case = Inputs(golden_heads("inference"))
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            seen.append(image[0].permute(1, 2, 0))
+            return image
+
+    long, short = case.data["base_scale"].tolist()
+    picture = case.data["image"].double().permute(2, 0, 1)[None]
+    for antialias in (False, True):
+        config = InferenceConfig(short_side=short, long_side=long, antialias=antialias)
+        predict_labels(Spy(), picture, case.size, config)
+        assert (seen[-1] - case.data["resized"].double()).abs().max() <= 1
+    half = InferenceConfig(scales=(0.5,), antialias=False)
+    predict_labels(Spy(), picture, case.size, half)
+    assert (seen[-1] - case.data["scaled_0"].double()).abs().max() <= 1
 
 
 class Pixelwise(nn.Module):

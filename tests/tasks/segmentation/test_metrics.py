@@ -1,10 +1,15 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
-from torch import multiprocessing
+from torch import Tensor, multiprocessing
 
+from evmamba.tasks.segmentation.labels import LabelMap
 from evmamba.tasks.segmentation.metrics import IGNORE_INDEX, SegmentationMetrics
 from evmamba.tasks.training.samplers import EvaluationSampler
+
+from ..golden import per_image
 
 
 def test_values_equal_those_of_a_confusion_matrix_made_by_hand():
@@ -19,6 +24,33 @@ def test_values_equal_those_of_a_confusion_matrix_made_by_hand():
     assert values["mIoU"].item() == pytest.approx(sum(iou) / 4, abs=1e-15)  # class 4 is left out
     assert values["pixel_acc"].item() == 5 / 7
     assert values["mean_acc"].item() == pytest.approx((3 / 4 + 1 + 0) / 3, abs=1e-15)  # class 3 has no label
+
+
+def test_areas_and_means_are_mmsegmentations(golden_heads: Callable[[str], dict[str, Tensor]]):
+    data = golden_heads("iou_metric")
+    classes = int(data["num_classes"])
+    label_map = LabelMap(classes, reduce_zero_label=True, ignore_label=None)
+    total = SegmentationMetrics(classes)
+    for k, prediction in enumerate(per_image(data, "prediction")):
+        label = torch.from_numpy(label_map.to_index(data[f"file_{k}"].numpy()))
+        assert torch.equal(label, data[f"label_{k}"])
+        own = SegmentationMetrics(classes)
+        for metric in (own, total):
+            metric.update(prediction, label)
+        assert torch.equal(areas(own), data["areas"][k])
+    assert torch.equal(areas(total), data["total"])
+    values = total.compute()
+    stored = {"IoU": "IoU", "acc": "Acc", "pixel_acc": "aAcc", "mIoU": "mIoU", "mean_acc": "mAcc"}
+    for own_name, name in stored.items():
+        torch.testing.assert_close(values[own_name], data[name].double(), rtol=0, atol=1e-12, equal_nan=True)
+    printed = [round(100 * values[name].item(), 2) for name in ("pixel_acc", "mIoU", "mean_acc")]
+    assert printed == pytest.approx(data["printed"].tolist(), abs=1e-5)
+
+
+def areas(metric: SegmentationMetrics) -> Tensor:
+    """Intersection, union, predicted and labelled pixels, [4, classes]."""
+    hit, predicted, labelled = metric.confusion.diagonal(), metric.confusion.sum(0), metric.confusion.sum(1)
+    return torch.stack([hit, predicted + labelled - hit, predicted, labelled])
 
 
 def test_sums_over_the_data_set_come_before_the_division():

@@ -71,10 +71,10 @@ def test_a_crop_without_any_label_gives_no_nan():
     assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
 
 
-def test_loss_is_the_mean_over_counted_pixels_and_both_heads():
+def test_loss_is_the_mean_over_all_pixels_ignored_ones_included_and_both_heads():
     scores = torch.tensor([[[[2.0, 0.0]], [[0.0, 1.0]]]])  # two classes, one row of two pixels
     label = torch.tensor([[[0, 255]]], dtype=torch.uint8)
-    assert pixel_cross_entropy(scores, label).item() == pytest.approx(math.log(1 + math.exp(-2)))
+    assert pixel_cross_entropy(scores, label).item() == pytest.approx(math.log(1 + math.exp(-2)) / 2)
     module = small_module(aux_weight=0.4)
     loss, parts = module.training_loss(batch())
     assert loss.item() == pytest.approx(parts["decoder_loss"].item() + 0.4 * parts["auxiliary_loss"].item())

@@ -1,10 +1,136 @@
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from evmamba.cost import count_macs
 from evmamba.tasks.backbones import build_backbone
-from evmamba.tasks.segmentation.upernet import RegionPool, UPerNet
+from evmamba.tasks.segmentation.module import pixel_cross_entropy
+from evmamba.tasks.segmentation.upernet import FCNHead, RegionPool, UPerHead, UPerNet
+
+from ..golden import golden_folder, per_image
+
+# Names of mmsegmentation's modules in ours.
+DECODER = {"bottleneck": "pyramid_pooling.fuse", "fpn_bottleneck": "fuse"}
+DECODER |= {f"psp_modules.{k}.1": f"pyramid_pooling.branches.{k}.1" for k in range(4)}
+DECODER |= {f"lateral_convs.{k}": f"lateral.{k}" for k in range(3)}
+DECODER |= {f"fpn_convs.{k}": f"smooth.{k}" for k in range(3)}
+AUXILIARY = {"convs.0": "conv"}
+
+
+def own_name(key: str, modules: dict[str, str]) -> str:
+    """mmsegmentation's name of a parameter or buffer of a head, in ours."""
+    if key.startswith("conv_seg."):
+        return key.replace("conv_seg", "classifier")
+    module, layer, part = key.rsplit(".", 2)
+    return f"{modules[module]}.{'0' if layer == 'conv' else '1'}.{part}"
+
+
+def heads_from(parameters: dict[str, dict[str, Tensor]], classes: int) -> tuple[UPerHead, FCNHead]:
+    """Both heads with stored parameters, in float64 and without dropout."""
+    decode, auxiliary = parameters["decode"], parameters["aux"]
+    widths = [decode[f"lateral_convs.{k}.conv.weight"].shape[1] for k in range(3)]
+    widths.append(decode["psp_modules.0.1.conv.weight"].shape[1])
+    decoder = UPerHead(widths, classes, decode["conv_seg.weight"].shape[1], dropout=0.0).double()
+    decoder.load_state_dict({own_name(key, DECODER): value for key, value in decode.items()})
+    head = FCNHead(widths[2], classes, auxiliary["conv_seg.weight"].shape[1], dropout=0.0).double()
+    head.load_state_dict({own_name(key, AUXILIARY): value for key, value in auxiliary.items()})
+    return decoder, head
+
+
+def stored_heads(data: dict[str, Tensor]) -> tuple[UPerHead, FCNHead]:
+    parameters = {
+        head: {key.removeprefix(f"{head}_sd_"): value for key, value in data.items() if key.startswith(f"{head}_sd_")}
+        for head in ("decode", "aux")
+    }
+    return heads_from(parameters, int(data["num_classes"]))
+
+
+def test_heads_compute_what_mmsegmentation_does_in_evaluation(golden_heads: Callable[[str], dict[str, Tensor]]):
+    data = golden_heads("uperhead")
+    decoder, auxiliary = stored_heads(data)
+    maps = per_image(data, "x")
+    torch.testing.assert_close(decoder.eval()(maps), data["eval_logits"], rtol=0, atol=1e-10)
+    torch.testing.assert_close(auxiliary.eval()(maps[2]), data["eval_aux_logits"], rtol=0, atol=1e-10)
+
+
+def test_losses_statistics_and_gradients_of_a_training_step(golden_heads: Callable[[str], dict[str, Tensor]]):
+    """Ignored pixels count in the divisor; one image has nothing but such."""
+    data = golden_heads("uperhead")
+    decoder, auxiliary = stored_heads(data)
+    maps = [x.requires_grad_() for x in per_image(data, "x")]
+    scores, auxiliary_scores = decoder(maps), auxiliary(maps[2])
+    torch.testing.assert_close(scores, data["train_logits"], rtol=0, atol=1e-10)
+    torch.testing.assert_close(auxiliary_scores, data["train_aux_logits"], rtol=0, atol=1e-10)
+    for name, head, modules in (("decode", decoder, DECODER), ("aux", auxiliary, AUXILIARY)):
+        own = head.state_dict()
+        prefix = f"train_after_{name}_"
+        for key in [key for key in data if key.startswith(prefix)]:
+            buffer = own[own_name(key.removeprefix(prefix), modules)]
+            torch.testing.assert_close(buffer, data[key], rtol=0, atol=1e-10)
+
+    label = data["label"]
+    loss, auxiliary_loss = pixel_cross_entropy(scores, label), 0.4 * pixel_cross_entropy(auxiliary_scores, label)
+    torch.testing.assert_close(loss, data["loss_decode"], rtol=1e-10, atol=0)
+    torch.testing.assert_close(auxiliary_loss, data["loss_aux"], rtol=1e-10, atol=0)
+    for k, alone in enumerate(per_image(data, "alone_loss_decode")):
+        own_loss = pixel_cross_entropy(data["train_logits"][k : k + 1], label[k : k + 1])
+        torch.testing.assert_close(own_loss, alone, rtol=1e-10, atol=0)
+
+    (loss + auxiliary_loss).backward()
+    expected = {f"x_{k}": x.grad for k, x in enumerate(maps)}
+    for name, head, modules in (("decode", decoder, DECODER), ("aux", auxiliary, AUXILIARY)):
+        own_gradients = {key: parameter.grad for key, parameter in head.named_parameters()}
+        for key in [key.removeprefix(f"grad_{name}_") for key in data if key.startswith(f"grad_{name}_")]:
+            expected[f"{name}_{key}"] = own_gradients[own_name(key, modules)]
+    stored = [key for key in data if key.startswith("grad_")]
+    assert {f"grad_{key}" for key in expected} == set(stored)
+    for key in stored:
+        largest = data[key].abs().max().item()
+        torch.testing.assert_close(expected[key.removeprefix("grad_")], data[key], rtol=0, atol=1e-9 * largest)
+
+
+def test_a_decoder_of_64_channels_filled_by_the_rule(golden_heads: Callable[[str], dict[str, Tensor]]):
+    data = golden_heads("uperhead_w64")
+    file = Path(__file__).parents[2] / "assets" / "golden" / "fill.py"
+    specification = importlib.util.spec_from_file_location("fill", file)
+    assert specification is not None
+    assert specification.loader is not None
+    fill = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(fill)
+    parameters: dict[str, dict[str, Tensor]] = {"decode": {}, "aux": {}}
+    with np.load(golden_folder() / "uperhead_w64.npz") as arrays:
+        for entry in arrays["keys"].tolist():
+            key, shape = entry.split(" ", 1)
+            value = torch.from_numpy(
+                np.asarray(fill.value(key, tuple(int(n) for n in shape.strip("(),").split(",") if n)))
+            )
+            head, name = key.split(".", 1)
+            parameters["decode" if head == "uper" else "aux"][name] = value
+    decoder, auxiliary = heads_from(parameters, len(parameters["decode"]["conv_seg.bias"]))
+    maps = per_image(data, "x")
+    torch.testing.assert_close(decoder.eval()(maps), data["eval_logits"], rtol=0, atol=1e-10)
+    torch.testing.assert_close(auxiliary.eval()(maps[2]), data["eval_aux_logits"], rtol=0, atol=1e-10)
+    counts = [sum(p.numel() for p in head.parameters()) for head in (decoder, auxiliary)]
+    assert counts == data["parameters"].tolist()
+
+
+def test_heads_begin_as_mmsegmentations_do():
+    torch.manual_seed(0)
+    net = UPerNet(build_backbone("resnet18", features_only=True), 150, 128, 128)
+    assert net.auxiliary is not None
+    for layer, deviation in (
+        (net.decoder.classifier, 0.01),
+        (net.auxiliary.classifier, 0.01),
+        (net.decoder.smooth[0][0], (2 / (9 * 128)) ** 0.5),
+        (net.decoder.lateral[0][0], (2 / 128) ** 0.5),
+    ):
+        assert layer.weight.std().item() == pytest.approx(deviation, rel=0.05)
+    assert not net.decoder.classifier.bias.any()
 
 
 @pytest.mark.parametrize(

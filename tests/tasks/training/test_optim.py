@@ -54,6 +54,14 @@ def test_mamba_advice_spares_the_state_space_parameters(tiny: nn.Module):
     assert {"x_proj_weight", "dt_projs_weight"} <= ends(decayed)
 
 
+def test_norms_by_name_leave_biases_in_the_decay(tiny: nn.Module):
+    decayed, spared = names_by_decay(tiny, "norm")
+    assert all("norm" in name for name in spared)
+    assert not any("norm" in name for name in decayed)
+    assert any(name.endswith("fc.bias") for name in decayed)
+    assert any(name.endswith("norm.bias") for name in spared)
+
+
 def test_none_spares_nothing(tiny: nn.Module):
     decayed, spared = names_by_decay(tiny, "none")
     assert len(decayed) == len(list(tiny.parameters()))

@@ -1,1 +1,0 @@
-/work/wt/tasks_house/evmamba/cost.py
