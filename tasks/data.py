@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from evmamba.errors import UserError
-from evmamba.tasks.images import BadImagePolicy, find_unreadable, handle_unreadable
+from evmamba.tasks.images import BadImagePolicy, find_unreadable, handle_unreadable, read_image
 from evmamba.tasks.module import TaskModule
 from evmamba.tasks.training.randomness import SeededSamples
 from evmamba.tasks.training.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
@@ -92,6 +93,10 @@ class TaskDataModule(L.LightningDataModule):
     def collate(self, samples: list[Any]) -> dict[str, Any]:
         """Turn a list of samples into a batch with at least ``path``, the files' names."""
         raise NotImplementedError
+
+    def read_image(self, path: str) -> Image.Image:
+        """An evaluation image by the name that its batch gave it, for pictures of predictions."""
+        return read_image(path)
 
     def image_paths(self) -> tuple[list[Path], list[Path]]:
         """Return the training and the validation image files (known from the constructor on)."""

@@ -44,25 +44,25 @@ class Registry:
         self._tasks[task.name] = task
 
     def __getitem__(self, name: str) -> Task:
-        self._find()
+        self.find()
         if name not in self._tasks:
             raise unknown_name("task", name, self._tasks)
         return self._tasks[name]
 
     def __contains__(self, name: object) -> bool:
-        self._find()
+        self.find()
         return name in self._tasks
 
     def __iter__(self) -> Iterator[str]:
-        self._find()
+        self.find()
         return iter(list(self._tasks))
 
     def __len__(self) -> int:
-        self._find()
+        self.find()
         return len(self._tasks)
 
     def values(self) -> list[Task]:
-        self._find()
+        self.find()
         return list(self._tasks.values())
 
     def starts_others(self, name: str) -> bool:
@@ -80,7 +80,8 @@ class Registry:
                 return task
         raise unknown_name("head", key, (head.key for task in self.values() for head in task.heads))
 
-    def _find(self) -> None:
+    def find(self) -> None:
+        """Look for others' tasks, if nobody has asked yet; recipes and checkpoints may name their modules then."""
         if self._complete:
             return
         self._complete = True  # first: what is imported below may ask for tasks

@@ -38,6 +38,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def command_lines() -> Iterator[tuple[str, str]]:
     for page in PAGES:
+        if page.name in ELSEWHERE:
+            continue
         for block in (*blocks(page, ""), *blocks(page, "bash")):
             joined = re.sub(r"\\\n\s*", " ", block)
             for line in joined.splitlines():

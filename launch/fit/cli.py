@@ -63,6 +63,7 @@ class EvmambaCLI(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str], run: bool = True) -> None:
+        TASKS.find()
         trust(named_by_user(args))
         limit_imports()
         args, self.recipe = resolve_configs(spell_out(args))

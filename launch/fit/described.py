@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from evmamba.checkpoints import read_file
 from evmamba.errors import UserError
 from evmamba.launch.fit.recipe_imports import limit_imports
+from evmamba.tasks import TASKS
 from evmamba.tasks.module import TaskModule
 from evmamba.tasks.trust import check_backbone, check_trusted
 
@@ -80,6 +81,7 @@ def load_described(path: Path) -> Described:
             "do (last.ckpt, best.ckpt); weights alone are loaded with evmamba.load_checkpoint"
         )
     config = copy.deepcopy(description["model"])
+    TASKS.find()
     check_trusted(config["class_path"], f"the checkpoint {path}")
     arguments = config["init_args"]
     arguments |= {k: v for k, v in _earlier_options(config["class_path"]).items() if k not in arguments}
