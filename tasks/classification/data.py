@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from evmamba.errors import UserError
 from evmamba.tasks.classification.folders import FolderImages, read_folders
+from evmamba.tasks.classification.randaugment import PREFIX, with_nineteen_operations
 from evmamba.tasks.classification.shards import ShardImages, list_shards, read_shards
 from evmamba.tasks.classification.staging import stage
 from evmamba.tasks.data import SPLITS, TaskDataModule, files_digest
@@ -59,7 +60,8 @@ class ClassificationData(TaskDataModule):
         min_scale: smallest area of the random resized crop, as a part of the image.
         flip: probability of a horizontal flip.
         color_jitter: strength of brightness, contrast and saturation; only without auto_augment.
-        auto_augment: timm's description of a policy, e.g. "rand-m9-mstd0.5-inc1", or None.
+        auto_augment: timm's description of a policy, e.g. "rand-m9-mstd0.5-inc1", or None; "rand19-..." instead of
+            "rand-..." draws from the nineteen operations behind the published logs (see `randaugment`).
         random_erasing: probability of erasing a rectangle with noise per pixel.
         seed: of the training order.
         staging_dir: folder on each node's own disk to copy shards to first, see `staging.stage`; None reads in place.
@@ -108,6 +110,9 @@ class ClassificationData(TaskDataModule):
         self._images: dict[str, FolderImages] | dict[str, ShardImages]
         self._images, self.class_names = read_shards(self.root) if self.sharded else read_folders(self.root)
         self.num_classes = len(self.class_names)
+        nineteen = auto_augment is not None and auto_augment.split("-")[0] == PREFIX
+        if nineteen and "inc" in str(auto_augment):
+            raise UserError(f"data.auto_augment={auto_augment}: {PREFIX} has no increasing levels; leave -inc out")
         try:
             self.train_transform = create_transform(
                 image_size,
@@ -115,7 +120,7 @@ class ClassificationData(TaskDataModule):
                 scale=(min_scale, 1.0),
                 hflip=flip,
                 color_jitter=color_jitter or None,
-                auto_augment=auto_augment,
+                auto_augment=auto_augment.replace(PREFIX, "rand") if nineteen and auto_augment else auto_augment,
                 interpolation="bicubic",
                 re_prob=random_erasing,
                 re_mode="pixel",
@@ -125,6 +130,8 @@ class ClassificationData(TaskDataModule):
             raise UserError(
                 f"timm refuses the augmentation (auto_augment={auto_augment}): {error or 'invalid'}"
             ) from error
+        if nineteen:
+            self.train_transform = with_nineteen_operations(self.train_transform)
         self.eval_transform = evaluation_transform(image_size, crop_ratio)
 
     def image_paths(self) -> tuple[list[Path], list[Path]]:

@@ -47,6 +47,7 @@ class ScheduleConfig:
             gamma at every milestone, "constant" stays at lr.
         warmup_steps: optimizer steps of warm-up; give this or warmup_epochs.
         warmup_epochs: epochs of warm-up, fractions allowed.
+        warmup_by_epoch: during the warm-up the rate grows at the start of every epoch only, as in the published logs.
         warmup_lr: learning rate of the very first step.
         min_lr: learning rate at the end of cosine and poly.
         power: exponent of poly.
@@ -57,6 +58,7 @@ class ScheduleConfig:
     kind: Literal["cosine", "poly", "step", "constant"] = "cosine"
     warmup_steps: int = 0
     warmup_epochs: float = 0.0
+    warmup_by_epoch: bool = False
     warmup_lr: float = 0.0
     min_lr: float = 0.0
     power: float = 1.0
@@ -149,7 +151,8 @@ def lr_at(step: int, config: ScheduleConfig, lr: float, steps_per_epoch: float, 
     """
     warmup = warmup_length(config, steps_per_epoch)
     if step < warmup:
-        return config.warmup_lr + (lr - config.warmup_lr) * step / warmup
+        grown = int(step / steps_per_epoch) * steps_per_epoch if config.warmup_by_epoch else step
+        return config.warmup_lr + (lr - config.warmup_lr) * grown / warmup
     if config.kind == "constant":
         return lr
     if config.kind == "step":

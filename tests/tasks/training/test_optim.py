@@ -154,3 +154,10 @@ def test_contradictory_schedules_are_refused():
         build_scheduler(optimizer, ScheduleConfig("step"), 10, 100)
     with pytest.raises(UserError, match="exclude each other"):
         build_scheduler(optimizer, ScheduleConfig(warmup_steps=1, warmup_epochs=1), 10, 100)
+
+
+def test_warm_up_by_the_epoch_grows_at_the_start_of_each():
+    config = ScheduleConfig("cosine", warmup_epochs=2, warmup_by_epoch=True, warmup_lr=0.1)
+    rates = [lr_at(step, config, 1.0, 4, 100) for step in range(9)]
+    assert rates[:8] == pytest.approx([0.1] * 4 + [0.55] * 4)
+    assert rates[8] == 1.0

@@ -1,0 +1,111 @@
+"""RandAugment over the nineteen operations behind the published logs: timm's fifteen, and Distort, Zoom, Blur and Skew.
+
+Source: `lib/dataset/augment_ops.py` of the original's training code (hunto/image_classification_sota), whose levels run
+over 10 where the magnitude's noise takes them; timm cuts them at 10.
+"""
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFilter
+from timm.data.auto_augment import AugmentOp, RandAugment
+from torchvision.transforms import Compose
+
+PREFIX = "rand19"
+TOP_LEVEL = 10.0
+
+
+def distort(image: Image.Image, amount: int) -> Image.Image:
+    """Move the inner corners of a grid of `amount` // 10 tiles a side by `amount` pixels right and down.
+
+    At magnitude 9 there is one tile, nothing inner, and the image stays as it is; from 10 on there are two.
+    """
+    tiles = amount // 10
+    lengths = [side // tiles for side in image.size]
+    x_edges, y_edges = (
+        [k * length for k in range(tiles)] + [side] for length, side in zip(lengths, image.size, strict=True)
+    )
+
+    def corner(column: int, row: int) -> tuple[int, int]:
+        shift = amount if 0 < column < tiles and 0 < row < tiles else 0
+        return x_edges[column] + shift, y_edges[row] + shift
+
+    mesh = []
+    for row in range(tiles):
+        for column in range(tiles):
+            box = (x_edges[column], y_edges[row], x_edges[column + 1], y_edges[row + 1])
+            # Counter-clockwise from the upper left, as Pillow takes a quadrilateral.
+            places = ((column, row), (column, row + 1), (column + 1, row + 1), (column + 1, row))
+            mesh.append((box, tuple(value for place in places for value in corner(*place))))
+    return image.transform(image.size, Image.Transform.MESH, mesh, resample=Image.Resampling.BICUBIC)
+
+
+def zoom(image: Image.Image, factor: float) -> Image.Image:
+    """Scale by `factor` and cut out the middle; at factors below 1 black surrounds it."""
+    width, height = image.size
+    scaled = image.resize((max(round(width * factor), 1), max(round(height * factor), 1)), Image.Resampling.BICUBIC)
+    centre, half = (scaled.width / 2, scaled.height / 2), (width / 2, height / 2)
+    box = [math.floor(c + sign * h) for sign in (-1, 1) for c, h in zip(centre, half, strict=True)]
+    return scaled.crop((box[0], box[1], box[2], box[3]))
+
+
+def blur(image: Image.Image, radius: float) -> Image.Image:
+    """Gaussian; the original draws a sign, which changed nothing in its time and which Pillow refuses now."""
+    return image.filter(ImageFilter.GaussianBlur(abs(radius)))
+
+
+def skew(image: Image.Image, amount: float) -> Image.Image:
+    """Perspective: every corner is moved along its side by `amount` of the longer side."""
+    width, height = image.size
+    shift = math.ceil(max(width, height) * amount)
+    before = [(0, 0), (width, 0), (width, height), (0, height)]
+    after = [(-shift, 0), (width, -shift), (width + shift, height), (0, height + shift)]
+    rows = []
+    for (x, y), (u, v) in zip(after, before, strict=True):
+        rows.append([x, y, 1, 0, 0, 0, -u * x, -u * y])
+        rows.append([0, 0, 0, x, y, 1, -v * x, -v * y])
+    matrix, target = np.array(rows, dtype=np.float64), np.array(before, dtype=np.float64).reshape(8)
+    coefficients = np.linalg.pinv(matrix) @ target
+    size = image.size
+    return image.transform(size, Image.Transform.PERSPECTIVE, coefficients.tolist(), resample=Image.Resampling.BICUBIC)
+
+
+def _signed(value: float) -> float:
+    return -value if random.random() > 0.5 else value
+
+
+# Operation and, from level 0..10, its argument.
+EXTRA: dict[str, tuple[Callable[..., Image.Image], Callable[[float], float]]] = {
+    "Distort": (distort, lambda level: int(level / TOP_LEVEL * 10 + 10)),
+    "Zoom": (zoom, lambda level: level / TOP_LEVEL * 0.4),
+    "Blur": (blur, lambda level: _signed(level / TOP_LEVEL * 0.5)),
+    "Skew": (skew, lambda level: _signed(level / TOP_LEVEL * 0.3)),
+}
+
+
+class ExtraOp(AugmentOp):
+    """One of `EXTRA`, drawn and applied as timm's operations are."""
+
+    def __init__(self, name: str, like: AugmentOp) -> None:
+        super().__init__(like.name, like.prob, like.magnitude, like.hparams)
+        self.name = name
+        # Methods, not closures: loading processes that are not forked get the operation pickled.
+        self.aug_fn, self.level_fn = self._apply, self._argument
+
+    def _apply(self, image: Image.Image, value: float, **_: Any) -> Image.Image:
+        return EXTRA[self.name][0](image, value)
+
+    def _argument(self, magnitude: float, _: dict[str, Any]) -> tuple[float]:
+        return (EXTRA[self.name][1](magnitude),)
+
+
+def with_nineteen_operations(transform: Compose) -> Compose:
+    """Let timm's RandAugment in a training transform draw from all nineteen, levels not cut at 10."""
+    policy: Any = next(step for step in transform.transforms if isinstance(step, RandAugment))
+    policy.ops = [*policy.ops, *(ExtraOp(name, policy.ops[0]) for name in EXTRA)]
+    for operation in policy.ops:
+        operation.magnitude_max = math.inf
+    return transform
