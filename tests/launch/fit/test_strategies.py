@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 
 from evmamba.errors import UserError
 from evmamba.launch.fit import strategies
-from evmamba.launch.fit.checkpoint_folders import consolidate, folder_kind, replaced_folder, restore_previous
+from evmamba.launch.fit.checkpoint_folders import consolidate, folder_kind
 from evmamba.launch.fit.cli import EvmambaCLI, train
 from evmamba.launch.fit.strategies import CONFIGS, FSDP2, ZERO_STAGES, ZeRO, build_strategy, check_strategy, spell_out
 from evmamba.tasks.training.callbacks import WeightEMA
@@ -215,46 +215,6 @@ def test_a_torn_folder_is_no_checkpoint(gpus: None, tmp_path: Path):
         check_strategy(options("deepspeed_stage_2"), folder)
     with pytest.raises(UserError, match="no sharded checkpoint, or not a whole one"):
         consolidate(folder)
-
-
-class OneProcess:
-    is_global_zero = True
-
-    def barrier(self) -> None:
-        pass
-
-
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path):
-    target = tmp_path / "best.ckpt"
-    for text in ("first", "second"):
-        with replaced_folder(target, OneProcess()) as partial:  # type: ignore[arg-type]
-            partial.mkdir()
-            (partial / "weights").write_text(text)
-            assert not target.exists() or (target / "weights").read_text() == "first"
-        assert (target / "weights").read_text() == text
-        assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
-
-
-def test_writing_that_failed_leaves_the_checkpoint_before_it(tmp_path: Path):
-    target = fsdp2_folder(tmp_path / "best.ckpt")
-
-    def fail() -> None:
-        with replaced_folder(target, OneProcess()) as partial:  # type: ignore[arg-type]
-            partial.mkdir()
-            raise OSError("no space")
-
-    with pytest.raises(OSError, match="no space"):
-        fail()
-    assert folder_kind(target) == "fsdp2"
-
-
-def test_a_checkpoint_between_two_renames_is_put_back(tmp_path: Path):
-    target = tmp_path / "best.ckpt"
-    fsdp2_folder(tmp_path / ".best.ckpt.previous")
-    restore_previous(target)
-    assert folder_kind(target) == "fsdp2"
-    restore_previous(tmp_path / "nothing.ckpt")
-    assert not (tmp_path / "nothing.ckpt").exists()
 
 
 def test_a_consolidated_file_does_not_continue_a_training(tmp_path: Path):

@@ -10,61 +10,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from evmamba.errors import UserError
-from evmamba.tasks.classification import ClassificationData, ClassificationModule, packing, shards, staging
+from evmamba.tasks.classification import ClassificationData, ClassificationModule, shards
 from evmamba.tasks.classification.folders import read_folders
-from evmamba.tasks.classification.packing import write_shards
 from evmamba.tasks.classification.shards import read_members, read_shards
 
-IMAGES = {"train": {"ant": 9, "bee": 7, "cat": 5}, "val": {"ant": 4, "bee": 3, "cat": 4}}
-SMALL = {"image_size": 32, "batch_size": 4, "num_workers": 0}
+from .conftest import SMALL, data
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EVMAMBA_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise in several formats, sizes and ways to name a file."""
-    root = tmp_path_factory.mktemp("data") / "folders"
-    rng = np.random.default_rng(0)
-    for split, classes in IMAGES.items():
-        for name, count in classes.items():
-            (root / split / name).mkdir(parents=True)
-            for k in range(count):
-                pixels = rng.integers(0, 255, (33 + k, 41, 3), dtype=np.uint8)
-                suffix = (".png", ".JPG", ".v2.jpg", ".webp")[k % 4]
-                Image.fromarray(pixels).save(root / split / name / f"{k}é{suffix}")
-    return root
-
-
-@pytest.fixture(scope="module")
-def packed(folders: Path) -> Path:
-    output = folders.with_name("shards")
-    written = write_shards(folders, output, shard_bytes=20_000, jobs=2)
-    assert len(written["train"]) >= 3
-    assert len(written["val"]) >= 2
-    return output
-
-
-@pytest.fixture
-def copied(packed: Path, tmp_path: Path) -> Path:
-    """Shards to damage."""
-    return shutil.copytree(packed, tmp_path / "copied")
-
-
-def data(root: Path, **options) -> ClassificationData:
-    module = ClassificationData(str(root), **(SMALL | options))
-    module.setup("fit")
-    return module
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def names(batches: list[dict], root: Path) -> list[list[str]]:
@@ -253,71 +210,6 @@ def test_unreadable_images_in_shards_stop_or_are_skipped(copied: Path, damage: s
         data(copied)
     with pytest.warns(UserWarning, match=r"1 of 22 train images .*bad\.png"):
         assert len(data(copied, on_bad_image="skip").train_set) == 21
-
-
-def test_staged_shards_give_the_same_and_are_copied_once(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("NODE_DISK", str(tmp_path / "disk"))
-    module = ClassificationData(str(packed), **SMALL, staging_dir="$NODE_DISK/evmamba")
-    module.prepare_data()
-    copies = {path: path.stat().st_ino for path in (tmp_path / "disk").rglob("*.tar")}
-    assert len(copies) == len(list(packed.rglob("*.tar")))
-    module.setup("fit")
-    assert {path: path.stat().st_ino for path in (tmp_path / "disk").rglob("*.tar")} == copies
-    assert set(module.train_set.images.files) | set(module.val_set.images.files) == set(copies)
-    for batch, other in zip(module.val_dataloader(), data(packed).val_dataloader(), strict=True):
-        assert batch["path"] == other["path"]
-        assert torch.equal(batch["image"], other["image"])
-
-
-def test_staging_continues_what_was_interrupted_and_renews_what_changed(copied: Path, tmp_path: Path):
-    files = sorted(copied.rglob("*.tar"))
-    copies = staging.stage(files, str(tmp_path / "disk"))
-    os.truncate(copies[0], 10)
-    copies[1].unlink()
-    copies[1].with_name(f".{copies[1].name}.partial").write_bytes(b"half")
-    os.utime(files[2], (1, 1))
-    assert staging.stage(files, str(tmp_path / "disk")) == copies
-    assert [path.read_bytes() for path in copies] == [path.read_bytes() for path in files]
-    assert not list((tmp_path / "disk").rglob("*.partial"))
-
-
-def test_staging_that_cannot_work_says_so(folders: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(UserError, match=r"staging_dir copies tar shards, but .* holds folders"):
-        ClassificationData(str(folders), staging_dir=str(tmp_path))
-    with pytest.raises(UserError, match=r"\$NO_SUCH_DISK/x names a variable that is not set"):
-        data(packed, staging_dir="$NO_SUCH_DISK/x")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot stage shards in .*file"):
-        data(packed, staging_dir=str(tmp_path / "file"))
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10))
-    with pytest.raises(UserError, match=r"staging needs 0\.\d GB in .*disk, which has 0\.0 GB free"):
-        data(packed, staging_dir=str(tmp_path / "disk"))
-
-
-def test_packing_is_repeatable_and_leaves_nothing_behind_when_it_fails(
-    folders: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    again = tmp_path / "again"
-    counted: list[float] = []
-    write_shards(folders, again, 20_000, 1, lambda done, total: counted.append(done / total))
-    assert sum(counted) == pytest.approx(1)
-    for file in packed.rglob("*.tar"):
-        assert (again / file.relative_to(packed)).read_bytes() == file.read_bytes()
-    with pytest.raises(UserError, match="exists already"):
-        write_shards(folders, again, 20_000, 1)
-
-    real = packing._write
-    monkeypatch.setattr(packing, "_write", lambda file, rows, images: real(file, rows[1:], images))
-    with pytest.raises(UserError, match=r"the shards do not hold what .*train holds"):
-        write_shards(folders, tmp_path / "less", 20_000, 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["again"]
-
-
-def test_names_that_differ_in_the_suffix_only_cannot_be_packed(folders: Path, tmp_path: Path):
-    root = shutil.copytree(folders, tmp_path / "folders")
-    shutil.copy(root / "val" / "bee" / "0é.png", root / "val" / "bee" / "0é.jpg")
-    with pytest.raises(UserError, match=r"val/bee/0é.jpg and val/bee/0é.png differ in the suffix only"):
-        write_shards(root, tmp_path / "out", 20_000, 1)
 
 
 def test_more_shards_than_may_be_open_at_once(packed: Path, folders: Path, monkeypatch: pytest.MonkeyPatch):
