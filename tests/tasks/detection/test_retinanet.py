@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import permute_and_flatten
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from evmamba.tasks.detection.assign import assign
 from evmamba.tasks.detection.detectors import build_detector
-from evmamba.tasks.detection.retinanet import PublishedRetinaNet
+from evmamba.tasks.detection.retinanet import ExtraLevels, PublishedRetinaNet
 
 from ..golden import per_image
 
@@ -129,12 +131,13 @@ def test_the_pyramid_and_its_extra_levels(golden_heads: Golden, kind: str) -> No
     """RetinaNet's last level has no ReLU before it; Mask R-CNN's is every second pixel."""
     data = golden_heads(f"fpn_{kind}")
     inputs = [x.requires_grad_() for x in per_image(data, "x")]
-    pyramid = build_detector(kind, "resnet10t", 2, channels=len(data["sd_lateral_convs.0.conv.bias"])).backbone.fpn
     used = inputs[1:] if kind == "retinanet" else inputs
-    if kind == "retinanet":
-        pyramid.extra_blocks = type(pyramid.extra_blocks)(used[-1].shape[1], pyramid.extra_blocks.p7.out_channels)
-    for k, x in enumerate(used):
-        pyramid.inner_blocks[k][0] = torch.nn.Conv2d(x.shape[1], pyramid.layer_blocks[k][0].out_channels, 1)
+    widths, channels = [x.shape[1] for x in used], len(data["sd_lateral_convs.0.conv.bias"])
+    top = ExtraLevels(widths[-1], channels) if kind == "retinanet" else LastLevelMaxPool()
+    pyramid = FeaturePyramidNetwork(widths, channels, top)
+    built = build_detector(kind, "resnet10t", 2, channels=8).backbone.fpn
+    assert type(built) is FeaturePyramidNetwork
+    assert type(built.extra_blocks) is type(top)
     layers = {f"lateral_convs.{k}": pyramid.inner_blocks[k][0] for k in range(len(used))}
     layers |= {f"fpn_convs.{k}": pyramid.layer_blocks[k][0] for k in range(len(used))}
     if kind == "retinanet":

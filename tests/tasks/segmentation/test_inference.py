@@ -118,10 +118,8 @@ def test_pictures_are_resized_as_mmsegmentation_does_but_for_whole_grey_values(g
 
     long, short = case.data["base_scale"].tolist()
     picture = case.data["image"].double().permute(2, 0, 1)[None]
-    for antialias in (False, True):
-        config = InferenceConfig(short_side=short, long_side=long, antialias=antialias)
-        predict_labels(Spy(), picture, case.size, config)
-        assert (seen[-1] - case.data["resized"].double()).abs().max() <= 1
+    predict_labels(Spy(), picture, case.size, InferenceConfig(short_side=short, long_side=long, antialias=False))
+    assert (seen[-1] - case.data["resized"].double()).abs().max() <= 1
     half = InferenceConfig(scales=(0.5,), antialias=False)
     predict_labels(Spy(), picture, case.size, half)
     assert (seen[-1] - case.data["scaled_0"].double()).abs().max() <= 1
