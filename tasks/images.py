@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from evmamba.errors import UserError, first_few
 
@@ -62,6 +62,11 @@ def read_image(path: str | os.PathLike, *, upright: bool = True, content: bytes 
     ) as error:  # decoders raise nearly anything on damaged files: OSError, SyntaxError, struct.error, ...
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(f"cannot read image {path}: {reason.replace(str(path), 'the file')}") from error
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether EXIF orientation swaps the width and height of an image that is open."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
 
 
 def _upright(image: Image.Image) -> Image.Image:

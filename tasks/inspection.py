@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from evmamba.errors import UserError
-from evmamba.tasks.images import read_image
+from evmamba.tasks.images import is_turned, read_image
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -75,7 +75,7 @@ def look_at(place: Place) -> Look:
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            turned = is_turned(image)
             if image.format == "JPEG" and image.mode in ("RGB", "L"):
                 # Every coefficient is read, but few pixels are computed: two to three times faster.
                 image.draft(None, (max(1, width // 8), max(1, height // 8)))

@@ -49,11 +49,8 @@ ELSEWHERE = {
     "tasks/inspection.py",
     "tasks/predictions.py",
     "tasks/predictor.py",
-    "tasks/record.py",
-    "tasks/registry.py",
     "tasks/segmentation/predictions.py",
     "tasks/segmentation/predictor.py",
-    "tasks/segmentation/scan.py",
     "tasks/segmentation/whole.py",
     "tasks/whole.py",
 }

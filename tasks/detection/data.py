@@ -28,11 +28,9 @@ from evmamba.tasks.detection.annotations import (
     read_annotations,
     to_rle,
 )
-from evmamba.tasks.images import BadImagePolicy, read_image
+from evmamba.tasks.images import BadImagePolicy, is_turned, read_image
 from evmamba.tasks.module import TaskModule
 from evmamba.tasks.training.samplers import OrientedTrainingSampler, TrainingSampler
-
-EXIF_ORIENTATION = 0x0112
 
 
 class DetectionData(TaskDataModule):
@@ -281,7 +279,7 @@ def check_sizes(folder: Path, records: Sequence[ImageRecord], file: Path) -> Non
     def wrong(record: ImageRecord) -> str | None:
         with Image.open(folder / record.file_name) as image:
             width, height = image.size
-            turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+            turned = is_turned(image)
         annotated = (record.width, record.height)
         if annotated == (width, height) or (turned and annotated == (height, width)):
             return None

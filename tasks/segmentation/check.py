@@ -12,8 +12,8 @@ from evmamba.tasks.findings import Findings, count_of
 from evmamba.tasks.inspection import Place
 from evmamba.tasks.segmentation.data import SPLITS as FOLDERS
 from evmamba.tasks.segmentation.data import find_pairs, read_class_names
+from evmamba.tasks.segmentation.label_index import look_at_pair
 from evmamba.tasks.segmentation.labels import LabelMap
-from evmamba.tasks.segmentation.scan import look_at_pair
 
 
 def has_layout(root: Path) -> bool:

@@ -16,8 +16,8 @@ from evmamba.errors import UserError, first_few
 from evmamba.tasks.data import TaskDataModule
 from evmamba.tasks.images import BadImagePolicy, handle_unreadable, is_image_file, read_image
 from evmamba.tasks.segmentation.augment import TrainingAugmentation, normalise
+from evmamba.tasks.segmentation.label_index import Pair, index_labels
 from evmamba.tasks.segmentation.labels import LabelMap, read_label
-from evmamba.tasks.segmentation.scan import Pair, scan_labels
 
 SPLITS = {"train": "training", "val": "validation"}
 
@@ -162,19 +162,19 @@ class SegmentationData(TaskDataModule):
         """The readable pairs of a split, all with labels that fit; rank 0 looks, all ranks agree."""
         readable = set(self.readable([pair.image for pair in self._pairs[split]], SPLITS[split]))
         pairs = [pair for pair in self._pairs[split] if pair.image in readable]
-        scan = scan_labels(pairs) if self._rank == 0 else None
+        index = index_labels(pairs) if self._rank == 0 else None
         if self._world > 1:
             assert self.trainer is not None
-            scan = self.trainer.strategy.broadcast(scan)
-        assert scan is not None
-        unreadable = {Path(name): reason for name, reason in scan.unreadable.items()}
+            index = self.trainer.strategy.broadcast(index)
+        assert index is not None
+        unreadable = {Path(name): reason for name, reason in index.unreadable.items()}
         handle_unreadable(unreadable, len(pairs), self.on_bad_image, f"{SPLITS[split]} label")
-        scan.check(self.label_map, len(pairs))
+        index.check(self.label_map, len(pairs))
         return [pair for pair in pairs if pair.label not in unreadable]
 
     def _highest_label(self, first: int, ignore_label: int | None) -> int:
         """The number of the last class, told from the label files themselves."""
-        found = scan_labels([pair for pairs in self._pairs.values() for pair in pairs]).first_file
+        found = index_labels([pair for pairs in self._pairs.values() for pair in pairs]).first_file
         classes = sorted(value for value in found if value >= first and value != ignore_label)
         # Labels that leave out more than they use are colours, marks or masks, not numbered classes.
         if not classes or 2 * len(classes) < classes[-1] + 1 - first:

@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from evmamba.errors import UserError
-from evmamba.tasks.segmentation import SegmentationData
-from evmamba.tasks.segmentation import scan as scan_file
+from evmamba.tasks.segmentation import SegmentationData, label_index
 from evmamba.tasks.segmentation.augment import MEAN, STD
 
 
@@ -123,7 +122,7 @@ def test_a_turned_photograph_fits_labels_of_either_orientation(scenes: Path):
 
 def test_the_scan_is_remembered_until_a_file_changes(scenes: Path, monkeypatch: pytest.MonkeyPatch):
     prepared(scenes)
-    monkeypatch.setattr(scan_file, "look_at_pair", lambda pair: pytest.fail(f"{pair} is read again"))
+    monkeypatch.setattr(label_index, "look_at_pair", lambda pair: pytest.fail(f"{pair} is read again"))
     prepared(scenes)
     monkeypatch.undo()
     Image.new("L", (54, 40), 99).save(_label_file(scenes, 0))

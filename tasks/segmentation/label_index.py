@@ -10,16 +10,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import ExifTags, Image
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
 from evmamba.errors import UserError, first_few
 from evmamba.files import replacing
 from evmamba.tasks.cache import cache_folder
+from evmamba.tasks.images import is_turned
 from evmamba.tasks.segmentation.labels import LabelMap, read_label
 
-SCAN_VERSION = 1
+INDEX_VERSION = 1
 
 
 class Pair(NamedTuple):
@@ -30,7 +31,7 @@ class Pair(NamedTuple):
 
 
 @dataclass
-class LabelScan:
+class LabelIndex:
     """What a set of label files holds.
 
     Attributes:
@@ -63,27 +64,27 @@ class LabelScan:
             raise UserError(f"not one pixel of the {num_files} label files has a class ({label_map.range})")
 
 
-def scan_labels(pairs: Sequence[Pair]) -> LabelScan:
-    """Read all label files, in parallel, or take what an earlier scan of the same files (names, sizes, times) found."""
+def index_labels(pairs: Sequence[Pair]) -> LabelIndex:
+    """Read all label files, in parallel, or take what an earlier look at the same files (names, sizes, times) found."""
     if not pairs:
-        return LabelScan()
+        return LabelIndex()
     cached = _cache_file(pairs)
     try:
         return _from_json(cached.read_text())
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # no scan of these files yet, or one that another version wrote
-    scan = _scan(pairs)
+        pass  # no index of these files yet, or one that another version wrote
+    index = _read(pairs)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with replacing(cached) as partial:
-            partial.write_text(json.dumps(asdict(scan)))
+            partial.write_text(json.dumps(asdict(index)))
     except OSError:
         pass  # a cache that cannot be written costs the next start a second look, nothing else
-    return scan
+    return index
 
 
-def _scan(pairs: Sequence[Pair]) -> LabelScan:
-    scan = LabelScan()
+def _read(pairs: Sequence[Pair]) -> LabelIndex:
+    index = LabelIndex()
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         findings = track(
             pool.map(look_at_pair, pairs),
@@ -95,12 +96,12 @@ def _scan(pairs: Sequence[Pair]) -> LabelScan:
         )
         for (_, label), (problem, kind, values) in zip(pairs, findings, strict=True):
             if kind == "unreadable":
-                scan.unreadable[str(label)] = problem
+                index.unreadable[str(label)] = problem
             elif kind == "mismatched":
-                scan.mismatched[str(label)] = problem
+                index.mismatched[str(label)] = problem
             for value in values:
-                scan.first_file.setdefault(value, str(label))
-    return scan
+                index.first_file.setdefault(value, str(label))
+    return index
 
 
 def look_at_pair(pair: Pair) -> tuple[str, str, list[int]]:
@@ -123,22 +124,22 @@ def image_sizes(path: Path) -> list[tuple[int, int]]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            turned = is_turned(image)
     except Exception:
         return []  # reported where all images are looked at
     return [(height, width), (width, height)] if turned else [(width, height)]
 
 
-def _from_json(text: str) -> LabelScan:
+def _from_json(text: str) -> LabelIndex:
     fields = json.loads(text)
     fields["first_file"] = {int(value): name for value, name in fields["first_file"].items()}
-    return LabelScan(**fields)
+    return LabelIndex(**fields)
 
 
 def _cache_file(pairs: Sequence[Pair]) -> Path:
-    digest = hashlib.sha256(str(SCAN_VERSION).encode())
+    digest = hashlib.sha256(str(INDEX_VERSION).encode())
     for pair in pairs:
         for path in pair:
             status = path.stat()
             digest.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return cache_folder() / "label_scans" / f"{digest.hexdigest()[:24]}.json"
+    return cache_folder() / "label_indexes" / f"{digest.hexdigest()[:24]}.json"
