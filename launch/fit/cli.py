@@ -18,7 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from evmamba.errors import UserError
 from evmamba.launch.fit import failures, launchers
 from evmamba.launch.fit.checkpoint_folders import restore_previous
-from evmamba.launch.fit.described import SelfDescription
+from evmamba.launch.fit.checkpoint_metadata import CheckpointMetadata
 from evmamba.launch.fit.option_errors import short_error
 from evmamba.launch.fit.quiet import quiet_warnings
 from evmamba.launch.fit.recipe_imports import limit_imports
@@ -132,7 +132,7 @@ class EvmambaCLI(LightningCLI):
             # Only trainings are logged: evaluations have their result.
             kwargs["logger"] = MetricsLog(str(folder)) if self.subcommand == "fit" else False
         trainer = super().instantiate_trainer(**kwargs)
-        add_callbacks(trainer, SelfDescription(self.plain_config()))
+        add_callbacks(trainer, CheckpointMetadata(self.plain_config()))
         if self.subcommand == "test":
             background = Background(self.recipe or folder.name, self.plain_config())
             add_callbacks(trainer, ResultWriter(folder, background))

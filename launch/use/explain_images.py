@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from evmamba.blocks import ES2D
 from evmamba.errors import UserError, unknown_name
 from evmamba.interpret import class_activation, receptive_field, step_maps
-from evmamba.launch.fit.described import load_described
+from evmamba.launch.fit.checkpoint_metadata import load_trained_network
 from evmamba.launch.store.results import check_writable
 from evmamba.launch.use.interpret_figures import (
     MAX_PATH_TOKENS,
@@ -101,11 +101,11 @@ def explain_images(given: argparse.Namespace) -> list[Path]:
 
 
 def _of_checkpoint(path: Path) -> Explained:
-    described = load_described(path)
-    task = TASKS[described.task]
-    model = described.module.get_submodule(task.backbone_at)
+    trained = load_trained_network(path)
+    task = TASKS[trained.task]
+    model = trained.module.get_submodule(task.backbone_at)
     if not task.pyramid:
-        return _classifier(model, described.class_names, described.data.get("image_size", DEFAULT_SIZE))
+        return _classifier(model, trained.class_names, trained.data.get("image_size", DEFAULT_SIZE))
     return Explained(model, lambda image: model(image)[-1], None, [], DEFAULT_SIZE)
 
 

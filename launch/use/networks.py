@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from evmamba.errors import UserError
-from evmamba.launch.fit.described import load_described
+from evmamba.launch.fit.checkpoint_metadata import load_trained_network
 from evmamba.tasks import TASKS
 from evmamba.tasks.backbones import build_backbone
 
@@ -53,15 +53,15 @@ def find_network(source: str, weights: Path | None = None, backbone_only: bool =
         return Network(model, "feature maps" if backbone_only else "logits", [], weights is not None)
     if weights is not None:
         raise UserError(f"{source} holds weights already; --weights is for a backbone given by its name")
-    described = load_described(Path(source))
-    task = TASKS[described.task]
+    trained = load_trained_network(Path(source))
+    task = TASKS[trained.task]
     if backbone_only and task.pyramid:
-        return Network(described.module.get_submodule(task.backbone_at), "feature maps", [], True)
+        return Network(trained.module.get_submodule(task.backbone_at), "feature maps", [], True)
     if backbone_only:
-        pyramid = build_backbone(described.backbone, features_only=True, checkpoint=source)
+        pyramid = build_backbone(trained.backbone, features_only=True, checkpoint=source)
         return Network(pyramid, "feature maps", [], True)
     if task.network_at is None:
         raise UserError(
             f"a whole network of {task.name} is not exported ({task.outputs}); --backbone takes its feature pyramid"
         )
-    return Network(described.module.get_submodule(task.network_at), task.outputs, described.class_names, True)
+    return Network(trained.module.get_submodule(task.network_at), task.outputs, trained.class_names, True)

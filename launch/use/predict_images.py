@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import track
 
 from evmamba.errors import UserError
-from evmamba.launch.fit.described import load_described
+from evmamba.launch.fit.checkpoint_metadata import load_trained_network
 from evmamba.launch.store.results import check_writable, write_json
 from evmamba.tasks import TASKS
 from evmamba.tasks.images import is_image_file, read_image
@@ -22,9 +22,9 @@ def load_predictor(checkpoint: Path, device: torch.device | str = "cpu") -> Pred
     """Make a predictor of a checkpoint.
 
     Raises:
-        UserError: see `evmamba.launch.fit.described.load_described`.
+        UserError: see `evmamba.launch.fit.checkpoint_metadata.load_trained_network`.
     """
-    found = load_described(checkpoint)
+    found = load_trained_network(checkpoint)
     predictor: type[Predictor] = TASKS[found.task].load("predictor")
     return predictor(found.module, found.class_names, found.data, torch.device(device))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evmamba.launch.fit.described import KEY
+from evmamba.launch.fit.checkpoint_metadata import KEY
 from evmamba.tasks.classification import ClassificationModule
 from evmamba.tasks.detection import DetectionModule
 from evmamba.tasks.module import TaskModule

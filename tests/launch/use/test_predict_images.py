@@ -11,8 +11,8 @@ from PIL import Image
 
 from evmamba.errors import UserError
 from evmamba.launch import cli
+from evmamba.launch.fit.checkpoint_metadata import KEY, CheckpointMetadata, load_trained_network
 from evmamba.launch.fit.cli import EvmambaCLI
-from evmamba.launch.fit.described import KEY, SelfDescription, load_described
 from evmamba.launch.use.predict_images import find_images, load_predictor
 from evmamba.tasks.classification import ClassificationModule
 from evmamba.tasks.detection import DetectionModule
@@ -57,7 +57,7 @@ def checkpoint(task: str, path: Path) -> tuple[Path, TaskModule]:
 @pytest.mark.parametrize("task", SMALL)
 def test_a_checkpoint_alone_rebuilds_its_network(task: str, tmp_path: Path):
     path, module = checkpoint(task, tmp_path / "best.ckpt")
-    described = load_described(path)
+    described = load_trained_network(path)
     assert type(described.module) is type(module)
     assert not described.module.training
     assert described.class_names == NAMES
@@ -143,19 +143,19 @@ def test_images_of_one_name_stay_apart(pictures: Path):
 def test_a_checkpoint_that_is_none_is_told(make: Any, message: str, tmp_path: Path):
     make(tmp_path)
     with pytest.raises(UserError, match=message):
-        load_described(tmp_path / "weights.ckpt")
+        load_trained_network(tmp_path / "weights.ckpt")
 
 
 def test_a_training_describes_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     built = EvmambaCLI(["--config", "conf/classification/tiny.yaml"], run=False)
     built.trainer.strategy.connect(built.model)
     built.trainer.datamodule = built.datamodule  # as fit() does
-    found = [callback for callback in built.trainer.callbacks if isinstance(callback, SelfDescription)]
+    found = [callback for callback in built.trainer.callbacks if isinstance(callback, CheckpointMetadata)]
     assert len(found) == 1
     content: dict[str, Any] = {"state_dict": built.model.state_dict()}
     found[0].on_save_checkpoint(built.trainer, built.model, content)
     torch.save(content, tmp_path / "last.ckpt")
-    described = load_described(tmp_path / "last.ckpt")
+    described = load_trained_network(tmp_path / "last.ckpt")
     assert described.task == "classification"
     assert described.class_names == built.datamodule.class_names
     assert described.data["image_size"] == 64

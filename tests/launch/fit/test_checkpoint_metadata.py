@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evmamba.launch.fit.described import KEY, load_described
+from evmamba.launch.fit.checkpoint_metadata import KEY, load_trained_network
 from evmamba.tasks.detection import DetectionModule
 
 
@@ -22,6 +22,6 @@ def test_an_option_that_a_checkpoint_does_not_know_has_the_value_of_its_time(
         "class_names": ["a", "b"],
     }
     torch.save({KEY: description, "state_dict": module.state_dict()}, tmp_path / "last.ckpt")
-    described = load_described(tmp_path / "last.ckpt")
+    described = load_trained_network(tmp_path / "last.ckpt")
     assert isinstance(described.module, DetectionModule)
     assert described.module.rules == expected

@@ -26,7 +26,7 @@ from evmamba.tasks.trust import check_backbone, check_trusted
 KEY = "evmamba"
 
 
-class SelfDescription(Callback):
+class CheckpointMetadata(Callback):
     """Puts the description into every checkpoint.
 
     Args:
@@ -49,7 +49,7 @@ class SelfDescription(Callback):
 
 
 @dataclass
-class Described:
+class TrainedNetwork:
     """What a checkpoint describes.
 
     Attributes:
@@ -67,7 +67,7 @@ class Described:
     backbone: str
 
 
-def load_described(path: Path) -> Described:
+def load_trained_network(path: Path) -> TrainedNetwork:
     """Build the network of a checkpoint that `evmamba fit` or `evmamba bench` wrote, with its weights.
 
     Raises:
@@ -94,7 +94,7 @@ def load_described(path: Path) -> Described:
     module: TaskModule = parser.instantiate_classes(parser.parse_object({"model": config})).model
     module.load_state_dict(content["state_dict"])
     module.eval()
-    return Described(
+    return TrainedNetwork(
         description["task"],
         module,
         description["class_names"],
