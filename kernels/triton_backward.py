@@ -22,7 +22,6 @@ partial [K, B * segments, N + R + 2, D]: d A, d dt_proj weight (transposed), d d
 import triton
 import triton.language as tl
 
-from .triton_forward import load_rounded
 from .triton_math import (
     LANES,
     LN2,
@@ -32,6 +31,7 @@ from .triton_math import (
     fold,
     high_float,
     lane_selectors,
+    load_rounded,
     low_float,
     softplus,
     softplus_slope,
@@ -70,13 +70,13 @@ def _load_steps(p_dt, w, bias, in_d, R: tl.constexpr, S: tl.constexpr, DTYPE: tl
 def scan_backward_kernel(
     x, bc, dt_low, decay, dt_weight, dt_bias, skip, table, dy, states, carry, dx, dproj, partial,
     B, HW, L, LP, NC, segments, tokens,
-    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr, SG: tl.constexpr,
     PER_GROUP: tl.constexpr, DTYPE: tl.constexpr, NVIDIA: tl.constexpr, TENSOR: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one segment for 32 channels of one group of one image.
 
     carry [K, B, segments, N, D] holds the gradient of the state after each segment and is overwritten.
-    dproj [D / LANES, K, B, Lp, S] receives the sums over this program's channels.
+    dproj [D / LANES, K, B, Lp, SG] receives the sums over this program's channels.
     """
     pid = tl.program_id(0)
     NB: tl.constexpr = (D + LANES - 1) // LANES
@@ -101,7 +101,7 @@ def scan_backward_kernel(
     skip_d = tl.load(skip + k * D + i_d, mask=in_d, other=0.0).to(tl.float32)
     p_carry = carry + slot * N * D + i_d
     p_sum = partial + slot * (N + R + 2) * D + i_d
-    p_dproj = dproj + (block.to(tl.int64) * K * B * LP + row * LP) * S
+    p_dproj = dproj + (block.to(tl.int64) * K * B * LP + row * LP) * SG
     zero = tl.zeros([LANES], tl.float32)
     zeros = (zero, zero, zero, zero)
     selectors = lane_selectors(lane) if TENSOR else ()
@@ -118,7 +118,7 @@ def scan_backward_kernel(
         p_state = states + (row * NC + chunk) * N * D + i_d
         p_bc = bc + (row * LP + chunk * T) * (S // 2)
         p_dt = dt_low + (row * LP + chunk * T) * S + 2 * N
-        p_out = p_dproj + chunk * T * S
+        p_out = p_dproj + chunk * T * SG
         xs = _load_tokens(p_x, p_table, in_d, D)
         dys = _load_tokens(p_dy, p_table, in_d, D)
         steps = _load_steps(p_dt, w, bias, in_d, R, S, DTYPE, NVIDIA)
@@ -180,11 +180,11 @@ def scan_backward_kernel(
                 # Eight sums left: bit 16 of the lane becomes the half, bit 8 B or C, bit 4 the token's parity.
                 folded = fold(fold(fold(low + high, lane, 16), lane, 8), lane, 4)[0]
                 token = (lane >> 4) * 8 + (lane & 3) * 2 + ((lane >> 2) & 1)
-                tl.store(p_out + token * S + 2 * n + ((lane >> 3) & 1), folded)
+                tl.store(p_out + token * SG + 2 * n + ((lane >> 3) & 1), folded)
             else:
                 # 16 vectors (dB in lanes 0-15, dC in 16-31) into one, whose lane's last four bits are the token.
                 folded = fold(fold(fold(fold(d_bc, lane, 8), lane, 4), lane, 2), lane, 1)[0]
-                tl.store(p_out + (lane & 15) * S + 2 * n + (lane >> 4), folded)
+                tl.store(p_out + (lane & 15) * SG + 2 * n + (lane >> 4), folded)
 
         d_logit = ()  # gradient before the softplus
         for t in tl.static_range(T):
@@ -213,11 +213,11 @@ def scan_backward_kernel(
                 folded = fold(fold(sums, lane, 16), lane, 8)[0]
                 folded += tl.gather(folded, lane ^ 4, 0)
                 token = (lane >> 4) * 8 + (lane & 3) * 2 + ((lane >> 3) & 1)
-                tl.store(p_out + token * S + 2 * N + r, folded, mask=(lane & 4) == 0)
+                tl.store(p_out + token * SG + 2 * N + r, folded, mask=(lane & 4) == 0)
             else:
                 folded = fold(fold(fold(fold(d_low, lane, 16), lane, 8), lane, 4), lane, 2)[0]
                 folded += tl.gather(folded, lane ^ 1, 0)
-                tl.store(p_out + (lane >> 1) * S + 2 * N + r, folded, mask=(lane & 1) == 0)
+                tl.store(p_out + (lane >> 1) * SG + 2 * N + r, folded, mask=(lane & 1) == 0)
 
     tl.store(p_sum + (N + R) * D, d_bias, mask=in_d)
     tl.store(p_sum + (N + R + 1) * D, d_skip, mask=in_d)

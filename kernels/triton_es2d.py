@@ -19,6 +19,7 @@ from .triton_backward import scan_backward_kernel
 from .triton_forward import carry_kernel, decay_kernel, scan_forward_kernel, segment_state_kernel
 from .triton_math import BLOCK, CHECKPOINT, LN2, on_device
 from .triton_project import (
+    gradient_width,
     input_gradient_kernel,
     paths_kernel,
     project_kernel,
@@ -250,14 +251,15 @@ def backward(
         # Sums over a block's channels each; bfloat16 has float32's range, float16 has not.
         dproj_type = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
         blocks = ceil(scan.D / BLOCK)
-        dproj = torch.empty(blocks, scan.K * call.product.M, scan.S, dtype=dproj_type, device=x.device)
+        SG = gradient_width(N, R, dproj_type.itemsize)
+        dproj = torch.empty(blocks, scan.K * call.product.M, SG, dtype=dproj_type, device=x.device)
         partial = torch.empty(scan.K, scan.B * scan.segments, N + R + 2, scan.D, dtype=torch.float32, device=x.device)
         tensor_cores = tuning.tensor_cores
         if tensor_cores is None:
             tensor_cores = scan.NVIDIA and x.dtype == torch.bfloat16
         scan_backward_kernel[(scan.programs,)](
             x=call.x, skip=call.skip, dy=dy, states=states, carry=carry, dx=dx_scan, dproj=dproj, partial=partial,
-            NC=call.NC, PER_GROUP=call.visits > 1, TENSOR=tensor_cores, num_warps=1, **vars(scan),
+            NC=call.NC, SG=SG, PER_GROUP=call.visits > 1, TENSOR=tensor_cores, num_warps=1, **vars(scan),
             **({"maxnreg": tuning.backward_registers} if scan.NVIDIA and tuning.backward_registers else {}),
         )  # fmt: skip
         dx = _input_gradient(call, dproj, dx_scan)
@@ -285,8 +287,9 @@ def _input_gradient(call: _Call, dproj: Tensor, dx_scan: Tensor) -> Tensor:
     dx = torch.empty_like(dx_scan)
     BD = _channels_of_a_tile(product.D)
     input_gradient_kernel[(triton.cdiv(product.M, 64), K, triton.cdiv(product.D, BD))](
-        dproj=dproj, weight=call.x_proj_weight, dx_scan=dx_scan, dx=dx, K=K, NB=dproj.shape[0], **vars(product),
-        BM=64, BS=_columns_of_a_tile(product.S), BD=BD, PER_GROUP=call.visits > 1, num_stages=1,
+        dproj=dproj, weight=call.x_proj_weight, dx_scan=dx_scan, dx=dx, K=K, NB=dproj.shape[0], SG=dproj.shape[2],
+        BM=64, BS=_columns_of_a_tile(product.S), BD=BD, PER_GROUP=call.visits > 1, DTYPE=call.scan.DTYPE, num_stages=1,
+        **vars(product),
     )  # fmt: skip
     return dx[0] if call.visits == 1 else dx.sum(0)
 
@@ -299,7 +302,7 @@ def _weight_gradient(call: _Call, dproj: Tensor, most_splits: int) -> Tensor:
     BS, BD = _columns_of_a_tile(product.S), _channels_of_a_tile(product.D)
     NS = triton.cdiv(product.S, BS)
     weight_gradient_kernel[(splits, K, NS * triton.cdiv(product.D, BD))](
-        dproj=dproj, x=call.x, partial=partial, tokens=tokens, K=K, NB=dproj.shape[0], **vars(product),
-        BM=64, BS=BS, BD=BD, NS=NS, num_stages=2,
+        dproj=dproj, x=call.x, partial=partial, tokens=tokens, K=K, NB=dproj.shape[0], SG=dproj.shape[2],
+        BM=64, BS=BS, BD=BD, NS=NS, num_stages=2, **vars(product),
     )  # fmt: skip
     return partial.sum(0)

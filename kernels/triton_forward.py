@@ -17,7 +17,7 @@ decay = A * log2(e) [K, N, D]; states [K, B, ceil(L/T), N, D], the state before 
 import triton
 import triton.language as tl
 
-from .triton_math import LOG2E, SIZES, T, high_float, low_float, prefetch, softplus
+from .triton_math import LOG2E, SIZES, T, high_float, load_rounded, low_float, prefetch, softplus
 
 
 @triton.jit
@@ -29,12 +29,6 @@ def decay_kernel(A_logs, decay, D: tl.constexpr, N: tl.constexpr, NP: tl.constex
     mask = (i_n < N)[None, :] & (i_d < D)[:, None]
     b_a = tl.load(A_logs + (k * D + i_d)[:, None] * N + i_n[None, :], mask=mask, other=0.0).to(tl.float32)
     tl.store(decay + (k * N + i_n)[None, :] * D + i_d[:, None], -tl.exp2(b_a * LOG2E) * LOG2E, mask=mask)
-
-
-@triton.jit
-def load_rounded(p, mask, DTYPE: tl.constexpr):
-    """A projection weight in float32, rounded to the type the projections run in."""
-    return tl.load(p, mask=mask, other=0.0).to(DTYPE).to(tl.float32)
 
 
 @triton.jit

@@ -68,6 +68,12 @@ def prefetch(pointers, NVIDIA: tl.constexpr):
 
 
 @triton.jit
+def load_rounded(p, mask, DTYPE: tl.constexpr):
+    """A projection weight in float32, rounded to the type the projections run in."""
+    return tl.load(p, mask=mask, other=0.0).to(DTYPE).to(tl.float32)
+
+
+@triton.jit
 def low_float(pair):
     """First float32 of two packed in an int64 (B of a (B, C) pair)."""
     return pair.to(tl.int32).to(tl.float32, bitcast=True)

@@ -8,12 +8,18 @@ x_proj_weight, whose rows are (dt [R], B [N], C [N]). Padding tokens give rows o
 import triton
 import triton.language as tl
 
-from .triton_math import SIZES
+from .triton_math import SIZES, load_rounded
 
 
 def projection_width(N: int, R: int) -> int:
     """S: floats in a row of `proj`."""
     return 2 * N + (R + 3) // 4 * 4
+
+
+def gradient_width(N: int, R: int, bytes_each: int) -> int:
+    """SG: numbers in a row of `dproj`, so many that every row begins at 16 bytes, which one load takes."""
+    together = 16 // bytes_each
+    return (2 * N + R + together - 1) // together * together
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -80,24 +86,29 @@ def project_kernel(
 @triton.jit
 def _sum_blocks(
     dproj, i_m, i_s, k, M,
-    K: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr, NB: tl.constexpr,
+    K: tl.constexpr, SG: tl.constexpr, NB: tl.constexpr,
 ):  # fmt: skip
-    # A tile of dproj [NB, K, M, S], summed over the blocks of channels that the scan's programs wrote.
-    mask = (i_m < M)[:, None] & (i_s < 2 * N + R)[None, :]  # columns past it were never written
-    p_g = dproj + (k.to(tl.int64) * M + i_m)[:, None] * S + i_s[None, :]
+    # A tile of dproj [NB, K, M, SG], summed over the blocks of channels that the scan's programs wrote. Columns from
+    # 2N + R on were never written; to leave them out here would cut the loads into single numbers.
+    mask = (i_m < M)[:, None] & (i_s < SG)[None, :]
+    p_g = dproj + (k.to(tl.int64) * M + i_m)[:, None] * SG + i_s[None, :]
     b_g = tl.load(p_g, mask=mask, other=0.0).to(tl.float32)
     for block in range(1, NB):
-        b_g += tl.load(p_g + block * (tl.cast(M, tl.int64) * K * S), mask=mask, other=0.0).to(tl.float32)
+        b_g += tl.load(p_g + block * (tl.cast(M, tl.int64) * K * SG), mask=mask, other=0.0).to(tl.float32)
     return b_g
 
 
 @triton.jit(do_not_specialize=SIZES)
 def input_gradient_kernel(
     dproj, weight, table, dx_scan, dx, M, LP, HW,
-    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr, NB: tl.constexpr,
-    BM: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PER_GROUP: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr, SG: tl.constexpr,
+    NB: tl.constexpr, BM: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, PER_GROUP: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dx[pixel(k, m), :] = dx_scan[pixel(k, m), :] + dproj[k, m, :] @ x_proj_weight[k]; PER_GROUP: one map a group."""
+    """dx[pixel(k, m), :] = dx_scan[pixel(k, m), :] + dproj[k, m, :] @ x_proj_weight[k]; PER_GROUP: one map a group.
+
+    The weight is rounded to DTYPE, x's type, as in the forward.
+    """
     k = tl.program_id(1)
     i_m = tl.program_id(0) * BM + tl.arange(0, BM)
     i_d = tl.program_id(2) * BD + tl.arange(0, BD)
@@ -107,10 +118,10 @@ def input_gradient_kernel(
     acc = tl.zeros([BM, BD], tl.float32)
     for s in range(0, S, BS):
         i_s = s + tl.arange(0, BS)
-        b_g = _sum_blocks(dproj, i_m, i_s, k, M, K, N, R, S, NB)
+        b_g = tl.where((i_s < 2 * N + R)[None, :], _sum_blocks(dproj, i_m, i_s, k, M, K, SG, NB), 0.0)
         rows = k * (R + 2 * N) + _weight_row(i_s, N, R)
         in_weight = (i_s < 2 * N + R)[:, None] & (i_d < D)[None, :]
-        b_w = tl.load(weight + rows[:, None] * D + i_d[None, :], mask=in_weight, other=0.0).to(tl.float32)
+        b_w = load_rounded(weight + rows[:, None] * D + i_d[None, :], in_weight, DTYPE)
         acc = tl.dot(b_g, b_w, acc, input_precision=PRECISION)
     mask = is_pixel[:, None] & (i_d < D)[None, :]
     out = offsets[:, None] + i_d[None, :]
@@ -121,8 +132,8 @@ def input_gradient_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def weight_gradient_kernel(
     dproj, x, table, partial, M, LP, HW, tokens,
-    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr, NB: tl.constexpr,
-    BM: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, NS: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr, SG: tl.constexpr,
+    NB: tl.constexpr, BM: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr, NS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """partial[split, k, row, :] = sum over a split's tokens of dproj[k, m, column(row)] * x[pixel(k, m), :]."""
     k = tl.program_id(1)
@@ -133,7 +144,7 @@ def weight_gradient_kernel(
     for m in range(split * tokens, min((split + 1) * tokens, M), BM):
         i_m = m + tl.arange(0, BM)
         offsets, is_pixel = _pixel_offsets(table, i_m, k, M, LP, HW, D)
-        b_g = _sum_blocks(dproj, i_m, i_s, k, M, K, N, R, S, NB)
+        b_g = _sum_blocks(dproj, i_m, i_s, k, M, K, SG, NB)
         b_x = tl.load(x + offsets[:, None] + i_d[None, :], mask=is_pixel[:, None] & (i_d < D)[None, :], other=0.0)
         acc = tl.dot(tl.trans(b_g), b_x.to(tl.float32), acc, input_precision=PRECISION)
     rows = (split * tl.num_programs(1) + k) * (R + 2 * N) + _weight_row(i_s, N, R)

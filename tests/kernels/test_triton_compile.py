@@ -35,7 +35,7 @@ NOT_ALIGNED = ("decay", "states", "starts", "ends")  # do_not_specialize_on_alig
 
 FORWARD = {"K": 4, "N": 16, "NP": 16, "START": False, "PER_GROUP": False, "DTYPE": tl.bfloat16, "IN_REGISTERS": True}
 T_STAGE_1 = {**FORWARD, "D": 96, "R": 3, "S": 36, "BD": triton_es2d.BLOCK}
-BACKWARD = {"K": 4, "D": 96, "N": 16, "R": 3, "S": 36, "PER_GROUP": False, "DTYPE": tl.bfloat16}
+BACKWARD = {"K": 4, "D": 96, "N": 16, "R": 3, "S": 36, "SG": 40, "PER_GROUP": False, "DTYPE": tl.bfloat16}
 
 DOTS = {"BM": 64, "BS": 64, "BD": 64}
 
@@ -146,11 +146,23 @@ OTHER_KERNELS = {
         {name: T_STAGE_1[name] for name in T_STAGE_1 if name not in ("START", "PER_GROUP")} | {"REVERSE": True},
     ),
     "projections": (triton_project.project_kernel, {**SIZES, "BM": 128, "BS": 64, "BK": 32, "HALF_DOT": True}),
-    "input gradient": (triton_project.input_gradient_kernel, {**SIZES, **DOTS, "K": 4, "NB": 3, "PER_GROUP": False}),
-    "weight gradient": (triton_project.weight_gradient_kernel, {**SIZES, **DOTS, "K": 4, "NB": 3, "NS": 1}),
+    "input gradient": (
+        triton_project.input_gradient_kernel,
+        {**SIZES, **DOTS, "K": 4, "SG": 40, "NB": 3, "PER_GROUP": False, "DTYPE": tl.bfloat16},
+    ),
+    "weight gradient": (triton_project.weight_gradient_kernel, {**SIZES, **DOTS, "K": 4, "SG": 40, "NB": 3, "NS": 1}),
     "norm": (triton_norm.norm_gate_kernel, {"D": 96, "BM": 16, "BD": 128}),
     "norm backward": (triton_norm.norm_gate_backward_kernel, {"D": 96, "BM": 16, "BD": 128}),
 }
+
+
+@pytest.mark.parametrize("name", ["input gradient", "weight gradient"])
+def test_gradients_of_the_projections_are_loaded_sixteen_bytes_at_a_time(name):
+    kernel, constants = OTHER_KERNELS[name]
+    ptx = compile_for(90, kernel, {**constants, "PRECISION": "tf32"}).asm["ptx"]
+    loads = Counter(re.findall(r"ld\.global[\w.:]*\.(\w+) ", ptx))
+    assert loads.keys() == {"b32"}  # of which the table's pixels one by one, all else by vectors of four
+    assert len(re.findall(r"ld\.global[\w.:]*\.v4\.b32", ptx)) >= 16
 
 
 @pytest.mark.parametrize("target", [80, 100, "gfx942"], ids=str)

@@ -154,6 +154,24 @@ def test_plan_cuts_long_and_few_sequences_only():
     assert 1000 <= 2 * 4 * 3 * detection.segments <= 3000
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="tensor cores round too: tf32")
+def test_dx_comes_from_the_weights_that_the_forward_multiplied_by():
+    dtype = torch.float16  # the interpreter truncates to bfloat16
+    x, *parameters = scan_cases.make_inputs((1, 3, 5, 8, 2, 2), "es2d", dtype, "small")
+    call = triton_es2d._prepare(x, *parameters, "es2d", Tuning())
+    K, M, N, R = 4, call.product.M, 2, 2
+    dproj = torch.randn(1, K, M, 8, generator=torch.Generator().manual_seed(1))
+    dx = triton_es2d._input_gradient(call, dproj.view(1, K * M, 8), torch.zeros(1, *x.shape))
+    # Columns of dproj: B and C in pairs, then the rank.
+    d_bc, d_low = dproj[0, ..., : 2 * N].unflatten(-1, (N, 2)), dproj[0, ..., 2 * N : 2 * N + R]
+    columns = torch.cat([d_low, d_bc[..., 0], d_bc[..., 1]], dim=-1)
+    rounded = parameters[0].to(dtype).float()
+    paths = scan_paths(3, 5, "es2d")
+    L = paths.shape[1]
+    expected = reference.merge_tokens((columns[:, :L] @ rounded)[None], paths, 3, 5)
+    torch.testing.assert_close(dx, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_state_survives_a_long_sequence():
     inputs = make_inputs(1, 1, 150, 8, 2, 1, "forward")
     expected = reference.scan(*(t.double().cpu() for t in inputs), "forward")
