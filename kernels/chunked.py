@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .paths import PATTERNS, path_length, scan_paths
-from .reference import scan_type
+from .reference import ALL_WANTED, Wanted, scan_type
 
 CHUNK = 16  # tokens between saved states
 LN2 = math.log(2)
@@ -62,10 +62,14 @@ def forward(
 
 def backward(
     dy: Tensor, x: Tensor, x_proj_weight: Tensor, dt_projs_weight: Tensor, dt_projs_bias: Tensor, A_logs: Tensor,
-    Ds: Tensor, states: Tensor, pattern: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x and the five parameters, each in its own type, from dy `[B, H, W, D]` and the saved states."""
+    Ds: Tensor, states: Tensor, pattern: str, wanted: Wanted = ALL_WANTED,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Gradients of x and the five parameters, each in its own type, from dy `[B, H, W, D]` and the saved states.
+
+    Those that are not `wanted` are None and cost nothing.
+    """
     parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
+    want_x, want_x_proj, want_dt_proj, want_bias, want_A, want_skip = wanted
     weights = _Weights.of(x, *parameters)
     d_x_proj, d_dt_proj, d_bias, d_A, d_skip = (
         torch.zeros_like(t) for t in (weights.x_proj, weights.dt_proj, weights.bias, weights.A, weights.skip)
@@ -75,18 +79,25 @@ def backward(
     for block in _blocks(x.shape[0], weights.A.numel()):
         tokens, dy_tokens = (order.gather(t[block]).to(weights.A.dtype) for t in (x, dy))
         steps = _project(tokens, weights)
-        d_delta, d_u, dB, dC = _walk_back(dy_tokens, steps, states[:, block], weights.A, d_A)
-        d_skip += (dy_tokens * tokens).sum((0, 1))
+        d_delta, d_u, dB, dC = _walk_back(dy_tokens, steps, states[:, block], weights.A, d_A if want_A else None)
+        if want_skip:
+            d_skip += (dy_tokens * tokens).sum((0, 1))
         d_logit = d_delta.addcmul_(d_u, tokens).mul_(torch.sigmoid(steps.logit))
-        d_bias += d_logit.sum((0, 1))
-        d_dt_proj += _weight_gradient(steps.dt_low, d_logit)
+        if want_bias:
+            d_bias += d_logit.sum((0, 1))
+        if want_dt_proj:
+            d_dt_proj += _weight_gradient(steps.dt_low, d_logit)
         d_proj = torch.cat([_product(d_logit, weights.dt_proj.mT), dB, dC], dim=-1)
-        d_x_proj += _weight_gradient(tokens, d_proj)
-        d_tokens = dy_tokens.mul_(weights.skip).addcmul_(d_u, steps.delta).add_(_product(d_proj, weights.x_proj.mT))
-        dx[block] = order.merge(d_tokens).view(dx[block].shape)
-    gradients = (d_x_proj.mT, d_dt_proj.mT, d_bias, (d_A * weights.A * LN2).mT, d_skip)
-    d_parameters = (d.reshape(p.shape).to(p.dtype).contiguous() for d, p in zip(gradients, parameters, strict=True))
-    return dx, *d_parameters  # type: ignore[return-value]
+        if want_x_proj:
+            d_x_proj += _weight_gradient(tokens, d_proj)
+        if want_x:
+            d_tokens = dy_tokens.mul_(weights.skip).addcmul_(d_u, steps.delta).add_(_product(d_proj, weights.x_proj.mT))
+            dx[block] = order.merge(d_tokens).view(dx[block].shape)
+    gradients = (dx, d_x_proj.mT, d_dt_proj.mT, d_bias, (d_A * weights.A * LN2).mT, d_skip)
+    return tuple(
+        gradient.reshape(p.shape).to(p.dtype).contiguous() if want else None
+        for gradient, p, want in zip(gradients, (x, *parameters), wanted, strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -169,9 +180,9 @@ class _Walk:
 
 
 def _walk_back(
-    dy: Tensor, steps: _Steps, states: Tensor, A: Tensor, d_A: Tensor
+    dy: Tensor, steps: _Steps, states: Tensor, A: Tensor, d_A: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of delta (through the decay only), u, B and C; that of A is added to d_A."""
+    """Gradients of delta (through the decay only), u, B and C; that of A is added to d_A, if there is one."""
     N, D = A.shape[1:]
     dy, u = dy.contiguous(), steps.u.contiguous()
     d_delta, d_u, dB, dC = (torch.empty_like(t) for t in (dy, u, steps.Bt, steps.Ct))
@@ -194,7 +205,8 @@ def _walk_back(
         torch.bmm(steps.Bt[now].view(-1, 1, N), g.view(-1, N, D), out=d_u[now].view(-1, 1, D))
         d_exponent = a.mul_(h_before).mul_(g)
         torch.sum(torch.mul(d_exponent, A, out=g), dim=3, out=d_delta[now])
-        d_A += d_exponent.mul_(steps.delta[now, :, :, None]).sum((0, 1))
+        if d_A is not None:
+            d_A += d_exponent.mul_(steps.delta[now, :, :, None]).sum((0, 1))
     return d_delta.mul_(LN2), d_u, dB, dC
 
 

@@ -18,7 +18,7 @@ from .numba_forward import TILE
 from .numba_launch import Call
 from .numba_vector import LANES, LN2
 from .paths import PATTERNS
-from .reference import scan_type
+from .reference import ALL_WANTED, Wanted, scan_type
 
 # Fixed numbers, so that sums do not depend on threads. Blocks of channels are walked back together, which spares sums
 # over lanes, unless there are fewer tasks than this.
@@ -55,13 +55,15 @@ def forward(
 
 def backward(
     dy: Tensor, x: Tensor, x_proj_weight: Tensor, dt_projs_weight: Tensor, dt_projs_bias: Tensor, A_logs: Tensor,
-    Ds: Tensor, states: Tensor, pattern: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x and the five parameters, each in its own type, from dy `[B, H, W, D]` and the saved states."""
+    Ds: Tensor, states: Tensor, pattern: str, wanted: Wanted = ALL_WANTED,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Gradients of x and the five parameters, each in its own type, from dy `[B, H, W, D]` and the saved states.
+
+    Those that are not `wanted` are None; the products behind the scan are left out with them.
+    """
     parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
     if not x.shape[0]:
-        zeros = [p.new_zeros(p.shape) for p in parameters]
-        return x.new_zeros(x.shape), zeros[0], zeros[1], zeros[2], zeros[3], zeros[4]
+        return tuple(t.new_zeros(t.shape) if want else None for t, want in zip((x, *parameters), wanted, strict=True))
     B, H, W, D = x.shape
     if states.shape != (expected := states_shape(B, H, W, D, A_logs.shape[1], pattern)):
         raise ValueError(f"states must be {list(expected)}, got {list(states.shape)}")
@@ -86,20 +88,24 @@ def backward(
         weight_partial=weight_partial,
     )
     call.run("backward", numba_launch.SCAN_BACKWARD, B * K * slabs)
-    call.run("backward", numba_launch.INPUT_GRADIENT, K * B * Lp // TILE)
-    call.run("backward", numba_launch.WEIGHT_GRADIENT, K * pieces)
-    call.run("backward", numba_launch.SUM, (partial[0].numel() + weight_partial[0].numel()) // LANES)
-    d_A, d_dt_proj, d_bias, d_skip = partial[0, ..., :D].split([N, R, 1, 1], dim=1)
+    gradients: list[Tensor | None] = [None] * len(wanted)
+    sums = partial[0].numel()
+    if wanted[0]:
+        call.run("backward", numba_launch.INPUT_GRADIENT, K * B * Lp // TILE)
+        gradients[0] = _sum_of_visits(dx, D).to(x.dtype)
+    if wanted[1]:
+        call.run("backward", numba_launch.WEIGHT_GRADIENT, K * pieces)
+        sums += weight_partial[0].numel()
+    call.run("backward", numba_launch.SUM, sums // LANES)
     rows = weight_partial[0, ..., :D]
-    d_A_logs = d_A * call.tensors["A"][..., :D] * LN2
-    return (
-        _sum_of_visits(dx, D).to(x.dtype),
-        _gradient(x_proj_weight, torch.cat([rows[:, 2 * Np : 2 * Np + R], rows[:, :N], rows[:, Np : Np + N]], dim=1)),
-        _gradient(dt_projs_weight, d_dt_proj.mT),
-        _gradient(dt_projs_bias, d_bias),
-        _gradient(A_logs, d_A_logs.mT),
-        _gradient(Ds, d_skip),
-    )
+    d_A, d_dt_proj, d_bias, d_skip = partial[0, ..., :D].split([N, R, 1, 1], dim=1)
+    if wanted[1]:
+        d_x_proj = torch.cat([rows[:, 2 * Np : 2 * Np + R], rows[:, :N], rows[:, Np : Np + N]], dim=1)
+        gradients[1] = _gradient(x_proj_weight, d_x_proj)
+    values = (d_dt_proj.mT, d_bias, (d_A * call.tensors["A"][..., :D] * LN2).mT, d_skip)
+    for i, value in enumerate(values, start=2):
+        gradients[i] = _gradient(parameters[i - 1], value) if wanted[i] else None
+    return tuple(gradients)
 
 
 def _gradient(parameter: Tensor, values: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """Public scans over a map as custom operators: autograd, torch.compile, torch.export and FLOP counting see one op.
 
 No mathematics here: `reference.py` defines it, and the backends (`chunked.py`, `numba_es2d.py`, `triton_es2d.py`) offer
-`forward(x, *parameters, pattern, save) -> (y, states)`, `backward(dy, x, *parameters, states, pattern) -> gradients`
-and `states_shape(B, H, W, D, N, pattern)`. The parameters, in order and stacked over K = 4 groups, with step rank R and
-state size N: x_proj_weight `[K, R + 2N, D]`, dt_projs_weight `[K, D, R]`, dt_projs_bias `[K, D]`, A_logs `[K D, N]`,
-Ds `[K D]`.
+`forward(x, *parameters, pattern, save) -> (y, states)`, `states_shape(B, H, W, D, N, pattern)` and
+`backward(dy, x, *parameters, states, pattern, wanted) -> gradients`, None for those that are not wanted. The
+parameters, in order and stacked over K = 4 groups, with step rank R and state size N: x_proj_weight `[K, R + 2N, D]`,
+dt_projs_weight `[K, D, R]`, dt_projs_bias `[K, D]`, A_logs `[K D, N]`, Ds `[K D]`.
 """
 
 import importlib
@@ -290,10 +290,13 @@ def scan2d_backward(
     Ds: Tensor,
     states: Tensor,
     pattern: str,
+    wanted: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x and the five parameters, each in its own type."""
+    """Gradients of x and the five parameters, each in its own type; empty where not `wanted`."""
+    inputs = (x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
     with torch.autocast(x.device.type, enabled=False):
-        return _backend(x).backward(dy, x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, states, pattern)
+        gradients = _backend(x).backward(dy, *inputs, states, pattern, wanted)
+    return tuple(t.new_empty(0) if g is None else g for t, g in zip(inputs, gradients, strict=True))  # type: ignore[return-value]
 
 
 @scan2d.register_fake
@@ -309,9 +312,9 @@ def _(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, pattern):
 
 
 @scan2d_backward.register_fake
-def _(dy, x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, states, pattern):
+def _(dy, x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, states, pattern, wanted):
     inputs = (x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
-    return tuple(t.new_empty(t.shape) for t in inputs)
+    return tuple(t.new_empty(t.shape if want else 0) for t, want in zip(inputs, wanted, strict=True))
 
 
 def _save_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -324,7 +327,9 @@ def _save_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -
 def _backward(ctx: Any, dy: Tensor | None, _: None) -> tuple:
     if dy is None:
         return (None,) * 7
-    return *scan2d_backward(dy, *ctx.saved_tensors, ctx.pattern), None
+    wanted = list(ctx.needs_input_grad[:6])
+    gradients = scan2d_backward(dy, *ctx.saved_tensors, ctx.pattern, wanted)
+    return *(gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)), None
 
 
 def _no_double_backward(ctx: Any, *gradients: Tensor) -> tuple:
@@ -341,7 +346,18 @@ def _flops(x_shape, x_proj_shape, dt_shape, bias_shape, A_shape, D_shape, patter
 
 
 def _backward_flops(
-    dy_shape, x_shape, x_proj_shape, dt_shape, bias_shape, A_shape, D_shape, states_shape, pattern, *, out_shape=None
+    dy_shape,
+    x_shape,
+    x_proj_shape,
+    dt_shape,
+    bias_shape,
+    A_shape,
+    D_shape,
+    states_shape,
+    pattern,
+    wanted,
+    *,
+    out_shape=None,
 ) -> int:
     # As for matrix products: the gradient of each operand costs what the forward does.
     return 2 * _flops(x_shape, x_proj_shape, dt_shape, bias_shape, A_shape, D_shape, pattern)

@@ -4,11 +4,17 @@ EfficientVMamba, arXiv 2403.09977: eq. 1-4 (state space model, discretised), eq.
 rows, columns, inner channels; N state size; R rank of the step projection; K groups of L tokens.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .paths import Pattern, scan_paths
+
+# Which gradients a backward is asked for: of x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds.
+Wanted = Sequence[bool]
+ALL_WANTED = (True,) * 6
 
 
 def scan_type(x: Tensor) -> torch.dtype:

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .paths import PATTERNS, path_length
+from .reference import ALL_WANTED, Wanted
 from .triton_backward import scan_backward_kernel
 from .triton_forward import carry_kernel, decay_kernel, scan_forward_kernel, segment_state_kernel
 from .triton_math import BLOCK, CHECKPOINT, LN2, on_device
@@ -233,13 +234,15 @@ def forward(
 
 def backward(
     dy: Tensor, x: Tensor, x_proj_weight: Tensor, dt_projs_weight: Tensor, dt_projs_bias: Tensor, A_logs: Tensor,
-    Ds: Tensor, states: Tensor, pattern: str, tuning: Tuning | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x and the five parameters, each in its own type, from dy `[B, H, W, D]` and the saved states."""
+    Ds: Tensor, states: Tensor, pattern: str, wanted: Wanted = ALL_WANTED, tuning: Tuning | None = None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Gradients of x and the five parameters, each in its own type, from dy `[B, H, W, D]` and the saved states.
+
+    Those that are not `wanted` are None; the products behind the scan are left out with them.
+    """
     parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
     if x.numel() == 0:
-        zeros = [p.new_zeros(p.shape) for p in parameters]
-        return x.new_zeros(x.shape), zeros[0], zeros[1], zeros[2], zeros[3], zeros[4]
+        return tuple(t.new_zeros(t.shape) if want else None for t, want in zip((x, *parameters), wanted, strict=True))
     tuning = tuning or tuning_of(x.device)
     with on_device(x.device):
         call = _prepare(x, *parameters, pattern, tuning)
@@ -262,18 +265,23 @@ def backward(
             NC=call.NC, SG=SG, PER_GROUP=call.visits > 1, TENSOR=tensor_cores, num_warps=1, **vars(scan),
             **({"maxnreg": tuning.backward_registers} if scan.NVIDIA and tuning.backward_registers else {}),
         )  # fmt: skip
-        dx = _input_gradient(call, dproj, dx_scan)
-        d_x_proj = _weight_gradient(call, dproj, tuning.weight_gradient_splits)
-        sums = partial.sum(1)  # [K, N + R + 2, D]
-        d_A_logs = (sums[:, :N] * scan.decay).mul_(LN2.value).transpose(1, 2)
-        return (
-            dx.to(x.dtype),
-            d_x_proj.to(x_proj_weight.dtype),
-            _gradient_of(dt_projs_weight, sums[:, N : N + R].transpose(1, 2)),
-            _gradient_of(dt_projs_bias, sums[:, N + R]),
-            _gradient_of(A_logs, d_A_logs),
-            _gradient_of(Ds, sums[:, N + R + 1]),
-        )
+        gradients: list[Tensor | None] = [None] * len(wanted)
+        if wanted[0]:
+            gradients[0] = _input_gradient(call, dproj, dx_scan).to(x.dtype)
+        if wanted[1]:
+            d_x_proj = _weight_gradient(call, dproj, tuning.weight_gradient_splits)
+            gradients[1] = d_x_proj.to(x_proj_weight.dtype)
+        if any(wanted[2:]):
+            sums = partial.sum(1)  # [K, N + R + 2, D]
+            values = (
+                sums[:, N : N + R].transpose(1, 2),
+                sums[:, N + R],
+                (sums[:, :N] * scan.decay).mul_(LN2.value).transpose(1, 2),
+                sums[:, N + R + 1],
+            )
+            for i, value in enumerate(values, start=2):
+                gradients[i] = _gradient_of(parameters[i - 1], value) if wanted[i] else None
+        return tuple(gradients)
 
 
 def _gradient_of(parameter: Tensor, values: Tensor) -> Tensor:

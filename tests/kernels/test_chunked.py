@@ -115,6 +115,16 @@ def test_extreme_decays_neither_overflow_nor_drift(make_inputs, assert_close, bi
         assert (gradient.double() - defined).abs().max().item() <= 1e-5 * scale + 1e-30
 
 
+@pytest.mark.parametrize("i", range(6), ids=NAMES)
+def test_a_gradient_alone_is_the_same_and_the_others_are_left_out(make_inputs, i):
+    inputs = make_inputs(2, 5, 6, 6, 4, 2)
+    y, states = chunked.forward(*inputs, "es2d", save=True)
+    every = chunked.backward(y, *inputs, states, "es2d")
+    only = chunked.backward(y, *inputs, states, "es2d", [j == i for j in range(6)])
+    assert torch.equal(only[i], every[i])
+    assert [j for j, gradient in enumerate(only) if gradient is not None] == [i]
+
+
 def test_without_save_the_map_is_the_same_and_nothing_is_kept(make_inputs):
     inputs = make_inputs(2, 6, 7, 8, 4, 2)
     y, _ = chunked.forward(*inputs, "es2d", save=True)

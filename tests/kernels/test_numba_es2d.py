@@ -188,3 +188,13 @@ def test_states_of_another_map_are_refused(make_inputs):
     y, states = numba_es2d.forward(*inputs, "es2d", save=True)
     with pytest.raises(ValueError, match="states must be"):
         numba_es2d.backward(y, *inputs, states[:, :, :1], "es2d")
+
+
+@pytest.mark.parametrize("i", range(6))
+def test_a_gradient_alone_is_the_same_and_the_others_are_left_out(make_inputs, i):
+    inputs = make_inputs(2, 5, 6, 6, 4, 2)
+    y, states = numba_es2d.forward(*inputs, "es2d", save=True)
+    every = numba_es2d.backward(y, *inputs, states, "es2d")
+    only = numba_es2d.backward(y, *inputs, states, "es2d", [j == i for j in range(6)])
+    assert torch.equal(only[i], every[i])
+    assert [j for j, gradient in enumerate(only) if gradient is not None] == [i]

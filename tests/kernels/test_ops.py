@@ -69,6 +69,25 @@ def test_gradients_flow_when_only_some_inputs_need_them(make_inputs, assert_clos
         assert_close(gradient, expected[i], 1e-14)
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("needed", [(0,), (1, 4), (2, 3, 5)], ids=str)
+def test_backward_is_asked_for_the_gradients_that_are_needed_only(make_inputs, monkeypatch, needed, compiled):
+    asked = []
+    backward = chunked.backward
+
+    def note(*arguments):
+        asked.append(tuple(arguments[-1]))
+        return backward(*arguments)
+
+    monkeypatch.setattr(chunked, "backward", note)
+    monkeypatch.setenv("EVMAMBA_BACKEND", "torch")
+    inputs = [t.requires_grad_(i in needed) for i, t in enumerate(make_inputs(1, 4, 5, 4, 2, 1))]
+    scan = torch.compile(es2d_scan, fullgraph=True, backend="aot_eager") if compiled else es2d_scan
+    scan(*inputs).sum().backward()
+    assert asked == [tuple(i in needed for i in range(6))]
+    assert [i for i, t in enumerate(inputs) if t.grad is not None] == list(needed)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_keeps_the_scan_in_float32_and_gradients_in_their_types(
     make_inputs, assert_close, gradient_tolerance, dtype
@@ -107,7 +126,8 @@ def test_operators_keep_the_rules_of_torch_library(make_inputs, monkeypatch, pat
     torch.library.opcheck(torch.ops.evmamba.scan2d, (*inputs, pattern))
     torch.library.opcheck(torch.ops.evmamba.scan2d_train, (*require_grad(inputs), pattern))
     y, states = torch.ops.evmamba.scan2d_train(*inputs, pattern)
-    torch.library.opcheck(torch.ops.evmamba.scan2d_backward, (y, *inputs, states, pattern))
+    for wanted in ([True] * 6, [True, False, False, True, False, False]):
+        torch.library.opcheck(torch.ops.evmamba.scan2d_backward, (y, *inputs, states, pattern, wanted))
 
 
 def test_compiles_to_one_graph_with_gradients(make_inputs):

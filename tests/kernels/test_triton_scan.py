@@ -193,6 +193,16 @@ def test_non_contiguous_map_and_gradient():
         assert torch.equal(got, wanted)
 
 
+@pytest.mark.parametrize("chosen", [(0,), (1,), (2, 4), (3, 5)], ids=str)
+def test_some_gradients_alone_are_the_same(chosen):
+    inputs = make_inputs(1, 3, 3, 8, 2, 2, "es2d")
+    y, states = triton_es2d.forward(*inputs, "es2d", save=True)
+    every = triton_es2d.backward(y, *inputs, states, "es2d")
+    some = triton_es2d.backward(y, *inputs, states, "es2d", [i in chosen for i in range(6)])
+    assert [i for i, gradient in enumerate(some) if gradient is not None] == list(chosen)
+    assert all(torch.equal(some[i], every[i]) for i in chosen)
+
+
 def test_empty_batch_has_zero_gradients():
     inputs = make_inputs(0, 4, 4, 8, 4, 2, "es2d")
     y, states = triton_es2d.forward(*inputs, "es2d", save=True)

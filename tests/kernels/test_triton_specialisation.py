@@ -80,3 +80,18 @@ def test_no_map_is_too_long_for_a_grid(keys, size):
     y, states = triton_es2d.forward(*inputs, pattern, save=True)
     triton_es2d.backward(y, *inputs, states, pattern)
     assert "paths_kernel" in keys
+
+
+@pytest.mark.parametrize(
+    ("wanted", "products"),
+    [
+        pytest.param((0,), {"input_gradient_kernel"}, id="frozen parameters"),
+        pytest.param((1, 2, 3, 4, 5), {"weight_gradient_kernel"}, id="first layer"),
+        pytest.param((3,), set(), id="a bias"),
+    ],
+)
+def test_products_of_gradients_that_nobody_wants_are_left_out(keys, wanted, products):
+    inputs = map_and_parameters(2, 8, 8)
+    y, states = triton_es2d.forward(*inputs, "es2d", save=True)
+    triton_es2d.backward(y, *inputs, states, "es2d", [i in wanted for i in range(6)])
+    assert {kernel for kernel in keys if "gradient" in kernel} == products
