@@ -1,6 +1,7 @@
 """jsonargparse's long explanations of wrong options and recipes, made one line."""
 
 import dataclasses
+import difflib
 import importlib
 import inspect
 import re
@@ -8,6 +9,7 @@ import typing
 from collections.abc import Iterable
 
 from evmamba.errors import UserError, unknown_name
+from evmamba.tasks import TASKS
 from evmamba.tasks.trust import refusal
 
 # Lines of jsonargparse's explanations that say nothing to the user.
@@ -38,9 +40,10 @@ def short_error(message: str, options: Iterable[str]) -> UserError:
     if match := re.search(r"arguments are required: (?:\w+\.)?(\w+)", message):
         return UserError(f"nothing says which {match[1]} to use; name a recipe, e.g. --config conf/detection/tiny.yaml")
     if match := re.search(r"Expected a dot import path string: (\S+)|No module named '([\w.]+)'", message):
-        return UserError(
-            f"unknown class '{match[1] or match[2]}'; write it like evmamba.tasks.detection.DetectionModule"
-        )
+        name = match[1] or match[2]
+        known = [path for task in TASKS.values() for path in (task.module, task.data)]
+        (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        return UserError(f"unknown class '{name}'; write it like {nearest}")
     return UserError(_essence(message))
 
 

@@ -54,10 +54,10 @@ def recipe_of(task: str, preset: str, head: str, model: str, schedule: str | Non
         return path
     if schedules := record.head(head).schedules:
         head = f"{head}_{schedule or next(iter(schedules))}"
-    pattern = f"{record.paper_recipe or 'none'}.yaml"
     from evmamba.variants import VARIANTS, split_name  # with torch and timm, which the lists of recipes do without
 
-    paths = {name: path for name in VARIANTS if (path := folder / pattern.format(head=head, variant=name)).exists()}
+    names = {name: (record.paper_recipe or "").format(head=head, variant=name) for name in VARIANTS}
+    paths = {name: path for name, file in names.items() if (path := folder / f"{file}.yaml").exists()}
     if not paths:
         raise UserError(f"there is no paper recipe for {task} with {head}")
     variant = split_name(model)[0]

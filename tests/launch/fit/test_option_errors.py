@@ -29,6 +29,10 @@ OF_MODULE = "unknown option of ClassificationModule"
         (NESTED.format(problem=WRONG_TYPE), "optimizer.lr: Expected a float. Got value: x"),
         ("the following arguments are required: fit.data", "nothing says which data to use; name a recipe"),
         ("Expected a dot import path string: Foo", "unknown class 'Foo'"),
+        (
+            "No module named 'evmamba.tasks.detection.Detector'",
+            "unknown class 'evmamba.tasks.detection.Detector'; write it like evmamba.tasks.detection.Detection",
+        ),
     ],
 )  # fmt: skip
 def test_the_explanation_shrinks_to_what_is_wrong(message: str, line: str):
