@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from evmamba.backbone import Backbone
-from evmamba.errors import UserError
+from evmamba.errors import UserError, first_few
 from evmamba.files import replacing, write_errors
 
 logger = logging.getLogger(__name__)
@@ -90,8 +90,8 @@ def load_checkpoint(
         logger.warning(
             "%s: left out %s; kept as initialised: %s",
             where,
-            _shortened(left_out) or "nothing",
-            _shortened(kept) or "nothing",
+            first_few(left_out, 4) or "nothing",
+            first_few(kept, 4) or "nothing",
         )
     return Loaded(slot, left_out, kept)
 
@@ -232,10 +232,5 @@ def _check_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], ke
         ],
     }
     if any(groups.values()):
-        listed = "; ".join(f"{len(names)} {kind}: {_shortened(names)}" for kind, names in groups.items() if names)
+        listed = "; ".join(f"{len(names)} {kind}: {first_few(names, 4)}" for kind, names in groups.items() if names)
         raise UserError(f"{where} does not fit the model: {listed}")
-
-
-def _shortened(names: list[str], limit: int = 4) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
