@@ -103,7 +103,7 @@ def test_every_file_is_looked_at_before_the_first_run(
     else:
         file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match=complaint) as raised:
-        plan(BenchOptions(tmp_path / "out", data={task: str(folder)}, heads={task: [detector]}, preset="tiny"))
+        plan(BenchOptions(tmp_path / "out", data={task: str(folder)}, heads={"detection": [detector]}, preset="tiny"))
     assert "\n" not in str(raised.value)
     assert file.name in str(raised.value)
 
