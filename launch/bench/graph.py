@@ -8,19 +8,15 @@
 """
 
 import dataclasses
-import functools
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import yaml
+from msgspec import structs
 from rich.tree import Tree
 
 from evmamba.errors import UserError
-from evmamba.launch.store.results import COST
-from evmamba.launch.store.spec import Resources, RunSpec
+from evmamba.launch.fit.settings import changed, setting
+from evmamba.launch.store.spec import EvaluationSpec, Resources, Settings, Spec, Start, TrainingSpec
 from evmamba.tasks import TASKS, Task
 
 BATCH_OPTION = "data.init_args.batch_size"
@@ -30,60 +26,73 @@ SCALE_OPTION = "model.init_args.optimizer.scale_lr_to_batch"
 CHECKPOINT_OPTION = "model.init_args.checkpoint"
 
 
-def kind_of(spec: RunSpec) -> str:
+def kind_of(spec: Spec) -> str:
     """For which resources are asked: the task, or "evaluation" for a run that only tests."""
-    return "evaluation" if spec.stage == "test" else spec.task
+    return "evaluation" if isinstance(spec, EvaluationSpec) else spec.task
 
 
-def build_graph(specs: Iterable[RunSpec], resources: Callable[[str], Resources]) -> list[RunSpec]:
+def build_graph(specs: Iterable[Spec], resources: Callable[[str], Resources]) -> list[Spec]:
     """Give runs their resources and what they start from, in an order in which they can run one after the other.
 
     A detection or segmentation starts from the classification of the same model and seed, unless its options name
     another checkpoint. A segmentation becomes a training and an evaluation. (Their tasks' records say so.)
 
     Args:
-        specs: what `plan.plan` returns; they are not changed.
+        specs: what `plan` returns.
         resources: nodes, devices and strategy of a kind of run (see `kind_of`).
 
     Raises:
         UserError: a recipe's global batch cannot be shared by that many processes.
     """
-    specs = [dataclasses.replace(spec, needs=list(spec.needs)) for spec in specs]
+    specs = [placed(spec, resources(kind_of(spec))) for spec in specs]
+    trainings = [spec for spec in specs if isinstance(spec, TrainingSpec)]
+    trained = {(spec.task, spec.model, spec.seed): spec for spec in trainings}
+    graph: list[Spec] = []
     for spec in specs:
-        spec.resources = dataclasses.replace(resources(kind_of(spec)))
-        if spec.task != "cost":
-            share_batch(spec)
-    trained = {(spec.task, spec.model, spec.seed): spec for spec in specs}
-    graph = []
-    for spec in specs:
-        task = None if spec.task == COST else TASKS[spec.task]
-        start = trained.get((task.starts_from, spec.model, spec.seed)) if task and task.starts_from else None
-        if start and setting(spec, CHECKPOINT_OPTION) is None:
-            spec.start_after(start)
-        if task and task.thorough:
-            graph += _trained_and_evaluated(spec, task, resources)
-        else:
+        if not isinstance(spec, TrainingSpec):
             graph.append(spec)
+            continue
+        task = TASKS[spec.task]
+        start = trained.get((task.starts_from, spec.model, spec.seed)) if task.starts_from else None
+        if start and setting(spec.settings, CHECKPOINT_OPTION) is None:
+            spec = spec.after(start)
+        graph += _trained_and_evaluated(spec, task, resources) if task.thorough else [spec]
     return graph
 
 
-def _trained_and_evaluated(spec: RunSpec, task: Task, resources: Callable[[str], Resources]) -> list[RunSpec]:
-    fit = dataclasses.replace(spec, stage="fit")
-    test = dataclasses.replace(
-        spec,
-        stage="test",
-        arguments=[*spec.arguments, *thorough_arguments(task)],
-        needs=[],
-        global_batch=None,
+def _trained_and_evaluated(spec: TrainingSpec, task: Task, resources: Callable[[str], Resources]) -> list[Spec]:
+    training = structs.replace(spec, test=False)
+    evaluation = EvaluationSpec(
+        task=spec.task,
+        model=spec.model,
+        head=spec.head,
+        seed=spec.seed,
+        device=spec.device,
+        suite=spec.suite,
+        recipe=spec.recipe,
+        settings=thorough(spec.settings, task),
+        data_fingerprint=spec.data_fingerprint,
+        start=Start.of(training),
+        needs=(training.name,),
     )
-    test.resources = dataclasses.replace(resources(kind_of(test)))
-    test.start_after(fit)
-    return [fit, test]
+    return [training, placed(evaluation, resources(kind_of(evaluation)))]
 
 
-def thorough_arguments(task: Task) -> list[str]:
-    """LightningCLI's options for the task's more expensive test."""
-    return [f"--model.init_args.{name}={json.dumps(value)}" for name, value in task.thorough.items()]
+def placed(spec: Spec, resources: Resources) -> Spec:
+    """A run on other resources, a training with its global batch shared by them (see `share_batch`).
+
+    Raises:
+        UserError: it cannot be divided.
+    """
+    spec = structs.replace(spec, resources=resources)
+    return share_batch(spec) if isinstance(spec, TrainingSpec) else spec
+
+
+def thorough(settings: Settings, task: Task) -> Settings:
+    """The same settings with the task's more expensive test."""
+    for name, value in task.thorough.items():
+        settings = changed(settings, f"model.init_args.{name}", value)
+    return settings
 
 
 @dataclass(frozen=True)
@@ -124,21 +133,21 @@ class Batch:
         return f"{text} (recipe {self.recipe}), lr {self.lr:.3g}: not scaled, the recipe has no scale_lr_to_batch"
 
 
-def batch_of(spec: RunSpec) -> Batch | None:
-    """The batch of a training as its spec has it; None where the recipe leaves it to the data module's default."""
-    recipe_batch = setting(spec, BATCH_OPTION)
-    if recipe_batch is None:
+def batch_of(spec: TrainingSpec) -> Batch | None:
+    """The batch of a training as its spec has it; None where its data module has no option for it."""
+    images = setting(spec.settings, BATCH_OPTION)
+    if images is None:
         return None
-    accumulate = int(setting(spec, ACCUMULATE_OPTION) or 1)
-    intended = setting(spec, SCALE_OPTION)
-    lr = setting(spec, LR_OPTION)
+    accumulate = setting(spec.settings, ACCUMULATE_OPTION) or 1
+    intended = setting(spec.settings, SCALE_OPTION)
+    lr = setting(spec.settings, LR_OPTION)
     own = spec.resources
     batch = Batch(
-        per_process=own.batch_size or int(recipe_batch),
+        per_process=own.batch_size or images,
         accumulate=own.accumulate or accumulate,
         processes=own.processes,
-        lr=None if lr is None else float(lr),
-        recipe=int(intended or int(recipe_batch) * accumulate),
+        lr=lr,
+        recipe=intended or images * accumulate,
         scaled=intended is not None,
     )
     if batch.scaled and batch.lr is not None:
@@ -146,33 +155,36 @@ def batch_of(spec: RunSpec) -> Batch | None:
     return batch
 
 
-def share_batch(spec: RunSpec) -> None:
-    """Set how the recipe's global batch is shared by the spec's processes: fewer images each, or several steps.
+def share_batch(spec: TrainingSpec) -> TrainingSpec:
+    """Let the spec's processes share the recipe's global batch: fewer images each, or several steps.
 
     The global batch is the one that ``scale_lr_to_batch`` names, else the recipe's batch for one process. A batch given
-    by ``--set`` is per process and is left alone; the global batch then is what results.
+    by ``--set`` (`TrainingSpec.own_batch`) is per process and is left alone; the global batch then is what results.
 
     Raises:
         UserError: it cannot be divided.
     """
+    own = structs.replace(spec.resources, batch_size=None, accumulate=None)
+    spec = structs.replace(spec, resources=own, global_batch=None)
     batch = batch_of(spec)
     if batch is None:
-        return
-    one_process = int(setting(spec, BATCH_OPTION) or 1) * int(setting(spec, ACCUMULATE_OPTION) or 1)
-    if not any(_given(spec, option) for option in (BATCH_OPTION, ACCUMULATE_OPTION)):
+        return spec
+    one_process = batch.per_process * batch.accumulate
+    if not spec.own_batch:
         if batch.recipe % batch.processes:
             raise UserError(_indivisible(spec, batch))
         share = batch.recipe // batch.processes
         accumulate = next(n for n in range(1, share + 1) if share % n == 0 and share // n <= batch.per_process)
-        if share // accumulate != batch.per_process:
-            spec.resources.batch_size = share // accumulate
-        if accumulate != batch.accumulate:
-            spec.resources.accumulate = accumulate
-    total = batch_of(spec).total  # type: ignore[union-attr]
-    spec.global_batch = None if total == one_process else total
+        own = structs.replace(
+            own,
+            batch_size=share // accumulate if share // accumulate != batch.per_process else None,
+            accumulate=accumulate if accumulate != batch.accumulate else None,
+        )
+        batch = dataclasses.replace(batch, per_process=share // accumulate, accumulate=accumulate)
+    return structs.replace(spec, resources=own, global_batch=None if batch.total == one_process else batch.total)
 
 
-def _indivisible(spec: RunSpec, batch: Batch) -> str:
+def _indivisible(spec: TrainingSpec, batch: Batch) -> str:
     fitting = max(n for n in range(1, min(batch.recipe, batch.processes) + 1) if batch.recipe % n == 0)
     lr = f", lr {'x ' + format(batch.processes / batch.recipe, '.3g') if batch.scaled else 'unchanged'}"
     return (
@@ -182,29 +194,7 @@ def _indivisible(spec: RunSpec, batch: Batch) -> str:
     )
 
 
-def setting(spec: RunSpec, option: str) -> Any:
-    """The value of an option, from the spec's arguments or its recipe; None where neither gives it."""
-    given = _given(spec, option)
-    if given is not None:
-        return yaml.safe_load(given)
-    value: Any = _recipe(spec.recipe)
-    for part in option.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
-def _given(spec: RunSpec, option: str) -> str | None:
-    """What the arguments say, the last one counting."""
-    prefix = f"--{option}="
-    return next((a.removeprefix(prefix) for a in reversed(spec.arguments) if a.startswith(prefix)), None)
-
-
-@functools.cache
-def _recipe(path: str | None) -> dict[str, Any]:
-    return yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else {}
-
-
-def tree(specs: Sequence[RunSpec], describe: Callable[[RunSpec], str], last: str | None = None) -> Tree:
+def tree(specs: Sequence[Spec], describe: Callable[[Spec], str], last: str | None = None) -> Tree:
     """The graph for a terminal: every run under what it needs, and after all of them `last`."""
     root = Tree("runs", hide_root=True)
     branches: dict[str, Tree] = {}

@@ -19,7 +19,7 @@ from evmamba.errors import UserError
 from evmamba.launch.bench.progress import RunProgress
 from evmamba.launch.store.progress import last_words
 from evmamba.launch.store.results import FILE_NAME, Result, git_state, read_result, write_result
-from evmamba.launch.store.spec import LOG_FILE, RUNS_FOLDER, SPEC_FILE, RunSpec, failed_result, why_not_started
+from evmamba.launch.store.spec import LOG_FILE, RUNS_FOLDER, SPEC_FILE, Spec, failed_result, why_not_started
 
 POLL_SECONDS = 0.2
 # In a failed result's provenance: ended from outside; started again, the run goes on.
@@ -27,7 +27,7 @@ INTERRUPTED = "interrupted"
 
 
 def run_here(
-    specs: Sequence[RunSpec], output: Path, progress: RunProgress, force: bool = False
+    specs: Sequence[Spec], output: Path, progress: RunProgress, force: bool = False
 ) -> tuple[list[Result], bool]:
     """Run specs one after the other and return one result each, and whether Ctrl-C ended it before its time.
 
@@ -74,7 +74,7 @@ def run_here(
     return results, interrupted
 
 
-def finished_before(spec: RunSpec, folder: Path) -> Result | None:
+def finished_before(spec: Spec, folder: Path) -> Result | None:
     """The finished result of the same spec, if there is one; a broken file is none."""
     if not (folder / FILE_NAME).exists():
         return None
@@ -91,7 +91,7 @@ def _other_commit(result: Result) -> str | None:
     return f"{then[:12]}, now {now[:12]}" if then and now and then != now else None
 
 
-def run_one(spec: RunSpec, folder: Path, while_waiting: Callable[[], None]) -> Result:
+def run_one(spec: Spec, folder: Path, while_waiting: Callable[[], None]) -> Result:
     """Run one spec in a process of its own; everything it says goes to ``run.log``.
 
     Raises:

@@ -1,31 +1,36 @@
 """Which runs make a benchmark: options become specs, and all that can be checked is, before the first training."""
 
-import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from msgspec import structs
 
 from evmamba.errors import UserError, unknown_name
-from evmamba.launch.bench.graph import CHECKPOINT_OPTION, thorough_arguments
+from evmamba.launch.bench.graph import ACCUMULATE_OPTION, BATCH_OPTION, CHECKPOINT_OPTION
 from evmamba.launch.bench.suites import SUITES, Entry, Suite, entries_of
 from evmamba.launch.fit.recipes import has_drop_path, recipe_of
 from evmamba.launch.store.devices import DEVICES, choose_device
-from evmamba.launch.store.results import check_writable, config_hash
-from evmamba.launch.store.spec import SEED_OPTION, RunSpec
+from evmamba.launch.store.results import check_writable
+from evmamba.launch.store.spec import CostSpec, Settings, Spec, Timing, TrainingSpec
 from evmamba.tasks import TASKS
 
 PRESETS = ("tiny", "small", "paper")
-TIMING = {"warmup_steps": 10, "timed_steps": 40}
 # Images of a timed step, of a timed training step, and the largest batch that a suite's sweep tries.
-BATCHES = {
-    "cpu": {"batch_size": 4, "training_batch": 4, "max_batch": 8},
-    "cuda": {"batch_size": 64, "training_batch": 64, "max_batch": 4096},
+TIMINGS = {
+    "cpu": Timing(batch_size=4, training_batch=4, max_batch=8),
+    "cuda": Timing(batch_size=64, training_batch=64, max_batch=4096),
 }
 MAY_BE_ZERO = ("warmup_steps", "training_batch", "max_batch")
 DEFAULT_BACKBONE = "efficientvmamba_t"
+BACKBONE_OPTION = "model.init_args.backbone"
+SEED_OPTION = "data.init_args.seed"
+DROP_PATH_OPTION = "model.init_args.drop_path_rate"
+PRECISION_OPTION = "trainer.precision"
+# Of which task (None: of every training, "cost": of the measurement of the cost), its name, what was written.
+Override = tuple[str | None, str, str]
 
 
 @dataclass
@@ -65,7 +70,7 @@ class BenchOptions:
     elsewhere: bool = False
 
 
-def plan(options: BenchOptions) -> list[RunSpec]:
+def plan(options: BenchOptions) -> list[Spec]:
     """Turn options into runs: with the first seed every backbone's cost, then its tasks; then the other seeds' tasks.
 
     Raises:
@@ -105,22 +110,24 @@ def plan(options: BenchOptions) -> list[RunSpec]:
     for model in models:
         _check_backbone(model, pyramid=any(TASKS[e.task].pyramid for e in entries if e.model == model))
 
-    specs: dict[str, RunSpec] = {}  # by name: without the paper's recipes its schedules are one run
+    specs: dict[str, Spec] = {}  # by name: without the paper's recipes its schedules are one run
     for seed in dict.fromkeys(options.seeds):
         for model in models:
             own = [entry for entry in entries if entry.model == model]
-            bare = RunSpec("cost", model, None, seed, device, precision, suite=options.suite)
             if seed == options.seeds[0]:
-                whole = dict.fromkeys(e.head for e in own if suite and suite.whole and TASKS[e.task].whole)
-                for spec in (dataclasses.replace(bare, timing=timing), *(_whole_spec(bare, head) for head in whole)):
-                    specs[spec.name] = spec
+                heads = dict.fromkeys(e.head for e in own if suite and suite.whole and TASKS[e.task].whole)
+                bare = CostSpec(
+                    model=model, seed=seed, device=device, precision=precision, suite=options.suite, timing=timing
+                )
+                for cost in (bare, *(_whole_spec(bare, head) for head in heads)):
+                    specs[cost.name] = cost
             for entry in own:
-                spec = _training_spec(options, entry, bare, overrides, suite)
+                spec = _training_spec(options, entry, seed, device, precision, overrides, suite)
                 if (entry.task, entry.head) not in checked:
                     # Once a task and head: a large annotation file should not be read for every backbone.
                     fingerprints[entry.task] = _check_training(spec, options.output, options.elsewhere)
                     checked.add((entry.task, entry.head))
-                spec.data_fingerprint = fingerprints[entry.task]
+                spec = structs.replace(spec, data_fingerprint=fingerprints[entry.task])
                 specs[spec.name] = spec
     return list(specs.values())
 
@@ -145,9 +152,9 @@ def preset_of(options: BenchOptions, task: str) -> str:
     return SUITES[options.suite].preset if options.suite else "small"
 
 
-def _split_overrides(texts: Sequence[str]) -> list[tuple[str | None, str, str]]:
+def _split_overrides(texts: Sequence[str]) -> list[Override]:
     """``[task.]option=value`` as (task, "cost" or None for every training; option; value)."""
-    overrides: list[tuple[str | None, str, str]] = []
+    overrides: list[Override] = []
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
@@ -157,7 +164,7 @@ def _split_overrides(texts: Sequence[str]) -> list[tuple[str | None, str, str]]:
     return overrides
 
 
-def _check_start(options: BenchOptions, tasks: Sequence[str], overrides: list[tuple[str | None, str, str]]) -> None:
+def _check_start(options: BenchOptions, tasks: Sequence[str], overrides: list[Override]) -> None:
     """The paper's detectors and segmentors start from its classifiers: without those somebody has to say from what.
 
     Raises:
@@ -175,67 +182,92 @@ def _check_start(options: BenchOptions, tasks: Sequence[str], overrides: list[tu
             )
 
 
-def _timing(overrides: list[tuple[str | None, str, str]], device: str, suite: Suite | None) -> dict[str, Any]:
-    timing: dict[str, Any] = TIMING | BATCHES[device] | {"input_sizes": list(suite.input_sizes) if suite else []}
-    if suite is None:
-        timing["max_batch"] = 0
+def _timing(overrides: list[Override], device: str, suite: Suite | None) -> Timing:
+    sweeps = {"input_sizes": suite.input_sizes} if suite else {"max_batch": 0}
+    timing = structs.replace(TIMINGS[device], **sweeps)
+    options = structs.asdict(timing)
     for owner, name, value in overrides:
         if owner == "cost":
-            if name not in timing:
-                raise unknown_name("option of cost", name, timing)
+            if name not in options:
+                raise unknown_name("option of cost", name, options)
             numbers = value.split(",") if name == "input_sizes" else [value]
             least = 0 if name in MAY_BE_ZERO else 1
             if not all(number.isdecimal() and int(number) >= least for number in numbers):
                 raise UserError(f"--set cost.{name}={value}: write a positive whole number")
-            timing[name] = [int(number) for number in numbers] if name == "input_sizes" else int(value)
+            number = tuple(map(int, numbers)) if name == "input_sizes" else int(value)
+            timing = structs.replace(timing, **{name: number})
     return timing
 
 
-def _whole_spec(bare: RunSpec, head: str) -> RunSpec:
+def _whole_spec(bare: CostSpec, head: str) -> CostSpec:
     """The cost of a backbone with its head, UPerNet as wide as in the paper's recipe."""
-    timing: dict[str, Any] = dict(TIMING)
+    from evmamba.launch.fit.settings import setting
+
     task = TASKS.of_head(head)
+    options = {}
     if task.whole_options:
-        recipe = yaml.safe_load(recipe_of(task.name, "paper", head, bare.model).read_text(encoding="utf-8"))
-        timing |= {name: recipe["model"]["init_args"][name] for name in task.whole_options}
-    return dataclasses.replace(bare, head=head, timing=timing)
+        recipe = _settings(recipe_of(task.name, "paper", head, bare.model), ())
+        options = {name: setting(recipe, f"model.init_args.{name}") for name in task.whole_options}
+    return structs.replace(bare, head=head, timing=Timing(), head_options=options)
 
 
 def _training_spec(
     options: BenchOptions,
     entry: Entry,
-    bare: RunSpec,
-    overrides: list[tuple[str | None, str, str]],
+    seed: int,
+    device: str,
+    precision: str | None,
+    overrides: list[Override],
     suite: Suite | None,
-) -> RunSpec:
+) -> TrainingSpec:
+    from evmamba.launch.fit.settings import changed, setting
+
     task, record = entry.task, TASKS[entry.task]
     preset = preset_of(options, task)
     recipe = recipe_of(task, preset, entry.head, entry.model, entry.schedule)
-    text = recipe.read_text(encoding="utf-8")
-    arguments = [f"--model.init_args.backbone={entry.model}", f"--{SEED_OPTION}={bare.seed}"]
+    told: list[tuple[str, Any]] = []
     if record.head_option:
-        arguments.append(f"--model.init_args.{record.head_option}={entry.head}")
+        told.append((f"model.init_args.{record.head_option}", entry.head))
     if suite and suite.multi_scale:
-        arguments += thorough_arguments(record)
-    if yaml.safe_load(text)["model"]["init_args"].get("drop_path_rate") and not has_drop_path(entry.model):
-        arguments.append("--model.init_args.drop_path_rate=0")
+        told += [(f"model.init_args.{name}", value) for name, value in record.thorough.items()]
+    if precision is not None:
+        told.append((PRECISION_OPTION, precision))
     if task in options.data:
-        arguments.append(f"--data.init_args.data_dir={Path(options.data[task]).expanduser().resolve()}")
+        told.append(("data.init_args.data_dir", str(Path(options.data[task]).expanduser().resolve())))
     elif preset != "tiny":
-        arguments.append("--data.init_args.data_dir=embedded")
-    arguments += [f"--{name}={value}" for owner, name, value in overrides if owner in (None, task)]
-    return dataclasses.replace(
-        bare,
+        told.append(("data.init_args.data_dir", "embedded"))
+    given = [(name, value) for owner, name, value in overrides if owner in (None, task)]
+    names = {name for name, _ in given}
+    settings = _settings(recipe, (*told, *given))
+    own: dict[str, Any] = {BACKBONE_OPTION: entry.model, SEED_OPTION: seed}
+    if setting(settings, DROP_PATH_OPTION) and not has_drop_path(entry.model):
+        own[DROP_PATH_OPTION] = 0.0
+    for name, value in own.items():
+        if name not in names:
+            settings = changed(settings, name, value)
+    return TrainingSpec(
         task=task,
+        model=entry.model,
         head=entry.head,
+        seed=seed,
+        device=device,
+        suite=options.suite,
         recipe=str(recipe),
-        recipe_hash=config_hash(text),
-        arguments=arguments,
-        test_scales=list(suite.test_scales) if suite and record.scalable else [],
+        settings=settings,
+        own_batch=not names.isdisjoint((BATCH_OPTION, ACCUMULATE_OPTION)),
+        test_scales=suite.test_scales if suite and record.scalable else (),
     )
 
 
-def _check_training(spec: RunSpec, output: Path, elsewhere: bool = False) -> str:
+@functools.cache
+def _settings(recipe: Path, options: tuple[tuple[str, Any], ...]) -> Settings:
+    """`settings_of`, which takes a third of a second, once for all backbones and seeds."""
+    from evmamba.launch.fit.cli import settings_of
+
+    return settings_of(recipe, options)
+
+
+def _check_training(spec: TrainingSpec, output: Path, elsewhere: bool = False) -> str:
     """Build data, model and trainer of a run once, and look at every file, as its own process will.
 
     For a run `elsewhere` the files are left to `evmamba data check`: a login node is not for that.
@@ -246,7 +278,7 @@ def _check_training(spec: RunSpec, output: Path, elsewhere: bool = False) -> str
     from evmamba.launch.fit.cli import EvmambaCLI
     from evmamba.launch.fit.training import cli_arguments
 
-    here = dataclasses.replace(spec, device="cpu") if elsewhere else spec
+    here = structs.replace(spec, device="cpu") if elsewhere else spec
     cli = EvmambaCLI(cli_arguments(here, output), run=False)
     cli.datamodule.fit_to(cli.model)
     if not elsewhere:

@@ -12,7 +12,7 @@ from evmamba.launch.report.columns import columns_of, title_of
 from evmamba.launch.report.paper import label_of
 from evmamba.launch.store.progress import read_progress
 from evmamba.launch.store.results import Result
-from evmamba.launch.store.spec import RunSpec
+from evmamba.launch.store.spec import Spec
 
 LINE_SECONDS = 20.0
 
@@ -59,7 +59,7 @@ class RunProgress:
         if self._bars:
             self._bars.stop()
 
-    def start(self, spec: RunSpec) -> None:
+    def start(self, spec: Spec) -> None:
         self._began = self._last_line = time.monotonic()
         self._name = name_of(spec)
         if self._bars:
@@ -83,10 +83,10 @@ class RunProgress:
             count = f" {state.done}/{state.total}" if state.total else ""
             self._print(f"{self._name}: {state.phase}{count}{loss}")
 
-    def skip(self, spec: RunSpec) -> None:
+    def skip(self, spec: Spec) -> None:
         self._advance(f"{name_of(spec)}: finished before")
 
-    def finish(self, spec: RunSpec, result: Result) -> None:
+    def finish(self, spec: Spec, result: Result) -> None:
         seconds = time.monotonic() - self._began
         said = headline(result) if result.finished else f"failed: {result.reason}"
         self._advance(f"{name_of(spec)}: {said} ({seconds:.0f} s)")
@@ -106,7 +106,7 @@ class RunProgress:
         self.console.print(f"[{self.done}/{self.total}] {line}", markup=False, highlight=False)
 
 
-def name_of(spec: RunSpec | Result) -> str:
+def name_of(spec: Spec | Result) -> str:
     """A run in words: EfficientVMamba-T, detection · RetinaNet."""
     return f"{label_of(spec.model)}, {title_of(spec.task, spec.head)}"
 

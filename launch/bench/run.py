@@ -19,26 +19,25 @@ from evmamba.launch.fit.launchers import node_name, process_rank
 from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
 from evmamba.launch.store.progress import write_progress
 from evmamba.launch.store.results import write_result
-from evmamba.launch.store.spec import LOG_FILE, RunSpec, failed_result
+from evmamba.launch.store.spec import LOG_FILE, CostSpec, EvaluationSpec, Spec, TrainingSpec, failed_result, read_spec
 
 
-def run(spec: RunSpec, folder: Path) -> None:
+def run(spec: Spec, folder: Path) -> None:
     """Run a spec and write its result.
 
     Raises:
         UserError, or whatever went wrong; no result is written then (`main` does).
     """
-    cost = spec.task == "cost"
-    if process_rank() == 0:
-        write_progress(folder, "measuring" if cost else "preparing")  # before the libraries, which take seconds
-    if cost:
+    if process_rank() == 0:  # before the libraries, which take seconds
+        write_progress(folder, "measuring" if isinstance(spec, CostSpec) else "preparing")
+    if isinstance(spec, CostSpec):
         from evmamba.launch.measure.cost import measure_cost
 
         measure_cost(spec, folder)
     else:
         from evmamba.launch.fit.training import evaluate, fit_and_test
 
-        (evaluate if spec.stage == "test" else fit_and_test)(spec, folder)
+        evaluate(spec, folder) if isinstance(spec, EvaluationSpec) else fit_and_test(spec, folder)
 
 
 def attempt() -> str | None:
@@ -71,16 +70,20 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: python -m evmamba.launch.bench.run FOLDER/spec.json", file=sys.stderr)
         return 2
     path = Path(arguments[0])
-    spec, folder = RunSpec.read(path), path.parent
+    try:
+        spec, folder = read_spec(path), path.parent
+    except UserError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 2
     start = datetime.datetime.now(datetime.UTC)
     quiet_warnings()
     quiet_logs()
     from evmamba.launch.fit.signals import ignore_time_limit, requeue_on_signals
 
-    if spec.task == "cost" or spec.stage == "test":
-        ignore_time_limit()
-    else:
+    if isinstance(spec, TrainingSpec):
         requeue_on_signals()
+    else:
+        ignore_time_limit()
     who = f"process {process_rank()} on {node_name()}" if spec.resources.processes > 1 else ""
     try:
         with reported_once():

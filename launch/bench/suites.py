@@ -10,11 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evmamba.errors import UserError
-from evmamba.launch.report.paper import paper
+from evmamba.launch.report.paper import OURS, paper
 from evmamba.tasks import TASKS
 from evmamba.tasks.classification import TASK as CLASSIFICATION
 
-OURS = ("efficientvmamba_t", "efficientvmamba_s", "efficientvmamba_b")
 # Others' networks from 3 to 29 M parameters with four stages (Vim: plain, with a simple pyramid), by timm's names.
 PEERS = (
     "vmamba_tiny",

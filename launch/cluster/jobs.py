@@ -21,7 +21,16 @@ from evmamba.launch.cluster import slurm
 from evmamba.launch.cluster.slurm import Job
 from evmamba.launch.store.progress import PROGRESS_FILE, last_words, read_progress
 from evmamba.launch.store.results import FILE_NAME, Result, read_result, write_json, write_result
-from evmamba.launch.store.spec import NOT_STARTED, RUNS_FOLDER, SPEC_FILE, RunSpec, failed_result, why_not_started
+from evmamba.launch.store.spec import (
+    NOT_STARTED,
+    RUNS_FOLDER,
+    SPEC_FILE,
+    Spec,
+    TrainingSpec,
+    failed_result,
+    read_spec,
+    why_not_started,
+)
 
 JOBS_FILE = "jobs.json"
 SCHEMA = 1
@@ -194,7 +203,7 @@ def record_failures(folder: Path) -> list[str]:
     return list(recorded)
 
 
-def read_specs(folder: Path) -> dict[str, RunSpec]:
+def read_specs(folder: Path) -> dict[str, Spec]:
     """The specs of a folder's runs by name, those that others need first.
 
     The folder's name is the run's, also where another version of evmamba would give the spec another hash.
@@ -206,10 +215,10 @@ def read_specs(folder: Path) -> dict[str, RunSpec]:
     # What was put aside from an earlier attempt (NAME.failed-1) holds a spec too.
     names = JobBook.read(folder).order or [p.parent.name for p in sorted(runs.glob(f"*/{SPEC_FILE}"))]
     paths = [runs / name / SPEC_FILE for name in names if ".failed-" not in name]
-    specs = {path.parent.name: RunSpec.read(path) for path in paths if path.is_file()}
+    specs = {path.parent.name: read_spec(path) for path in paths if path.is_file()}
     if not specs:
         raise UserError(f"{folder}: no runs here; 'evmamba submit' and 'evmamba bench' make them with --output")
-    ordered: dict[str, RunSpec] = {}
+    ordered: dict[str, Spec] = {}
 
     def place(name: str) -> None:
         for needed in specs[name].needs:
@@ -223,15 +232,16 @@ def read_specs(folder: Path) -> dict[str, RunSpec]:
 
 
 def _state(
-    spec: RunSpec, folder: Path, number: int | None, job: Job | None, others: Mapping[str, RunState], silent: bool
+    spec: Spec, folder: Path, number: int | None, job: Job | None, others: Mapping[str, RunState], silent: bool
 ) -> RunState:
     state = RunState(folder.name, "not submitted", job=number)
     if job is not None:
         state.nodes, state.elapsed, state.restarts = job.nodes, job.elapsed, job.restarts
     result = _result(folder)
     if result is not None and result.finished:
+        tested = not isinstance(spec, TrainingSpec) or spec.test
         trained = f"trained, {result.training.get('steps')} steps"
-        state.state, state.said = "finished", trained if spec.stage == "fit" else headline(result)
+        state.state, state.said = "finished", headline(result) if tested else trained
         state.metrics, state.elapsed = result.metrics, _duration(result.provenance.get("duration_s"))
     elif job is not None and job.live and not (result is not None and job.state == "COMPLETING"):
         _live(state, spec, folder, job, others)
@@ -251,7 +261,7 @@ def _state(
     return state
 
 
-def _live(state: RunState, spec: RunSpec, folder: Path, job: Job, others: Mapping[str, RunState]) -> None:
+def _live(state: RunState, spec: Spec, folder: Path, job: Job, others: Mapping[str, RunState]) -> None:
     if job.state == "PENDING":
         waiting = [name for name in spec.needs if name in others and others[name].state != "finished"]
         if waiting and job.reason in ("Dependency", "None", ""):

@@ -16,11 +16,10 @@ from pathlib import Path
 
 from evmamba.errors import UserError
 from evmamba.launch.cluster.settings import JobConfig
-from evmamba.launch.store.spec import SPEC_FILE, RunSpec
+from evmamba.launch.store.spec import LOG_FILE, SPEC_FILE, Spec
 
 TEMPLATES = Path(__file__).parent / "scripts"
 SCRIPT_FILE = "job.sbatch"
-LOG_FILE = "run.log"
 SETTINGS = ("# Settings\n", "# End of settings\n")
 COMMAND_SECONDS = 60
 # States in which a job may still come to something.
@@ -28,7 +27,7 @@ LIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUE
         "REQUEUE_FED", "SPECIAL_EXIT", "STAGE_OUT", "SIGNALING", "STOPPED"}  # fmt: skip
 
 
-def run_script(spec: RunSpec, folder: Path, job: JobConfig) -> str:
+def run_script(spec: Spec, folder: Path, job: JobConfig) -> str:
     """The job script of one run, to be read and to be submitted."""
     template = "single_node" if job.nodes == 1 else "multi_node"
     command = [_python(job), "-m", "evmamba.launch.bench.run", str(folder / SPEC_FILE)]

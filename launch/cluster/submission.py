@@ -1,11 +1,10 @@
 """`evmamba submit`: a graph of runs as SLURM jobs with dependencies, or here, one after the other.
 
-What is finished or still on its way is never submitted twice. Every run's folder gets its spec, a copy of its recipe
-(an edit while the job waits would make another run of it) and its job script, which can be submitted by hand too.
+What is finished or still on its way is never submitted twice. Every run's folder gets its spec and its job script,
+which can be submitted by hand too.
 """
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.markup import escape
 
 from evmamba.errors import UserError, unknown_name
 from evmamba.files import write_text
-from evmamba.launch.bench.graph import batch_of, build_graph, kind_of, setting, share_batch, tree
+from evmamba.launch.bench.graph import batch_of, build_graph, kind_of, placed, tree
 from evmamba.launch.bench.local import finished_before
 from evmamba.launch.bench.plan import BenchOptions, plan
 from evmamba.launch.cluster import slurm
@@ -25,15 +24,14 @@ from evmamba.launch.cluster.settings import Cluster
 from evmamba.launch.cluster.slurm import SCRIPT_FILE
 from evmamba.launch.store.progress import PROGRESS_FILE
 from evmamba.launch.store.results import FILE_NAME
-from evmamba.launch.store.spec import RUNS_FOLDER, Resources, RunSpec
+from evmamba.launch.store.spec import RUNS_FOLDER, Resources, Spec, TrainingSpec
 from evmamba.tasks import TASKS
 
-RECIPE_FILE = "recipe.yaml"
 REPORT_SCRIPT = "report.sbatch"
 LOCK_FILE = ".submit.lock"
 
 
-def plan_graph(options: BenchOptions, cluster: Cluster) -> list[RunSpec]:
+def plan_graph(options: BenchOptions, cluster: Cluster) -> list[Spec]:
     """Plan a benchmark for a cluster.
 
     Raises:
@@ -48,19 +46,19 @@ def plan_graph(options: BenchOptions, cluster: Cluster) -> list[RunSpec]:
     return graph
 
 
-def _check_recipes(specs: Sequence[RunSpec]) -> None:
+def _check_recipes(specs: Sequence[Spec]) -> None:
     """Refuse now what `check_strategy` would refuse in the job, in the night."""
     from jsonargparse import Namespace
 
+    from evmamba.launch.fit.settings import setting
     from evmamba.launch.fit.strategies import check_sharding
 
     for spec in specs:
         strategy = spec.resources.strategy
-        if strategy is None or spec.task == "cost" or spec.stage == "test":
+        if strategy is None or not isinstance(spec, TrainingSpec):
             continue
         names = ("precision", "gradient_clip_algorithm", "gradient_clip_val", "sync_batchnorm", "callbacks")
-        trainer = Namespace(**{name: setting(spec, f"trainer.{name}") for name in names})
-        trainer.precision = spec.precision or trainer.precision
+        trainer = Namespace(**{name: setting(spec.settings, f"trainer.{name}") for name in names})
         trainer.callbacks = [Namespace(**item) for item in trainer.callbacks or [] if isinstance(item, dict)]
         try:
             check_sharding(strategy, trainer, on_gpu=spec.device == "cuda")
@@ -76,7 +74,7 @@ def _check_strategies(cluster: Cluster) -> None:
             raise unknown_name("strategy", job.strategy, strategy_names())
 
 
-def plan_here(options: BenchOptions, cluster: Cluster) -> list[RunSpec]:
+def plan_here(options: BenchOptions, cluster: Cluster) -> list[Spec]:
     """Plan the same graph for this machine: on all its GPUs that a node may use, or in one process without any."""
     import torch
 
@@ -89,7 +87,7 @@ def plan_here(options: BenchOptions, cluster: Cluster) -> list[RunSpec]:
     return build_graph(specs, resources)
 
 
-def graph_of(output: Path, cluster: Cluster) -> list[RunSpec]:
+def graph_of(output: Path, cluster: Cluster) -> list[Spec]:
     """The graph that was submitted before, under the present resources.
 
     Raises:
@@ -104,9 +102,7 @@ def graph_of(output: Path, cluster: Cluster) -> list[RunSpec]:
                 f"the runs of {output} are of another version of evmamba, or their spec.json was edited: all would be "
                 "repeated; use another --output"
             )
-        spec.resources = cluster.resources(kind_of(spec))
-        if spec.task != "cost" and spec.stage != "test":
-            share_batch(spec)
+        specs[name] = spec = placed(spec, cluster.resources(kind_of(spec)))
         if spec.name != name:
             raise UserError(
                 f"{spec.resources.processes} processes would change the global batch of {name} (its batch is given by "
@@ -126,12 +122,12 @@ class Step:
         needs: of those it needs, the runs that are not finished yet.
     """
 
-    spec: RunSpec
+    spec: Spec
     action: str
     needs: tuple[str, ...] = ()
 
 
-def steps(specs: Sequence[RunSpec], output: Path, book: JobBook) -> tuple[list[Step], dict[str, int]]:
+def steps(specs: Sequence[Spec], output: Path, book: JobBook) -> tuple[list[Step], dict[str, int]]:
     """What is to be done about every run, and the jobs that are on their way, by run (the report's too)."""
     told = book.ask()
     if told is None:
@@ -186,7 +182,7 @@ def check_slurm() -> None:
         )
 
 
-def submit(specs: Sequence[RunSpec], output: Path, cluster: Cluster, resume: bool, console: Console) -> None:
+def submit(specs: Sequence[Spec], output: Path, cluster: Cluster, resume: bool, console: Console) -> None:
     """Submit what is neither finished nor on its way, and the report after all of it; print the graph.
 
     Args:
@@ -207,7 +203,7 @@ def submit(specs: Sequence[RunSpec], output: Path, cluster: Cluster, resume: boo
         raise UserError(f"another 'evmamba submit' is at work in {output}") from None
 
 
-def _submit(specs: Sequence[RunSpec], output: Path, cluster: Cluster, resume: bool, console: Console) -> None:
+def _submit(specs: Sequence[Spec], output: Path, cluster: Cluster, resume: bool, console: Console) -> None:
     book = JobBook.read(output)
     if book.submitted and not resume:
         raise UserError(
@@ -254,7 +250,7 @@ def _submit_report(output: Path, book: JobBook, live: dict[str, int], anew: bool
     return f"submitted as job {book.job_of(REPORT)}, after all others have ended"
 
 
-def show(specs: Sequence[RunSpec], output: Path, cluster: Cluster, console: Console) -> None:
+def show(specs: Sequence[Spec], output: Path, cluster: Cluster, console: Console) -> None:
     """Print the scripts that `submit` would submit, and the graph; write nothing."""
     actions, _ = steps(specs, output, JobBook.read(output))
     for step in actions:
@@ -278,32 +274,29 @@ def _show_script(command: str, script: str, console: Console) -> None:
     console.print(script, markup=False, highlight=False, soft_wrap=True)
 
 
-def describe(spec: RunSpec, action: str) -> str:
+def describe(spec: Spec, action: str) -> str:
     """A run of the graph in one line: name, what is done about it, processes, and how its batch comes about."""
     own = spec.resources
     where = f"{own.nodes} node{'s' if own.nodes > 1 else ''} x {own.devices} process{'es' if own.devices > 1 else ''}"
-    batch = batch_of(spec) if spec.task != "cost" and spec.stage != "test" else None
+    batch = batch_of(spec) if isinstance(spec, TrainingSpec) else None
     details = f"{where}; {batch}" if batch else where
     return f"[bold]{escape(spec.name)}[/]  {escape(action)}  [dim]{escape(details)}[/]"
 
 
-def _write_run(spec: RunSpec, output: Path, cluster: Cluster) -> None:
+def _write_run(spec: Spec, output: Path, cluster: Cluster) -> None:
     folder = output / RUNS_FOLDER / spec.name
     prepare(spec, folder)
     write_text(folder / SCRIPT_FILE, slurm.run_script(spec, folder, cluster[kind_of(spec)]))
 
 
-def prepare(spec: RunSpec, folder: Path) -> None:
+def prepare(spec: Spec, folder: Path) -> None:
     """Write what a run starts from into its folder and take away what a failed attempt left, but no checkpoints.
 
     Raises:
-        UserError: the recipe is gone or the folder cannot be written.
+        UserError: the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if spec.recipe is not None and Path(spec.recipe) != folder / RECIPE_FILE:
-            shutil.copyfile(spec.recipe, folder / RECIPE_FILE)
-            spec = dataclasses.replace(spec, recipe=str(folder / RECIPE_FILE))
         for name in (FILE_NAME, PROGRESS_FILE):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:

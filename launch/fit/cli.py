@@ -5,6 +5,10 @@ installed package too, every run has one stable folder, ``test`` writes a result
 options are one line.
 """
 
+import functools
+import json
+import operator
+import typing
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,9 +35,11 @@ from evmamba.launch.fit.resume import (
     move_aside,
     write_config,
 )
+from evmamba.launch.fit.settings import TRAINER_DEFAULTS, beyond_defaults
 from evmamba.launch.fit.signals import requeue_on_signals
 from evmamba.launch.fit.strategies import build_strategy, check_strategy, spell_out
 from evmamba.launch.store.results import check_writable
+from evmamba.launch.store.spec import Settings
 from evmamba.tasks import TASKS
 from evmamba.tasks.data import TaskDataModule
 from evmamba.tasks.module import TaskModule
@@ -47,6 +53,22 @@ PARSER_OPTIONS: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
 CHECKPOINT_KEY = b"pytorch-lightning_version"
 # What Lightning takes for a checkpoint besides a file.
 NAMED_CHECKPOINTS = ("best", "last", "hpc", "registry")
+
+
+def whole_numbers_first(annotations: dict[str, Any]) -> None:
+    """Let jsonargparse try int before float where an argument takes both: 1 is one batch, 1.0 is all of them.
+
+    It tries a union's types in their order. `typing` caches unions without regard to the order, so what Lightning wrote
+    as ``Union[int, float]`` may be somebody else's ``Union[float, int]``; the operator ``|`` caches nothing.
+    """
+    for name, annotation in annotations.items():
+        types = typing.get_args(annotation)
+        if int in types and float in types:
+            others = [kind for kind in types if kind not in (int, float)]
+            annotations[name] = functools.reduce(operator.or_, others, int | float)
+
+
+whole_numbers_first(L.Trainer.__init__.__annotations__)
 
 
 class EvmambaCLI(LightningCLI):
@@ -74,8 +96,7 @@ class EvmambaCLI(LightningCLI):
             TaskModule,
             TaskDataModule,
             save_config_callback=None,  # Lightning's would replace a training's configuration by a test's
-            # Lightning's sampler pads the last batch by repeating images; the data modules bring exact ones.
-            trainer_defaults={"use_distributed_sampler": False},
+            trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_kwargs=PARSER_OPTIONS | {name: PARSER_OPTIONS.copy() for name in self.subcommands()},
             subclass_mode_model=True,
@@ -172,6 +193,26 @@ class EvmambaCLI(LightningCLI):
         """Return the whole configuration as plain lists and mappings."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         return Namespace(**vars(config)).as_dict()
+
+
+class _Parsed(EvmambaCLI):
+    """Stops when it has read its arguments: nothing is built."""
+
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+
+def settings_of(recipe: Path, options: Sequence[tuple[str, Any]] = ()) -> Settings:
+    """What a recipe and options, of which the last wins, tell a run beyond its defaults.
+
+    Raises:
+        UserError: see `EvmambaCLI`.
+    """
+    texts = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in options]
+    return beyond_defaults(_Parsed([f"--config={recipe}", *texts], run=False).plain_config())
 
 
 def train(args: Sequence[str]) -> None:

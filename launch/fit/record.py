@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 
+from evmamba.launch.fit.settings import beyond_defaults
 from evmamba.launch.store.progress import write_progress
 from evmamba.launch.store.results import Result, device_name, git_state, provenance, write_result
 from evmamba.launch.store.sweeps import Point
@@ -118,6 +119,7 @@ def result_of(
             nodes=trainer.num_nodes,
             processes=trainer.world_size,
         )
+        | {"settings": beyond_defaults(config)}
         | dict(background.origin),
         suite=background.suite,
         sweeps=background.sweeps,

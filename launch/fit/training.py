@@ -1,6 +1,7 @@
 """One training or evaluation as its spec says it, from LightningCLI's options to the result."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 from evmamba.launch.fit.cli import EvmambaCLI
@@ -18,15 +19,15 @@ from evmamba.launch.fit.signals import ignore_time_limit
 from evmamba.launch.fit.strategies import whole_parameters
 from evmamba.launch.fit.weights import BACKBONE_FILE, load_weights, save_weights
 from evmamba.launch.store.results import FILE_NAME, read_result, trained_from_scratch, write_result
-from evmamba.launch.store.spec import RunSpec, origin_of
+from evmamba.launch.store.spec import EvaluationSpec, TrainingSpec, origin_of
 
 
-def fit_and_test(spec: RunSpec, folder: Path) -> None:
+def fit_and_test(spec: TrainingSpec, folder: Path) -> None:
     """Train as the recipe says, then test the weights that the training ends with (averaged ones if it averages).
 
     A training that was interrupted in this folder is continued.
 
-    Leaves those weights in the folder. A "fit" stops there; its result has no metrics.
+    Leaves those weights in the folder. Without a test (`spec.test`) it stops there; its result has no metrics.
     """
     cli = EvmambaCLI(cli_arguments(spec, folder), run=False)
     record = TrainingRecord()
@@ -45,11 +46,11 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
     with whole_parameters(cli.trainer):
         if cli.trainer.is_global_zero:
             save_weights(cli.model, folder)
-            if spec.stage == "fit":
+            if not spec.test:
                 trained = result_of(cli.trainer, cli.model, cli.datamodule, background)
                 trained.protocol["stage"] = "fit"
                 write_result(trained, folder)
-    if spec.stage == "fit":
+    if not spec.test:
         return
     if spec.test_scales:
         points = accuracy_at_scales(cli.trainer, cli.model, cli.datamodule, spec.test_scales)
@@ -58,9 +59,9 @@ def fit_and_test(spec: RunSpec, folder: Path) -> None:
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
 
 
-def evaluate(spec: RunSpec, folder: Path) -> None:
-    """Test the weights that the run `init_from` ended with, under this run's own options (multi-scale, say)."""
-    trained_folder = spec.start_folder(folder)
+def evaluate(spec: EvaluationSpec, folder: Path) -> None:
+    """Test the weights that a training ended with, under options of the test's own (multi-scale, say)."""
+    trained_folder = spec.start.folder(folder)
     cli = EvmambaCLI(cli_arguments(spec, folder), run=False)
     load_weights(cli.model, trained_folder)
     trained = read_result(trained_folder / FILE_NAME)
@@ -71,23 +72,28 @@ def evaluate(spec: RunSpec, folder: Path) -> None:
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
 
 
-def cli_arguments(spec: RunSpec, folder: Path) -> list[str]:
+def cli_arguments(spec: TrainingSpec | EvaluationSpec, folder: Path) -> list[str]:
     """LightningCLI's options for a run, with everything it writes under `folder`."""
+    own = spec.resources
     options = {
-        "config": spec.recipe,
-        "seed_everything": spec.seed,
         "trainer.accelerator": spec.device,
-        "trainer.num_nodes": spec.resources.nodes,
-        "trainer.devices": spec.resources.devices,
-        "trainer.strategy": spec.resources.strategy,
-        "data.init_args.batch_size": spec.resources.batch_size,
-        "trainer.accumulate_grad_batches": spec.resources.accumulate,
-        "trainer.precision": spec.precision,
+        "trainer.num_nodes": own.nodes,
+        "trainer.devices": own.devices,
+        "trainer.strategy": own.strategy,
+    }
+    told = spec.settings.get("trainer", {})
+    options = {option: value for option, value in options.items() if option.removeprefix("trainer.") not in told}
+    start = spec.start if isinstance(spec, TrainingSpec) else None
+    options |= {
+        "seed_everything": spec.seed,
+        "data.init_args.batch_size": own.batch_size,
+        "trainer.accumulate_grad_batches": own.accumulate,
         "trainer.default_root_dir": folder,
         "trainer.logger": "evmamba.tasks.training.metrics_log.MetricsLog",
         "trainer.logger.save_dir": folder,
         "trainer.enable_progress_bar": "false",
         "trainer.enable_model_summary": "false",
-        "model.init_args.checkpoint": spec.start_folder(folder) / BACKBONE_FILE if spec.starts_trained else None,
+        "model.init_args.checkpoint": start.folder(folder) / BACKBONE_FILE if start else None,
     }
-    return [*(f"--{option}={value}" for option, value in options.items() if value is not None), *spec.arguments]
+    settings = [f"--{part}={json.dumps(value)}" for part, value in spec.settings.items()]
+    return [*settings, *(f"--{option}={value}" for option, value in options.items() if value is not None)]

@@ -4,11 +4,11 @@ A cost run measures the bare classifier, or with a head the whole detector or se
 detectors at 800 x 1280 and UPerNet at 512 x 2048 pixels.
 """
 
-import dataclasses
 import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
@@ -17,7 +17,7 @@ from evmamba import cost
 from evmamba.errors import UserError
 from evmamba.launch.measure.profiling import energy_counter
 from evmamba.launch.store.results import Result, device_name, git_state, provenance, write_result
-from evmamba.launch.store.spec import RunSpec, origin_of
+from evmamba.launch.store.spec import CostSpec, Timing, origin_of
 from evmamba.launch.store.sweeps import Point, sweep
 from evmamba.tasks import TASKS
 from evmamba.tasks.backbones import build_backbone
@@ -33,20 +33,15 @@ AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.flo
 ENERGY_SECONDS = 3.0
 
 
-def measure_cost(spec: RunSpec, folder: Path) -> None:
-    """Measure what `spec.timing` asks for and write the result.
-
-    `timing` has warmup_steps, timed_steps, batch_size (of throughput), training_batch (0: none), max_batch (of the
-    sweep over batches, which ends where memory does; 0: none), input_sizes (of the sweep over sizes) and, for UPerNet,
-    decoder_channels.
-    """
+def measure_cost(spec: CostSpec, folder: Path) -> None:
+    """Measure what `spec.timing` asks for and write the result."""
     start = datetime.datetime.now(datetime.UTC)
     git_state()  # before anything takes long
     torch.manual_seed(spec.seed)
     result = _measure_classifier(spec) if spec.head is None else _count_whole(spec)
     result.suite = spec.suite
     result.provenance = provenance(
-        config=dataclasses.asdict(spec),
+        config=msgspec.to_builtins(spec),
         seed=spec.seed,
         device=device_name(spec.device),
         precision=spec.precision or "32-true",
@@ -73,14 +68,14 @@ def count(model: nn.Module, size: tuple[int, int]) -> cost.Macs:
         return cost.count_macs(model, inputs=(torch.empty(1, 3, *size),))
 
 
-def _measure_classifier(spec: RunSpec) -> Result:
+def _measure_classifier(spec: CostSpec) -> Result:
     timing = spec.timing
     model = build_backbone(spec.model, features_only=False, num_classes=CLASSES)
     macs = count(model, SIZE)
     where: dict[str, Any] = {"device": spec.device, "amp": autocast_to(spec.precision)}
-    steps = {"warmup": timing["warmup_steps"], "steps": timing["timed_steps"]}
+    steps: dict[str, Any] = {"warmup": timing.warmup_steps, "steps": timing.timed_steps}
     single = cost.measure_inference(model, (3, *SIZE), 1, **steps, **where)
-    batch = cost.measure_inference(model, (3, *SIZE), timing["batch_size"], **steps, **where)
+    batch = cost.measure_inference(model, (3, *SIZE), timing.batch_size, **steps, **where)
     numbers: dict[str, Any] = {
         "parameters": cost.count_parameters(model),
         "macs": macs.paper,
@@ -88,21 +83,21 @@ def _measure_classifier(spec: RunSpec) -> Result:
         "latency_ms_median": single["latency_ms_median"],
         "latency_ms_p95": single["latency_ms_p95"],
         "images_per_s": batch["images_per_s"],
-        "batch_size": timing["batch_size"],
+        "batch_size": timing.batch_size,
         "peak_memory_mb": batch["peak_memory_mb"],
         "peak_memory_kind": batch["peak_memory_kind"],
     }
-    if timing.get("training_batch"):
-        training = cost.measure_training(model, (3, *SIZE), timing["training_batch"], **steps, **where)
+    if timing.training_batch:
+        training = cost.measure_training(model, (3, *SIZE), timing.training_batch, **steps, **where)
         numbers |= {
             "train_ms_median": training["latency_ms_median"],
             "train_ms_p95": training["latency_ms_p95"],
             "train_images_per_s": training["images_per_s"],
-            "train_batch_size": timing["training_batch"],
+            "train_batch_size": timing.training_batch,
             "train_peak_memory_mb": training["peak_memory_mb"],
         }
-    numbers |= _energy(model, timing["batch_size"], where["amp"], spec.device)
-    brief = {name: min(SWEEP[name], steps[name]) for name in SWEEP}
+    numbers |= _energy(model, timing.batch_size, where["amp"], spec.device)
+    brief: dict[str, Any] = {name: min(SWEEP[name], steps[name]) for name in SWEEP}
 
     def at_batch(size: int) -> Point:
         return dict(cost.measure_inference(model, (3, *SIZE), size, **brief, **where))
@@ -112,20 +107,26 @@ def _measure_classifier(spec: RunSpec) -> Result:
         point = {"macs": counted.paper, "macs_plain": counted.plain, "batch_size": 1}
         return point | cost.measure_inference(model, (3, side, side), 1, **brief, **where)
 
-    batches = [2**i for i in range(int(timing.get("max_batch", 0)).bit_length())]
+    batches = [2**i for i in range(timing.max_batch.bit_length())]
     sweeps = {
         "batch_size": sweep("batch_size", batches, at_batch),
-        "input_size": sweep("input_size", timing.get("input_sizes", ()), at_size),
+        "input_size": sweep("input_size", timing.input_sizes, at_size),
     }
     return Result(
         run=spec.name,
         task="cost",
         model=spec.model,
         cost=numbers,
-        protocol={"input_size": [3, *SIZE], "num_classes": CLASSES} | timing,
+        protocol={"input_size": [3, *SIZE], "num_classes": CLASSES} | _asked(timing),
         details={"macs_by_op": macs.by_op},
         sweeps={name: points for name, points in sweeps.items() if points},
     )
+
+
+def _asked(timing: Timing) -> dict[str, Any]:
+    """What a result says about its timing: the steps, and what else was measured."""
+    steps = {"warmup_steps": timing.warmup_steps, "timed_steps": timing.timed_steps}
+    return {name: value for name, value in msgspec.structs.asdict(timing).items() if value} | steps
 
 
 def _energy(model: nn.Module, batch_size: int, amp: torch.dtype | None, device: str) -> dict[str, float]:
@@ -145,13 +146,11 @@ def _energy(model: nn.Module, batch_size: int, amp: torch.dtype | None, device: 
     return {"energy_j_per_image": joule / (steps * batch_size)}
 
 
-def _count_whole(spec: RunSpec) -> Result:
+def _count_whole(spec: CostSpec) -> Result:
     """Parameters and multiply-accumulates of a backbone with its head; on a GPU also its latency."""
     assert spec.head is not None
-    timing = spec.timing
     task = TASKS.of_head(spec.head)
-    options = {name: timing[name] for name in task.whole_options}
-    network: WholeNetwork = task.load("whole")(spec.head, spec.model, **options)
+    network: WholeNetwork = task.load("whole")(spec.head, spec.model, **spec.head_options)
     macs = count(network.counted, network.size)
     numbers: dict[str, Any] = {
         "parameters": cost.count_parameters(network.model),
@@ -161,7 +160,7 @@ def _count_whole(spec: RunSpec) -> Result:
     }
     if spec.device == "cuda":
         inputs = network.inputs(torch.rand(3, *network.size, device="cuda"))
-        steps = {"warmup": timing["warmup_steps"], "steps": timing["timed_steps"]}
+        steps: dict[str, Any] = {"warmup": spec.timing.warmup_steps, "steps": spec.timing.timed_steps}
         amp = autocast_to(spec.precision)
         numbers |= cost.measure_inference(network.model, inputs=inputs, device="cuda", amp=amp, **steps)
     also = {name: count(model, network.size).paper for name, model in network.also_counted.items()}
@@ -171,6 +170,8 @@ def _count_whole(spec: RunSpec) -> Result:
         model=spec.model,
         head=spec.head,
         cost=numbers,
-        protocol={"input_size": [3, *network.size], "num_classes": network.num_classes} | timing,
+        protocol={"input_size": [3, *network.size], "num_classes": network.num_classes}
+        | _asked(spec.timing)
+        | spec.head_options,
         details=also | {"macs_by_op": macs.by_op},
     )

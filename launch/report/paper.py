@@ -10,6 +10,8 @@ import yaml
 
 from evmamba.tasks import TASKS
 
+# The paper's own networks.
+OURS = ("efficientvmamba_t", "efficientvmamba_s", "efficientvmamba_b")
 # What the tags of an ablated network's name mean (`evmamba.variants.TAGS`), for people.
 TAGS = {"ss2d": "SS2D", "nofusion": "without fusion", "step1": "step 1", "step4": "step 4"}
 

@@ -13,12 +13,11 @@ from typing import Any, Literal
 
 from evmamba.launch.report.columns import Column, columns_of, head_of, title_of
 from evmamba.launch.report.notes import PRECISIONS, Notes, budgets, caption, memory, other_trainings, sizes
-from evmamba.launch.report.paper import claims, comparable, label_of, paper, published, split_tags
+from evmamba.launch.report.paper import OURS, claims, comparable, label_of, paper, published, split_tags
 from evmamba.launch.report.seeds import Estimate, Repetitions, repetitions
 from evmamba.launch.report.significance import ENOUGH, RULE, differences
 from evmamba.launch.store.results import COST, Result
 from evmamba.tasks import TASKS
-from evmamba.variants import VARIANTS
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -419,7 +418,7 @@ def _verdict_notes(rows: list[Row], groups: list[Group]) -> list[str]:
         tied = [cell for _, cell in entries if cell.tied]
         top = max(tied, key=lambda cell: cell.value or 0.0, default=None)
         for row, cell in entries:
-            if cell.like and (cell is top or row.model in VARIANTS):
+            if cell.like and (cell is top or row.model in OURS):
                 of = f"{row.label}, the highest mean" if cell is top else row.label
                 notes.append(f"{group.title}: not told apart from {of}: {', '.join(cell.like)}")
         few = [row.label for row, cell in entries if 0 < cell.count < ENOUGH]

@@ -1,13 +1,24 @@
-"""What a run is: the spec that decides it, which lies in its folder as ``spec.json``."""
+"""What a run is: the spec that decides it, which lies in its folder as ``spec.json``.
 
-import dataclasses
+Equal specs give equal results, so the hash of one tells whether it must be run again. "Equal" is meant up to rounding:
+the number of nodes and processes, the strategy, and how a global batch is split among them (`Resources`) are left out
+of the hash, so that a benchmark may go on with other resources. The global batch itself, the precision, and the hash of
+the training whose weights a run begins with are in it.
+
+A hash is made of what differs from the defaults: a field added here later, or an option added to a model or a data
+module, makes no old run another one, as long as its default means what was done before.
+"""
+
 import datetime
 import json
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import msgspec
+from msgspec import Struct, structs
+
+from evmamba.errors import UserError
 from evmamba.launch.store.results import COST, Result, config_hash, device_name, provenance, write_json
 from evmamba.tasks import TASKS
 
@@ -15,21 +26,22 @@ from evmamba.tasks import TASKS
 RUNS_FOLDER = "runs"
 SPEC_FILE = "spec.json"
 LOG_FILE = "run.log"
-STAGES = ("fit_test", "fit", "test")
 NOT_STARTED = "not started: needs {}, which failed"
-SEED_OPTION = "data.init_args.seed"
+
+# What model, data and trainer are told beyond their defaults: LightningCLI's configuration, e.g.
+# {"model": {"class_path": ..., "init_args": {...}}, "data": {...}, "trainer": {"max_epochs": 3}}.
+Settings = dict[str, Any]
 
 
-@dataclass
-class Resources:
-    """On what a run computes. It decides how long a run takes, not what comes out: it is no part of the spec's hash.
+class Resources(Struct, frozen=True, forbid_unknown_fields=True):
+    """On what a run computes. It decides how long a run takes, not what comes out.
 
     Attributes:
         nodes: number of machines.
         devices: processes per node, one per GPU (or on a CPU, one per share of its cores).
         strategy: Lightning's or ours, by name; None is "auto": plain for one process, DDP for several.
-        batch_size: training images per process and step; None leaves it to the recipe.
-        accumulate: steps whose gradients are added up to one optimizer step; None leaves it to the recipe.
+        batch_size: training images per process and step; None leaves it to the settings.
+        accumulate: steps whose gradients are added up to one optimizer step; None leaves it to the settings.
     """
 
     nodes: int = 1
@@ -43,108 +55,214 @@ class Resources:
         return self.nodes * self.devices
 
 
-@dataclass
-class RunSpec:
-    """What decides one run; equal specs give equal results, so the hash of one tells whether it must be run again.
-
-    "Equal" is meant up to rounding: the number of nodes and processes, the strategy, and how a global batch is split
-    among them (`resources`) are left out of the hash, so that a benchmark may go on with other resources. The global
-    batch itself, the precision, and the hash of the training whose weights a run starts from are in it.
+class Timing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a cost run measures.
 
     Attributes:
-        task: ``"cost"`` or a task.
-        model: name of the backbone.
-        head: see `Result.head`.
-        recipe: path of the recipe; None for a cost run.
-        recipe_hash: hash of the recipe's text, so that an edited recipe is another run.
-        arguments: LightningCLI options on top of the recipe.
-        seed: of everything.
-        device: ``"cpu"`` or ``"cuda"``.
-        precision: Lightning's name, e.g. ``"32-true"`` or ``"bf16-mixed"``; None leaves it to the recipe.
-        timing: what a cost run measures, see `launch.measure.cost.measure_cost`.
-        data_fingerprint: of the data set, so that changed data is another run.
-        stage: "fit_test" trains, then tests; "fit" only trains; "test" tests the weights of the run `init_from`.
-        init_from: name of the run whose weights (averaged ones if it averages) the backbone starts from, or which a
-            "test" evaluates; its folder lies beside this run's.
-        init_hash: that run's hash, so that another start is another run.
-        init_family: that run's `family`, which is the same for all seeds.
-        needs: names of runs that must have finished before this one; `init_from` is among them.
-        global_batch: training images per optimizer step over all processes; None: the recipe's batch, one process.
-        resources: see `Resources`.
-        test_scales: a classifier is tested also on images of these multiples of its training size.
-        suite: which suite asked for the run first; of no consequence for it.
+        warmup_steps: before each measurement.
+        timed_steps: of each measurement.
+        batch_size: images of a step of the throughput.
+        training_batch: images of a training step; 0: none is measured.
+        max_batch: where the sweep over batches ends, if memory does not end before; 0: no sweep.
+        input_sizes: sides in pixels of the sweep over sizes.
     """
 
-    task: str
+    warmup_steps: int = 10
+    timed_steps: int = 40
+    batch_size: int = 1
+    training_batch: int = 0
+    max_batch: int = 0
+    input_sizes: tuple[int, ...] = ()
+
+
+class Start(Struct, frozen=True, forbid_unknown_fields=True):
+    """The training whose weights (averaged ones if it averages) a run begins with.
+
+    Attributes:
+        run: its name; its folder lies beside the run's.
+        hash: of its spec.
+        family: of its spec, which is the same for all seeds.
+    """
+
+    run: str
+    hash: str
+    family: str
+
+    @classmethod
+    def of(cls, training: "TrainingSpec") -> "Start":
+        return cls(training.name, training.hash, training.family)
+
+    def folder(self, beside: Path) -> Path:
+        """The training's folder, which lies beside that of the run."""
+        return beside.parent / self.run
+
+
+class BaseSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
+    """What all runs have.
+
+    Attributes:
+        model: name of the backbone.
+        head: see `Result.head`.
+        seed: of everything.
+        device: ``"cpu"`` or ``"cuda"``.
+        needs: names of runs that must have finished before this one.
+        resources: see `Resources`.
+        suite: which suite asked for the run first.
+    """
+
+    of_no_consequence: ClassVar[tuple[str, ...]] = ("needs", "resources", "suite")
     model: str
-    head: str | None
+    head: str | None = None
     seed: int
     device: str
-    precision: str | None
-    recipe: str | None = None
-    recipe_hash: str | None = None
-    arguments: list[str] = dataclasses.field(default_factory=list)
-    timing: dict[str, Any] = dataclasses.field(default_factory=dict)
-    data_fingerprint: str | None = None
-    stage: str = "fit_test"
-    init_from: str | None = None
-    init_hash: str | None = None
-    init_family: str | None = None
-    needs: list[str] = dataclasses.field(default_factory=list)
-    global_batch: int | None = None
-    resources: Resources = dataclasses.field(default_factory=Resources)
-    test_scales: list[float] = dataclasses.field(default_factory=list)
+    needs: tuple[str, ...] = ()
+    resources: Resources = Resources()
     suite: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.stage not in STAGES:
-            raise ValueError(f"stage is '{self.stage}', not one of {', '.join(STAGES)}")
 
     @property
     def hash(self) -> str:
-        # Where the recipe lies does not matter, what it says does; so does the version, which newer code may change.
-        # Names of other runs are stood for by init_hash.
-        return config_hash(self._decides("init_family") | {"evmamba": metadata.version("evmamba")})
+        # Newer code may give other numbers.
+        return config_hash(self._decides() | {"evmamba": metadata.version("evmamba")})
 
     @property
     def family(self) -> str:
         """A hash of what decides the run besides the seed: repetitions of one thing have the same."""
-        arguments = [argument for argument in self.arguments if not argument.startswith(f"--{SEED_OPTION}=")]
-        return config_hash(self._decides("seed", "init_hash") | {"arguments": arguments})
+        return config_hash(self._decides(seeds_alike=True))
 
-    def _decides(self, *besides: str) -> dict[str, Any]:
-        left_out = ("recipe", "init_from", "needs", "resources", "suite", *besides)
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in left_out}
+    @property
+    def kind(self) -> str:
+        """What the run does, as the first word of its name."""
+        raise NotImplementedError
 
     @property
     def name(self) -> str:
-        kind = {"fit": f"{self.task}_training", "test": f"{self.task}_evaluation"}.get(self.stage, self.task)
-        several = self.task == COST or len(TASKS[self.task].heads) > 1
-        parts = [kind, self.head if several else None, self.model, self.hash[:6]]
-        return "-".join(part for part in parts if part)
-
-    def write(self, folder: Path) -> None:
-        write_json(folder / SPEC_FILE, dataclasses.asdict(self))
-
-    @staticmethod
-    def read(path: Path) -> "RunSpec":
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return RunSpec(**document | {"resources": Resources(**document.get("resources", {}))})
-
-    def start_after(self, other: "RunSpec") -> None:
-        """Start from the weights of another run (for a "test": evaluate them), which must have finished before."""
-        self.init_from, self.init_hash, self.init_family = other.name, other.hash, other.family
-        self.needs = [*self.needs, other.name]
+        return "-".join(part for part in (self.kind, self._named_head, self.model, self.hash[:6]) if part)
 
     @property
-    def starts_trained(self) -> bool:
-        """Whether a training starts from the backbone of another run."""
-        return self.init_from is not None and self.stage != "test"
+    def _named_head(self) -> str | None:
+        return self.head
 
-    def start_folder(self, folder: Path) -> Path:
-        """The folder of the run that this one, in `folder`, starts from."""
-        assert self.init_from is not None
-        return folder.parent / self.init_from
+    def _decides(self, seeds_alike: bool = False) -> dict[str, Any]:
+        no_part = {*self.of_no_consequence, *(["seed"] if seeds_alike else [])}
+        told = {name: value for name, value in _beyond_defaults(self).items() if name not in no_part}
+        return {"kind": self.__struct_config__.tag, **msgspec.to_builtins(told)}
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / SPEC_FILE, msgspec.to_builtins(self))
+
+
+class CostSpec(BaseSpec, frozen=True, kw_only=True, tag="cost"):
+    """A measurement of a bare classifier, or with a head of the whole detector or segmentor.
+
+    Attributes:
+        precision: Lightning's name, e.g. ``"bf16-mixed"``; None: float32.
+        timing: see `Timing`.
+        head_options: options of the head as the paper's recipe has them, e.g. the decoder's width.
+    """
+
+    task: ClassVar[str] = COST
+    precision: str | None = None
+    timing: Timing = Timing()
+    head_options: dict[str, Any] = {}
+
+    @property
+    def kind(self) -> str:
+        return self.task
+
+
+class TaskSpec(BaseSpec, frozen=True, kw_only=True):
+    """What trainings and evaluations have.
+
+    Attributes:
+        task: its name.
+        settings: recipe and options together, see `Settings`.
+        recipe: path of the recipe they are from, for people; what it said is in the settings.
+        data_fingerprint: of the data set, so that changed data is another run.
+    """
+
+    of_no_consequence = (*BaseSpec.of_no_consequence, "recipe", "own_batch")
+    task: str
+    settings: Settings
+    recipe: str | None = None
+    data_fingerprint: str | None = None
+
+    @property
+    def precision(self) -> str | None:
+        """Lightning's name; None: float32."""
+        return (self.settings.get("trainer") or {}).get("precision")
+
+    @property
+    def _named_head(self) -> str | None:
+        return self.head if len(TASKS[self.task].heads) > 1 else None
+
+    def _decides(self, seeds_alike: bool = False) -> dict[str, Any]:
+        decides = super()._decides(seeds_alike)
+        if "start" in decides:
+            decides["start"] = decides["start"]["family" if seeds_alike else "hash"]
+        if seeds_alike:
+            decides["settings"].get("data", {}).get("init_args", {}).pop("seed", None)
+        return decides
+
+
+class TrainingSpec(TaskSpec, frozen=True, kw_only=True, tag="training"):
+    """A training, with the test of the weights that it ends with.
+
+    Attributes:
+        start: the training whose backbone it begins with; None: at random, or as the settings say.
+        test: whether to test; without, an `EvaluationSpec` may.
+        test_scales: a classifier is tested also on images of these multiples of its training size.
+        own_batch: the batch of the settings was asked for as it is, per process: processes do not share it.
+        global_batch: training images per optimizer step over all processes; None: the settings' batch, one process.
+    """
+
+    start: Start | None = None
+    test: bool = True
+    test_scales: tuple[float, ...] = ()
+    own_batch: bool = False
+    global_batch: int | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.task if self.test else f"{self.task}_training"
+
+    def after(self, training: "TrainingSpec") -> "TrainingSpec":
+        """This training, beginning with the backbone of another, which must have finished before."""
+        return structs.replace(self, start=Start.of(training), needs=(*self.needs, training.name))
+
+
+class EvaluationSpec(TaskSpec, frozen=True, kw_only=True, tag="evaluation"):
+    """A test of the weights that a training ended with, under options of its own (multi-scale, say).
+
+    Attributes:
+        start: the training.
+    """
+
+    start: Start
+
+    @property
+    def kind(self) -> str:
+        return f"{self.task}_evaluation"
+
+
+Spec = CostSpec | TrainingSpec | EvaluationSpec
+
+
+def read_spec(path: Path) -> Spec:
+    """Read a ``spec.json``.
+
+    Raises:
+        UserError: the file is missing, no JSON, or no spec of this version of evmamba; the message names it.
+    """
+    try:
+        return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), Spec)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except msgspec.ValidationError as error:
+        raise UserError(
+            f"{path}: no spec of this version of evmamba ({error}); repeat its run, or use another --output"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path}: no valid JSON ({error})") from error
 
 
 def why_not_started(needed: str, reason: str, blocked_by: str | None) -> tuple[str, str]:
@@ -158,10 +276,10 @@ def why_not_started(needed: str, reason: str, blocked_by: str | None) -> tuple[s
     return needed, f"{NOT_STARTED.format(needed)}: {reason}"
 
 
-def failed_result(spec: RunSpec, reason: str, start: datetime.datetime, blocked_by: str | None = None) -> Result:
+def failed_result(spec: Spec, reason: str, start: datetime.datetime, blocked_by: str | None = None) -> Result:
     """The result of a run that did not get to its end, with the reason as one line."""
     origin = provenance(
-        config=dataclasses.asdict(spec),
+        config=msgspec.to_builtins(spec),
         seed=spec.seed,
         device=device_name(spec.device),
         precision=spec.precision or "",
@@ -180,7 +298,13 @@ def failed_result(spec: RunSpec, reason: str, start: datetime.datetime, blocked_
     )
 
 
-def origin_of(spec: RunSpec) -> dict[str, Any]:
+def origin_of(spec: Spec) -> dict[str, Any]:
     """What a result's provenance says about its spec."""
-    start = {"init_from": spec.init_from, "init_family": spec.init_family} if spec.init_from else {}
-    return {"spec_hash": spec.hash, **start}
+    start = None if isinstance(spec, CostSpec) else spec.start
+    return {"spec_hash": spec.hash, **({"init_from": start.run, "init_family": start.family} if start else {})}
+
+
+def _beyond_defaults(record: Struct) -> dict[str, Any]:
+    """The fields of a record, and of records in it, that differ from their defaults."""
+    fields = {f.name: value for f in structs.fields(record) if (value := getattr(record, f.name)) != f.default}
+    return {name: _beyond_defaults(value) if isinstance(value, Struct) else value for name, value in fields.items()}

@@ -1,6 +1,9 @@
-"""Results made by hand, so that store and report are tested without a training."""
+"""Specs and results made by hand, so that store and report are tested without a training."""
+
+from typing import Any
 
 from evmamba.launch.store.results import Result
+from evmamba.launch.store.spec import CostSpec, Spec, TrainingSpec
 
 DATA = {
     "classification": {"num_classes": 6, "val_images": 120},
@@ -32,6 +35,14 @@ def origin(start: str = "2026-03-01T10:00:00+00:00") -> dict:
         "start": start,
         "duration_s": 61.0,
     }
+
+
+def made_spec(task: str, model: str = "resnet18", seed: int = 0, **changes: Any) -> Spec:
+    """A spec without settings, enough for who does not train."""
+    fields = {"model": model, "seed": seed, "device": "cpu"} | changes
+    if task == "cost":
+        return CostSpec(**fields)
+    return TrainingSpec(**{"task": task, "head": HEADS[task], "settings": {}} | fields)
 
 
 def made_result(task: str, model: str, **changes) -> Result:

@@ -1,33 +1,44 @@
 """The graph of a benchmark: what starts from what, and how processes share a recipe's global batch."""
 
 import io
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from evmamba.errors import UserError
-from evmamba.launch.bench.graph import batch_of, build_graph, share_batch, tree
+from evmamba.launch.bench.graph import batch_of, build_graph, placed, tree
+from evmamba.launch.fit.cli import EvmambaCLI, settings_of
 from evmamba.launch.fit.recipes import recipe_of
-from evmamba.launch.store.spec import Resources, RunSpec
+from evmamba.launch.fit.settings import setting
+from evmamba.launch.fit.training import cli_arguments
+from evmamba.launch.store.spec import EvaluationSpec, Resources, Spec, TrainingSpec
+from evmamba.tasks.embedded import ensure_embedded
+
+from ..handmade import made_spec
 
 
-def paper(task: str, *arguments: str, model: str = "efficientvmamba_t", seed: int = 0) -> RunSpec:
+def trained(task: str, preset: str, options: dict[str, Any], **changes: Any) -> TrainingSpec:
     head = {"classification": "linear", "detection": "retinanet", "segmentation": "upernet"}[task]
-    recipe = str(recipe_of(task, "paper", head, model))
-    return RunSpec(task, model, head, seed, "cuda", None, recipe=recipe, arguments=list(arguments))
+    recipe = recipe_of(task, preset, head, changes["model"])
+    own = "data.init_args.batch_size" in options
+    return made_spec(task, settings=settings_of(recipe, [*options.items()]), own_batch=own, **changes)
 
 
-def on(nodes: int, devices: int, spec: RunSpec) -> RunSpec:
-    spec = replace(spec, resources=Resources(nodes, devices))
-    share_batch(spec)
-    return spec
+def paper(
+    task: str, options: dict[str, Any] | None = None, model: str = "efficientvmamba_t", seed: int = 0
+) -> TrainingSpec:
+    return trained(task, "paper", options or {}, model=model, seed=seed, device="cuda")
 
 
-def everything(model: str = "efficientvmamba_t", seed: int = 0) -> list[RunSpec]:
+def on(nodes: int, devices: int, spec: TrainingSpec) -> TrainingSpec:
+    return placed(spec, Resources(nodes, devices))
+
+
+def everything(model: str = "efficientvmamba_t", seed: int = 0) -> list[Spec]:
     trainings = [paper(task, model=model, seed=seed) for task in ("classification", "detection", "segmentation")]
-    return [RunSpec("cost", model, None, seed, "cuda", None), *trainings]
+    return [made_spec("cost", model, seed), *trainings]
 
 
 def test_detection_and_segmentation_start_from_the_classification_of_the_same_model_and_seed():
@@ -35,42 +46,34 @@ def test_detection_and_segmentation_start_from_the_classification_of_the_same_mo
     graph = build_graph(specs, lambda kind: Resources(1, 8))
     names = {spec.name: spec for spec in graph}
     assert len(names) == 15
-    starts = [(spec.task, spec.stage, spec) for spec in graph if spec.init_from]
-    assert [(task, stage) for task, stage, _ in starts] == 3 * [
-        ("detection", "fit_test"),
-        ("segmentation", "fit"),
-        ("segmentation", "test"),
-    ]
-    for task, stage, spec in starts:
-        before = names[spec.init_from]
+    starts = [spec for spec in graph if spec.needs]
+    assert [spec.kind for spec in starts] == 3 * ["detection", "segmentation_training", "segmentation_evaluation"]
+    for spec in starts:
+        before = names[spec.start.run]
         assert (before.model, before.seed) == (spec.model, spec.seed)
-        assert spec.init_hash == before.hash
-        assert spec.needs == [before.name]
-        assert before.task == ("segmentation" if stage == "test" else "classification"), task
-    evaluations = [spec for spec in graph if spec.stage == "test"]
-    assert all(spec.arguments[-1] == "--model.init_args.multi_scale=true" for spec in evaluations)
+        assert (spec.start.hash, spec.start.family) == (before.hash, before.family)
+        assert spec.needs == (before.name,)
+        assert before.kind == ("segmentation_training" if isinstance(spec, EvaluationSpec) else "classification")
+    evaluations = [spec for spec in graph if isinstance(spec, EvaluationSpec)]
+    assert all(setting(spec.settings, "model.init_args.multi_scale") for spec in evaluations)
 
 
-def test_the_graph_can_run_in_its_order_and_leaves_the_plan_as_it_was():
-    specs = everything()
-    before = [spec.hash for spec in specs]
+def test_the_graph_can_run_in_its_order():
     seen: set[str] = set()
-    for spec in build_graph(specs, lambda kind: Resources(2, 8)):
+    for spec in build_graph(everything(), lambda kind: Resources(2, 8)):
         assert set(spec.needs) <= seen
         seen.add(spec.name)
-    assert [spec.hash for spec in specs] == before
-    assert all(spec.needs == [] for spec in specs)
 
 
 def test_a_checkpoint_that_the_user_names_wins():
-    specs = [paper("classification"), paper("detection", "--model.init_args.checkpoint=/w.pth")]
-    assert [spec.needs for spec in build_graph(specs, lambda kind: Resources())] == [[], []]
+    specs = [paper("classification"), paper("detection", {"model.init_args.checkpoint": "/w.pth"})]
+    assert [spec.needs for spec in build_graph(specs, lambda kind: Resources())] == [(), ()]
 
 
 def test_another_classification_is_another_detection():
     graphs = [
-        build_graph([paper("classification", *change), paper("detection")], lambda kind: Resources())
-        for change in ((), ("--trainer.max_epochs=100",))
+        build_graph([paper("classification", change), paper("detection")], lambda kind: Resources())
+        for change in ({}, {"trainer.max_epochs": 100})
     ]
     assert graphs[0][1].hash != graphs[1][1].hash
 
@@ -104,30 +107,35 @@ def test_processes_share_the_recipes_global_batch(
     assert spec.hash == on(1, 8, paper(task)).hash  # other resources, the same run
 
 
-def test_the_shared_batch_is_what_the_trainer_and_the_data_get():
-    from evmamba.launch.fit.cli import EvmambaCLI
-    from evmamba.launch.fit.training import cli_arguments
-    from evmamba.tasks.embedded import ensure_embedded
-
-    data = f"--data.init_args.data_dir={ensure_embedded('segmentation')}"
-    spec = on(1, 1, paper("segmentation", data, "--data.init_args.num_workers=0"))
-    spec.device = "cpu"
-    cli = EvmambaCLI(cli_arguments(spec, Path("/tmp")), run=False)
+def test_the_shared_batch_is_what_the_trainer_and_the_data_get(tmp_path: Path):
+    options = {"data.init_args.data_dir": str(ensure_embedded("segmentation")), "data.init_args.num_workers": 0}
+    spec = trained("segmentation", "paper", options, model="efficientvmamba_t", device="cpu")
+    cli = EvmambaCLI(cli_arguments(on(1, 1, spec), tmp_path), run=False)
     assert (cli.datamodule.batch_size, cli.trainer.accumulate_grad_batches) == (2, 8)
 
 
 def test_a_batch_of_the_users_own_is_per_process_and_the_learning_rate_is_said():
-    spec = on(8, 8, paper("detection", "--data.init_args.batch_size=1"))
+    spec = on(8, 8, paper("detection", {"data.init_args.batch_size": 1}))
     assert spec.global_batch == 64
     assert spec.resources.batch_size is None
     assert str(batch_of(spec)) == "64 images a step = 1 x 64 processes (recipe 16), lr 0.0004: x 4, linearly"
-    tiny = RunSpec("classification", "resnet18", "linear", 0, "cpu", None, recipe="conf/classification/tiny.yaml")
-    tiny.recipe = str(recipe_of("classification", "tiny", "linear", "resnet18"))
+    tiny = trained("classification", "tiny", {}, model="resnet18")
     shared = on(1, 2, tiny)
     assert str(batch_of(shared)) == "16 images a step = 8 x 2 processes, the recipe's; lr 0.002"
     assert shared.hash == on(1, 1, tiny).hash == tiny.hash
-    own = on(1, 2, replace(tiny, arguments=["--data.init_args.batch_size=16"]))
+    own = on(1, 2, trained("classification", "tiny", {"data.init_args.batch_size": 16}, model="resnet18"))
     assert "32 images a step = 16 x 2 processes (recipe 16), lr 0.002: not scaled" in str(batch_of(own))
+
+
+def test_a_batch_that_no_recipe_names_is_shared_too():
+    spec = trained("segmentation", "tiny", {}, model="resnet18")
+    del spec.settings["data"]["init_args"]["batch_size"]  # the data module's own then
+    assert str(batch_of(on(1, 4, spec))) == "16 images a step = 4 x 4 processes, the recipe's; lr 0.0015"
+
+
+def test_other_processes_share_the_batch_anew():
+    spec = on(1, 1, on(8, 8, paper("classification")))
+    assert spec == on(1, 1, paper("classification"))
 
 
 def test_the_suggestion_of_a_refusal_works():
@@ -135,18 +143,18 @@ def test_the_suggestion_of_a_refusal_works():
         on(8, 8, paper("detection"))
     assert "--set detection.data.init_args.batch_size=1 is 64 images a step, lr x 4" in str(raised.value)
     on(2, 8, paper("detection"))
-    on(8, 8, paper("detection", "--data.init_args.batch_size=1"))
+    on(8, 8, paper("detection", {"data.init_args.batch_size": 1}))
 
 
 def test_the_tree_shows_what_waits_for_what():
     graph = build_graph(everything(), lambda kind: Resources(1, 8))
     console = Console(width=100, file=io.StringIO())
-    console.print(tree(graph, lambda spec: f"{spec.task} {spec.stage}", "report"))
+    console.print(tree(graph, lambda spec: spec.kind, "report"))
     assert console.file.getvalue().splitlines() == [
-        "cost fit_test",
-        "classification fit_test",
-        "├── detection fit_test",
-        "└── segmentation fit",
-        "    └── segmentation test",
+        "cost",
+        "classification",
+        "├── detection",
+        "└── segmentation_training",
+        "    └── segmentation_evaluation",
         "report",
     ]

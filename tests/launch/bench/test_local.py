@@ -17,22 +17,18 @@ from evmamba.launch.bench import local
 from evmamba.launch.bench.local import run_here
 from evmamba.launch.bench.progress import RunProgress
 from evmamba.launch.store.results import Result, read_result, write_result
-from evmamba.launch.store.spec import RunSpec
+from evmamba.launch.store.spec import Spec
 
-from ..handmade import made_result
+from ..handmade import made_result, made_spec
 
 QUICK_COST = ("cost.timed_steps=1", "cost.warmup_steps=0", "cost.batch_size=1", "cost.training_batch=0")
-
-
-def spec_of(task: str, seed: int = 0) -> RunSpec:
-    return RunSpec(task, "resnet18", None, seed=seed, device="cpu", precision=None)
 
 
 def quiet(total: int) -> RunProgress:
     return RunProgress(Console(quiet=True), total)
 
 
-def finished(spec: RunSpec) -> Result:
+def finished(spec: Spec) -> Result:
     result = made_result(spec.task, spec.model, run=spec.name)
     result.provenance["spec_hash"] = spec.hash
     return result
@@ -41,10 +37,10 @@ def finished(spec: RunSpec) -> Result:
 def test_a_failing_run_does_not_stop_the_others_and_finished_ones_are_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    specs = [spec_of("cost"), spec_of("classification"), spec_of("segmentation")]
+    specs = [made_spec("cost"), made_spec("classification"), made_spec("segmentation")]
     ran: list[str] = []
 
-    def run_one(spec: RunSpec, folder: Path, while_waiting) -> Result:
+    def run_one(spec: Spec, folder: Path, while_waiting) -> Result:
         ran.append(spec.task)
         result = finished(spec)
         if spec.task == "classification" and ran.count("classification") == 1:
@@ -61,16 +57,16 @@ def test_a_failing_run_does_not_stop_the_others_and_finished_ones_are_not_repeat
     assert [result.status for result in results] == ["finished"] * 3
     assert ran == ["cost", "classification", "segmentation", "classification"]
 
-    run_here([*specs[:1], spec_of("cost", seed=1)], tmp_path, quiet(2))  # another seed is another run
+    run_here([*specs[:1], made_spec("cost", seed=1)], tmp_path, quiet(2))  # another seed is another run
     run_here(specs[:1], tmp_path, quiet(1), force=True)
     assert ran[4:] == ["cost", "cost"]
 
 
 def test_ctrl_c_keeps_what_is_finished_and_starts_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    specs = [spec_of("cost"), spec_of("classification"), spec_of("segmentation")]
+    specs = [made_spec("cost"), made_spec("classification"), made_spec("segmentation")]
     write_result(finished(specs[2]), tmp_path / "runs" / specs[2].name)
 
-    def run_one(spec: RunSpec, folder: Path, while_waiting) -> Result:
+    def run_one(spec: Spec, folder: Path, while_waiting) -> Result:
         if spec.task == "classification":
             raise KeyboardInterrupt
         result = finished(spec)
@@ -102,7 +98,7 @@ def test_a_run_that_dies_silently_leaves_a_result_with_its_last_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, reason: str
 ):
     replace_python(tmp_path, monkeypatch, script)
-    local.run_one(spec_of("cost"), tmp_path / "run", lambda: None)
+    local.run_one(made_spec("cost"), tmp_path / "run", lambda: None)
     result = read_result(tmp_path / "run" / "result.json")
     assert result.status == "failed"
     assert result.reason
@@ -115,18 +111,18 @@ def test_the_checkpoints_of_a_run_that_did_not_finish_are_kept_when_it_is_repeat
     replace_python(tmp_path, monkeypatch, "mkdir $(dirname $3)/checkpoints; echo $$ > $(dirname $3)/checkpoints/a.ckpt")
     folder = tmp_path / "run"
     for _ in range(3):
-        local.run_one(spec_of("cost"), folder, lambda: None)
+        local.run_one(made_spec("cost"), folder, lambda: None)
     kept = sorted(tmp_path.glob("run*/checkpoints/a.ckpt"))
     assert [file.parent.parent.name for file in kept] == ["run", "run.failed-1", "run.failed-2"]
     assert len({file.read_text() for file in kept}) == 3
 
-    write_result(finished(spec_of("cost")), folder)  # a finished run that is repeated by --force is not kept
-    local.run_one(spec_of("cost"), folder, lambda: None)
+    write_result(finished(made_spec("cost")), folder)  # a finished run that is repeated by --force is not kept
+    local.run_one(made_spec("cost"), folder, lambda: None)
     assert len(list(tmp_path.glob("run*"))) == 3
 
 
 def test_runs_of_another_commit_are_taken_over_and_mentioned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    specs = [spec_of("cost"), spec_of("classification")]
+    specs = [made_spec("cost"), made_spec("classification")]
     for spec in specs:
         result = finished(spec)
         result.provenance["git_commit"] = "a" * 40
@@ -143,7 +139,7 @@ def test_a_benchmark_that_is_terminated_takes_its_run_along(tmp_path: Path, monk
     replace_python(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; exec sleep 60")
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
-    results, interrupted = run_here([spec_of("cost")], tmp_path, quiet(1))
+    results, interrupted = run_here([made_spec("cost")], tmp_path, quiet(1))
     assert interrupted
     assert results[0].reason == "interrupted"
     with pytest.raises(ProcessLookupError):
@@ -186,7 +182,7 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoints(tmp_path: Path, monk
     script = "cd $(dirname $3); mkdir -p checkpoints; echo once >> checkpoints/a.ckpt; kill -9 $$"
     replace_python(tmp_path, monkeypatch, script)
     for _ in range(2):
-        result = local.run_one(spec_of("cost"), tmp_path / "run", lambda: None)
+        result = local.run_one(made_spec("cost"), tmp_path / "run", lambda: None)
         assert result.provenance["interrupted"] is True
     assert (tmp_path / "run/checkpoints/a.ckpt").read_text() == "once\nonce\n"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("run")] == ["run"]

@@ -8,13 +8,10 @@ import pytest
 
 from evmamba.errors import UserError
 from evmamba.launch.bench.plan import BenchOptions, plan
-from evmamba.launch.store.spec import RunSpec
+from evmamba.launch.fit.settings import setting
+from evmamba.launch.store.spec import Timing
 
 QUICK_COST = ("cost.timed_steps=1", "cost.warmup_steps=0", "cost.batch_size=1", "cost.training_batch=0")
-
-
-def spec_of(task: str, seed: int = 0) -> RunSpec:
-    return RunSpec(task, "resnet18", None, seed=seed, device="cpu", precision=None)
 
 
 def test_the_plan_has_a_cost_and_every_task_for_every_backbone(tmp_path: Path):
@@ -31,14 +28,10 @@ def test_the_plan_has_a_cost_and_every_task_for_every_backbone(tmp_path: Path):
         (model, task) for model in ("efficientvmamba_t", "resnet18") for task in kinds
     ]
     assert len({spec.hash for spec in specs}) == len({spec.name for spec in specs}) == 10
-    assert specs[0].timing == {
-        **{"timed_steps": 1, "warmup_steps": 0, "batch_size": 1},
-        **{"training_batch": 0, "max_batch": 0, "input_sizes": []},
-    }
-    assert "--model.init_args.backbone=resnet18" in specs[6].arguments
-    assert "--model.init_args.detector=fasterrcnn" in specs[8].arguments
-    assert specs[6].arguments[-1] == "--trainer.max_steps=2"
-    assert specs[9].arguments[-1] == "--trainer.max_steps=1"
+    assert specs[0].timing == Timing(timed_steps=1, warmup_steps=0, batch_size=1, training_batch=0)
+    assert setting(specs[6].settings, "model.init_args.backbone") == "resnet18"
+    assert setting(specs[8].settings, "model.init_args.detector") == "fasterrcnn"
+    assert [setting(specs[k].settings, "trainer.max_steps") for k in (6, 9)] == [2, 1]
 
 
 def test_a_data_folder_limits_the_bench_to_its_task_and_takes_the_small_recipe(tmp_path: Path):
@@ -49,7 +42,7 @@ def test_a_data_folder_limits_the_bench_to_its_task_and_takes_the_small_recipe(t
     assert [spec.task for spec in specs] == ["cost", "segmentation"]
     assert specs[1].recipe
     assert specs[1].recipe.endswith("conf/segmentation/small.yaml")
-    assert f"--data.init_args.data_dir={folder.resolve()}" in specs[1].arguments
+    assert setting(specs[1].settings, "data.init_args.data_dir") == str(folder.resolve())
 
 
 @pytest.mark.parametrize(
@@ -108,15 +101,19 @@ def test_every_file_is_looked_at_before_the_first_run(
     assert file.name in str(raised.value)
 
 
-def test_the_hash_of_a_spec_follows_what_decides_the_run_and_not_where_the_recipe_lies():
-    spec = RunSpec("cost", "resnet18", None, seed=0, device="cpu", precision=None, recipe="/a/tiny.yaml")
-    moved = RunSpec("cost", "resnet18", None, seed=0, device="cpu", precision=None, recipe="/b/tiny.yaml")
-    edited = RunSpec("cost", "resnet18", None, seed=0, device="cpu", precision=None, recipe_hash="1")
-    assert spec.hash == moved.hash
-    assert len({spec.hash, edited.hash, spec_of("cost", seed=1).hash}) == 3
+def test_options_of_the_user_win_over_the_benchs_own(tmp_path: Path):
+    overrides = ["data.init_args.seed=7", "trainer.precision=bf16-mixed", "trainer.limit_test_batches=1"]
+    options = BenchOptions(tmp_path, backbones=["resnet18"], tasks=["classification"], precision="32-true")
+    options.overrides = overrides
+    _, spec = plan(options)
+    assert setting(spec.settings, "data.init_args.seed") == 7
+    assert spec.precision == "bf16-mixed"
+    batches = setting(spec.settings, "trainer.limit_test_batches")
+    assert (batches, type(batches)) == (1, int)  # 1.0 would be all of them
 
 
-def test_a_new_version_repeats_every_run(monkeypatch: pytest.MonkeyPatch):
-    before = spec_of("cost").hash
-    monkeypatch.setattr("evmamba.launch.store.spec.metadata.version", lambda name: "99.0")
-    assert spec_of("cost").hash != before
+def test_a_batch_of_the_users_is_noted_as_such(tmp_path: Path):
+    options = BenchOptions(tmp_path, backbones=["resnet18"], tasks=["classification"])
+    assert not plan(options)[1].own_batch
+    options.overrides = ["classification.data.init_args.batch_size=4"]
+    assert plan(options)[1].own_batch

@@ -8,11 +8,10 @@ from rich.console import Console
 
 from evmamba.launch.bench.progress import LINE_SECONDS, RunProgress, headline
 from evmamba.launch.store.progress import write_progress
-from evmamba.launch.store.spec import RunSpec
 
-from ..handmade import made_result
+from ..handmade import made_result, made_spec
 
-SPEC = RunSpec("detection", "efficientvmamba_t", "retinanet", seed=0, device="cpu", precision=None)
+SPEC = made_spec("detection", "efficientvmamba_t")
 NAME = "EfficientVMamba-T, detection \N{MIDDLE DOT} RetinaNet"
 
 

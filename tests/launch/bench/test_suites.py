@@ -1,19 +1,20 @@
 """Suites: what each is made of, that all its networks get the same budget, and that every one of them can be built."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-import yaml
 
 import evmamba
-from evmamba.launch.bench.plan import BenchOptions, plan, preset_of
-from evmamba.launch.bench.suites import ABLATED, OURS, PEERS, SUITES, entries_of, paper_entries
+from evmamba.launch.bench.graph import ACCUMULATE_OPTION, BATCH_OPTION
+from evmamba.launch.bench.plan import DROP_PATH_OPTION, BenchOptions, plan, preset_of
+from evmamba.launch.bench.suites import ABLATED, PEERS, SUITES, entries_of, paper_entries
 from evmamba.launch.fit import recipes
-from evmamba.launch.store.spec import RunSpec
+from evmamba.launch.fit.settings import setting
+from evmamba.launch.report.paper import OURS
+from evmamba.launch.store.spec import Spec
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.detection.detectors import build_detector
 from evmamba.tasks.segmentation.upernet import UPerNet
@@ -29,7 +30,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipes, "_nearest", lambda model, variants: variants[0])
 
 
-def planned(tmp_path: Path, suite: str, **options: Any) -> list[RunSpec]:
+def planned(tmp_path: Path, suite: str, **options: Any) -> list[Spec]:
     return plan(BenchOptions(tmp_path, suite=suite, **options))
 
 
@@ -64,7 +65,7 @@ def test_seeds_repeat_the_trainings_and_not_the_cost(tmp_path: Path):
     assert [(spec.task, spec.seed) for spec in specs] == [
         ("cost", 0), ("classification", 0), ("classification", 1), ("classification", 2),
     ]  # fmt: skip
-    assert "--data.init_args.seed=2" in specs[-1].arguments
+    assert setting(specs[-1].settings, "data.init_args.seed") == 2
     assert len({spec.hash for spec in specs}) == 4
 
 
@@ -74,17 +75,6 @@ def test_the_same_run_in_two_suites_is_run_once(tmp_path: Path):
     main, peers = planned(tmp_path, "main", **options), planned(tmp_path, "peers", **options)
     assert [spec.hash for spec in main] == [spec.hash for spec in peers]
     assert [spec.suite for spec in main] != [spec.suite for spec in peers]
-
-
-def setting(spec: RunSpec, name: str) -> Any:
-    """What a run trains with: its options before its recipe."""
-    given = [a.partition("=")[2] for a in spec.arguments if a.startswith(f"--{name}=")]
-    if given:
-        return yaml.safe_load(given[-1])
-    value: Any = yaml.safe_load(Path(str(spec.recipe)).read_text())
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
 
 
 BUDGET = ["trainer.max_epochs", "trainer.max_steps", "trainer.precision"]
@@ -100,16 +90,17 @@ def test_all_networks_of_a_suite_have_the_same_budget(tmp_path: Path, name: str,
     for spec in planned(tmp_path, name, preset=preset):
         if spec.task == "cost":
             continue
-        recipe = yaml.safe_load(Path(str(spec.recipe)).read_text())
-        model = {key: value for key, value in recipe["model"]["init_args"].items() if key not in (*OWN, "detector")}
-        data = recipe["data"]["init_args"]
-        images_per_step = data.pop("batch_size") * (setting(spec, "trainer.accumulate_grad_batches") or 1)
+        model = {k: v for k, v in spec.settings["model"]["init_args"].items() if k not in (*OWN, "detector")}
+        data = dict(spec.settings["data"]["init_args"])
+        images_per_step = setting(spec.settings, BATCH_OPTION) * setting(spec.settings, ACCUMULATE_OPTION)
+        data.pop("batch_size", None)
         if preset == "paper" and spec.task == "classification":  # B had half of the others', as published
+            model["optimizer"] = dict(model["optimizer"])
             assert model["optimizer"].pop("scale_lr_to_batch") == 8 * images_per_step
             assert images_per_step == (128 if "efficientvmamba_b" in str(spec.recipe) else 256)
             images_per_step = None
-        budget = [setting(spec, option) for option in BUDGET] + [images_per_step, model, data]
-        epochs = setting(spec, "trainer.max_epochs") if spec.head == "maskrcnn" and preset == "paper" else None
+        budget = [setting(spec.settings, option) for option in BUDGET] + [images_per_step, model, data]
+        epochs = setting(spec.settings, "trainer.max_epochs") if spec.head == "maskrcnn" and preset == "paper" else None
         budgets.setdefault((spec.task, spec.head, epochs), []).append(budget)
     assert budgets
     for (task, head, _), found in budgets.items():
@@ -121,10 +112,10 @@ def test_the_papers_suite_has_its_tables(tmp_path: Path):
     specs = planned(tmp_path, "paper", preset="paper")
     trained = [spec for spec in specs if spec.task != "cost"]
     mask = [spec for spec in trained if spec.head == "maskrcnn" and spec.model == "efficientvmamba_t"]
-    assert sorted(setting(spec, "trainer.max_epochs") for spec in mask) == [12, 36]
+    assert sorted(setting(spec.settings, "trainer.max_epochs") for spec in mask) == [12, 36]
     assert any(spec.model == "efficientvmamba_b-eeee" for spec in trained)  # tables 5 and 8
     assert any(spec.model == "efficientvmamba_t-iiee" for spec in trained)  # table 6
-    assert all(setting(spec, "model.init_args.multi_scale") for spec in trained if spec.task == "segmentation")
+    assert all(setting(spec.settings, "model.init_args.multi_scale") for spec in trained if spec.task == "segmentation")
     # Detectors and segmentors start from a classifier of the same network.
     classified = {spec.model for spec in trained if spec.task == "classification"}
     assert {spec.model for spec in trained} == classified
@@ -144,7 +135,7 @@ def test_the_papers_recipes_are_the_default_on_real_data_in_its_suite_only():
 @pytest.mark.usefixtures("unchecked")
 def test_resolution_measures_all_and_trains_one(tmp_path: Path):
     specs = planned(tmp_path, "resolution", overrides=["cost.input_sizes=224,512"])
-    assert [spec.timing["input_sizes"] for spec in specs if spec.task == "cost"] == [[224, 512]] * 8
+    assert [spec.timing.input_sizes for spec in specs if spec.task == "cost"] == [(224, 512)] * 8
     (training,) = [spec for spec in specs if spec.task != "cost"]
     assert training.model == "efficientvmamba_t"
     assert max(training.test_scales) > 1 > min(training.test_scales)
@@ -158,10 +149,10 @@ def test_a_recipes_stochastic_depth_is_switched_off_only_where_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("evmamba.launch.bench.plan.has_drop_path", lambda model: model != "efficientvit_b0")
-    for preset, expected in (("paper", [False, True]), ("tiny", [False, False])):
+    for preset, expected in (("paper", [True, False]), ("tiny", [False, False])):
         specs = planned(tmp_path, "peers", backbones=["resnet18", "efficientvit_b0"], preset=preset)
-        off = ["--model.init_args.drop_path_rate=0" in s.arguments for s in specs if s.task == "classification"]
-        assert off == expected
+        rates = [setting(s.settings, DROP_PATH_OPTION) for s in specs if s.task == "classification"]
+        assert [rate > 0 for rate in rates] == expected
 
 
 def test_without_a_suite_every_model_meets_every_head():
@@ -198,11 +189,3 @@ def test_every_peer_stands_under_every_head(name: str):
 def test_the_papers_networks_have_what_its_tables_need():
     for entry in paper_entries():
         build_backbone(entry.model, features_only=entry.task != "classification")
-
-
-def test_a_spec_keeps_its_sweeps_and_suite_on_disk(tmp_path: Path):
-    spec = RunSpec("classification", "resnet18", "linear", 0, "cpu", None, test_scales=[0.5, 2.0], suite="resolution")
-    spec.write(tmp_path)
-    assert RunSpec.read(tmp_path / "spec.json") == spec
-    assert replace(spec, suite=None).hash == spec.hash
-    assert replace(spec, test_scales=[]).hash != spec.hash

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,23 @@ from evmamba.launch import cli
 from evmamba.launch.cluster import jobs
 from evmamba.launch.cluster.jobs import JobBook, RunState, record_failures, states
 from evmamba.launch.store.results import read_result, write_result
-from evmamba.launch.store.spec import RunSpec, failed_result
+from evmamba.launch.store.spec import EvaluationSpec, Spec, Start, failed_result
 
-from ..handmade import made_result
+from ..handmade import made_result, made_spec
 from .fake_slurm import FakeSlurm, install
 
-FIRST = RunSpec("classification", "resnet18", "linear", 0, "cpu", None)
-SECOND = replace(FIRST, task="segmentation", head="upernet", stage="fit")
-SECOND.start_after(FIRST)
-THIRD = replace(SECOND, stage="test", needs=[])
-THIRD.start_after(SECOND)
+FIRST = made_spec("classification")
+SECOND = made_spec("segmentation", test=False).after(FIRST)
+THIRD = EvaluationSpec(
+    task="segmentation",
+    model="resnet18",
+    head="upernet",
+    seed=0,
+    device="cpu",
+    settings={},
+    start=Start.of(SECOND),
+    needs=(SECOND.name,),
+)
 CHAIN = (FIRST, SECOND, THIRD)
 
 
@@ -44,16 +50,16 @@ def output(tmp_path: Path) -> Path:
     return folder
 
 
-def folder_of(output: Path, spec: RunSpec) -> Path:
+def folder_of(output: Path, spec: Spec) -> Path:
     return output / "runs" / spec.name
 
 
-def say_progress(output: Path, spec: RunSpec, **fields) -> None:
+def say_progress(output: Path, spec: Spec, **fields) -> None:
     text = json.dumps({"phase": "training", "done": 43, "total": 100, "loss": 1.2345} | fields)
     (folder_of(output, spec) / "progress.json").write_text(text)
 
 
-def finish(output: Path, spec: RunSpec) -> None:
+def finish(output: Path, spec: Spec) -> None:
     result = made_result(spec.task, "resnet18", run=spec.name)
     write_result(result, folder_of(output, spec))
 

@@ -9,11 +9,11 @@ import pytest
 from evmamba.errors import UserError
 from evmamba.launch.cluster import slurm
 from evmamba.launch.cluster.settings import Cluster, JobConfig, kinds, read_cluster
-from evmamba.launch.store.spec import RunSpec
 
+from ..handmade import made_spec
 from .fake_slurm import install
 
-SPEC = RunSpec("classification", "resnet18", "linear", 0, "cuda", None)
+SPEC = made_spec("classification", device="cuda")
 
 
 def header(script: str) -> list[str]:

@@ -1,10 +1,10 @@
 """`evmamba submit`: every run once, in order, and only what is missing when it is called again."""
 
 import datetime
+import functools
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,12 @@ from evmamba.launch import cli
 from evmamba.launch.bench import local
 from evmamba.launch.bench.plan import BenchOptions
 from evmamba.launch.cluster import jobs, submission
+from evmamba.launch.fit.cli import settings_of
 from evmamba.launch.fit.recipes import find_recipe, recipe_of
 from evmamba.launch.store.results import Result, write_result
-from evmamba.launch.store.spec import RunSpec, failed_result
+from evmamba.launch.store.spec import Spec, failed_result
 
-from ..handmade import made_result
+from ..handmade import made_result, made_spec
 from .fake_slurm import FakeSlurm, install
 
 QUICK = (
@@ -33,12 +34,18 @@ QUICK = (
 NO_GPUS = "--gpus-per-node=0"
 
 
-def planned(options: BenchOptions) -> list[RunSpec]:
+def planned(options: BenchOptions) -> list[Spec]:
     """What `plan` would return, without looking at models and data."""
-    bare = RunSpec("cost", "resnet18", None, options.seeds[0], options.device, options.precision)
-    heads = {"classification": "linear", "detection": "retinanet", "segmentation": "upernet"}
-    recipes = {task: str(recipe_of(task, "tiny", head, "resnet18")) for task, head in heads.items()}
-    return [bare, *(replace(bare, task=task, head=heads[task], recipe=recipes[task]) for task in heads)]
+
+    def trained(task: str) -> Spec:
+        settings = recipe_settings(recipe_of(task, "tiny", "", "resnet18"))
+        return made_spec(task, settings=settings, seed=options.seeds[0], device=options.device)
+
+    cost = made_spec("cost", seed=options.seeds[0], device=options.device)
+    return [cost, *map(trained, ("classification", "detection", "segmentation"))]
+
+
+recipe_settings = functools.cache(settings_of)
 
 
 @pytest.fixture
@@ -51,12 +58,12 @@ def submit(output: Path, *options: str) -> int:
     return cli.main(["submit", f"--output={output}", *options])
 
 
-def specs_of(output: Path) -> dict[str, RunSpec]:
+def specs_of(output: Path) -> dict[str, Spec]:
     """Kind of run (as its name starts) -> spec."""
     return {name.split("-")[0]: spec for name, spec in jobs.read_specs(output).items()}
 
 
-def finish(output: Path, spec: RunSpec) -> None:
+def finish(output: Path, spec: Spec) -> None:
     result = made_result(spec.task, "resnet18", run=spec.name, cost={"latency_ms_median": 3.0})
     result.provenance["spec_hash"] = spec.hash
     write_result(result, output / "runs" / spec.name)
@@ -91,8 +98,9 @@ def test_an_edit_of_the_recipe_after_the_submission_changes_no_job(tmp_path: Pat
     output = tmp_path / "out"
     submit(output, NO_GPUS, "--tasks=classification")
     spec = specs_of(output)["classification"]
-    assert spec.recipe == str(output / "runs" / spec.name / "recipe.yaml")
-    assert "ClassificationModule" in Path(spec.recipe).read_text()
+    # What the recipe said is in the spec.
+    assert spec.settings == settings_of(find_recipe("classification/tiny"))
+    assert spec.settings["model"]["class_path"].endswith("ClassificationModule")
 
 
 def test_a_dry_run_shows_scripts_and_graph_and_does_nothing(
@@ -322,7 +330,7 @@ def test_here_too_a_run_is_not_started_when_what_it_needs_failed(
 ):
     started = []
 
-    def run_one(spec: RunSpec, folder: Path, while_waiting) -> Result:
+    def run_one(spec: Spec, folder: Path, while_waiting) -> Result:
         started.append(spec.task)
         spec.write(folder)
         if spec.task == "classification":

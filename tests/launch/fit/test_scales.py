@@ -4,34 +4,33 @@ from pathlib import Path
 
 import pytest
 
-from evmamba.launch.bench import run
+from evmamba.launch.fit.cli import settings_of
 from evmamba.launch.fit.recipes import find_recipe
+from evmamba.launch.fit.training import fit_and_test
 from evmamba.launch.store.results import read_result
-from evmamba.launch.store.spec import RunSpec
+from evmamba.launch.store.spec import TrainingSpec
 
 
 def test_a_training_is_tested_at_other_sizes_too(tmp_path: Path):
-    spec = RunSpec(
-        "classification",
-        "resnet10t",
-        "linear",
-        0,
-        "cpu",
-        None,
-        recipe=str(find_recipe("conf/classification/tiny.yaml")),
-        arguments=[
-            "--model.init_args.backbone=resnet10t",
-            "--trainer.max_steps=3",
-            "--trainer.limit_test_batches=1",
-            "--trainer.log_every_n_steps=1",
-            "--data.init_args.image_size=64",
-            "--data.init_args.num_workers=0",
-        ],
-        test_scales=[2.0, 1.0, 0.1],
+    options = [
+        ("model.init_args.backbone", "resnet10t"),
+        ("trainer.max_steps", 3),
+        ("trainer.limit_test_batches", 1),
+        ("trainer.log_every_n_steps", 1),
+        ("data.init_args.image_size", 64),
+        ("data.init_args.num_workers", 0),
+    ]
+    spec = TrainingSpec(
+        task="classification",
+        model="resnet10t",
+        head="linear",
+        seed=0,
+        device="cpu",
+        settings=settings_of(find_recipe("conf/classification/tiny.yaml"), options),
+        test_scales=(2.0, 1.0, 0.1),
         suite="resolution",
     )
-    spec.write(tmp_path)
-    assert run.main([str(tmp_path / "spec.json")]) == 0
+    fit_and_test(spec, tmp_path)
     result = read_result(tmp_path / "result.json")
     assert result.suite == "resolution"
     points = result.sweeps["input_size"]

@@ -11,7 +11,7 @@ from evmamba.launch.bench.plan import BenchOptions, plan
 from evmamba.launch.measure import cost as measure
 from evmamba.launch.measure.cost import count, measure_cost
 from evmamba.launch.store.results import Result, read_result
-from evmamba.launch.store.spec import RunSpec
+from evmamba.launch.store.spec import CostSpec, Timing
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.segmentation.upernet import UPerNet
 from evmamba.tasks.segmentation.whole import WithAuxiliary
@@ -19,8 +19,13 @@ from evmamba.tasks.segmentation.whole import WithAuxiliary
 QUICK = {"warmup_steps": 0, "timed_steps": 1, "batch_size": 2}
 
 
-def measured(tmp_path: Path, model: str, head: str | None = None, **timing: Any) -> Result:
-    spec = RunSpec("cost", model, head, 0, "cpu", None, timing=QUICK | timing, suite="main")
+def measured(
+    tmp_path: Path, model: str, head: str | None = None, options: dict[str, Any] | None = None, **timing: Any
+) -> Result:
+    quick = Timing(**QUICK | timing)
+    spec = CostSpec(
+        model=model, head=head, seed=0, device="cpu", timing=quick, head_options=options or {}, suite="main"
+    )
     measure_cost(spec, tmp_path)
     return read_result(tmp_path / "result.json")
 
@@ -67,7 +72,7 @@ def test_counting_from_shapes_is_counting(tmp_path: Path):
 
 
 def test_a_cost_run_measures_what_it_is_asked(tmp_path: Path):
-    result = measured(tmp_path, "resnet10t", training_batch=2, max_batch=4, input_sizes=[64, 96])
+    result = measured(tmp_path, "resnet10t", training_batch=2, max_batch=4, input_sizes=(64, 96))
     assert result.suite == "main"
     assert result.cost["train_batch_size"] == 2
     assert result.cost["train_images_per_s"] == pytest.approx(2e3 / result.cost["train_ms_median"])
@@ -99,13 +104,15 @@ def test_upernets_width_comes_from_the_papers_recipe_of_an_equal(tmp_path: Path,
     monkeypatch.setattr("evmamba.launch.bench.plan._check_training", lambda *arguments: "fingerprint")
     options = BenchOptions(tmp_path, suite="main", backbones=["efficientvmamba_s", "resnet50"], tasks=["segmentation"])
     widths = [
-        spec.timing["decoder_channels"] for spec in plan(options) if spec.head == "upernet" and spec.task == "cost"
+        spec.head_options["decoder_channels"]
+        for spec in plan(options)
+        if spec.head == "upernet" and spec.task == "cost"
     ]
     assert widths == [384, 512]
 
 
 def test_a_prediction_of_upernet_is_what_its_cost_says(tmp_path: Path):
-    result = measured(tmp_path, "efficientvmamba_t", "upernet", decoder_channels=256)
+    result = measured(tmp_path, "efficientvmamba_t", "upernet", {"decoder_channels": 256})
     assert result.protocol["input_size"] == [3, 512, 2048]
     assert result.details["macs_with_auxiliary_head"] > result.cost["macs"]
     assert result.protocol["num_classes"] == 150
@@ -123,7 +130,7 @@ def test_what_is_measured_is_what_the_result_says(
     monkeypatch.setattr(
         measure.cost, "measure_inference", lambda *a, amp, **k: (seen.append(amp), inference(*a, amp=None, **k))[1]
     )
-    spec = RunSpec("cost", "resnet10t", None, 0, "cpu", precision, timing=QUICK)
+    spec = CostSpec(model="resnet10t", seed=0, device="cpu", precision=precision, timing=Timing(**QUICK))
     measure_cost(spec, tmp_path)
     assert set(seen) == {dtype}
     assert read_result(tmp_path / "result.json").provenance["precision"] == (precision or "32-true")

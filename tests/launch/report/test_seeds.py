@@ -6,9 +6,9 @@ import pytest
 
 from evmamba.launch.report.seeds import Estimate, estimate, repetitions
 from evmamba.launch.report.table import build_table
-from evmamba.launch.store.spec import RunSpec, origin_of
+from evmamba.launch.store.spec import TrainingSpec, origin_of
 
-from ..handmade import made_result, origin
+from ..handmade import made_result, made_spec, origin
 
 
 def seeded(model: str, seed: int, top1: float, day: int = 1, epochs: int = 3, **changes):
@@ -65,26 +65,51 @@ def test_two_recipes_are_never_averaged():
 
 
 def test_seeds_that_start_from_their_own_classifiers_are_repetitions_unless_those_had_other_recipes():
-    def spec(seed: int, recipe_hash: str) -> RunSpec:
-        arguments = [f"--data.init_args.seed={seed}"]
-        classifier = RunSpec("classification", "resnet18", "linear", seed, "cpu", None, "r", recipe_hash, arguments)
-        detector = RunSpec("detection", "resnet18", "retinanet", seed, "cpu", None, "d", "d", arguments)
-        detector.start_after(classifier)
-        return detector
+    def spec(seed: int, steps: int) -> TrainingSpec:
+        classifier = made_spec("classification", seed=seed, settings={"trainer": {"max_steps": steps}})
+        return made_spec("detection", seed=seed).after(classifier)
 
-    def result(seed: int, recipe_hash: str):
-        of = spec(seed, recipe_hash)
+    def result(seed: int, steps: int):
+        of = spec(seed, steps)
         changed = seeded("resnet18", seed, 0.5 + seed / 10, day=seed + 1)
         changed.provenance |= origin_of(of)
-        path = str(of.start_folder(Path("runs/detection")) / "backbone.safetensors")
+        path = str(of.start.folder(Path("runs/detection")) / "backbone.safetensors")
         changed.provenance["config"]["model"]["init_args"]["checkpoint"] = path
         return changed
 
-    assert spec(0, "a").start_folder(Path()) != spec(1, "a").start_folder(Path())
-    runs, older = repetitions([result(0, "a"), result(1, "a")])
+    assert spec(0, 1).start.folder(Path()) != spec(1, 1).start.folder(Path())
+    runs, older = repetitions([result(0, 1), result(1, 1)])
     assert [len(runs.finished), older] == [2, 0]
-    runs, older = repetitions([result(0, "a"), result(1, "b")])
+    runs, older = repetitions([result(0, 1), result(1, 2)])
     assert [len(runs.finished), older] == [1, 1]
+
+
+@pytest.mark.parametrize("newer", [0, 1], ids=["came", "went"])
+def test_an_option_that_came_or_went_at_its_default_makes_no_other_recipe(newer: int):
+    def results(told: dict) -> list:
+        without, having = (seeded("resnet18", seed, 0.5, day=1 + (seed != newer)) for seed in (0, 1))
+        for result in (without, having):
+            result.provenance["settings"] = {"model": {"init_args": {"backbone": "resnet18"}}}
+        having.provenance["config"]["model"]["init_args"]["optimizer"] = {"nesterov": bool(told)}
+        having.provenance["settings"]["model"]["init_args"] |= told
+        return [without, having]
+
+    assert len(repetitions(results({}))[0].finished) == 2
+    assert len(repetitions(results({"optimizer": {"nesterov": True}}))[0].finished) == 1
+
+
+def test_a_default_that_changed_makes_another_recipe():
+    before, after = (seeded("resnet18", seed, 0.5, day=1 + seed) for seed in (0, 1))
+    for result, lr in ((before, 1e-3), (after, 2e-3)):
+        result.provenance["config"]["model"]["init_args"]["lr"] = lr
+        result.provenance["settings"] = {"model": {"init_args": {"backbone": "resnet18"}}}
+    assert len(repetitions([before, after])[0].finished) == 1
+
+
+def test_an_option_of_a_result_that_does_not_know_its_defaults_counts():
+    before, after = (seeded("resnet18", seed, 0.5, day=1 + seed) for seed in (0, 1))
+    after.provenance["config"]["model"]["init_args"]["lr"] = 1e-3
+    assert len(repetitions([before, after])[0].finished) == 1
 
 
 def test_a_seed_that_failed_is_said_and_not_counted():
