@@ -18,7 +18,7 @@ from torchmetrics import Metric
 from evmamba.errors import UserError, first_few
 from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.gallery import Gallery
-from evmamba.tasks.training.distributed import is_finite, shard, share_buffers
+from evmamba.tasks.training.distributed import fix_bucket_order, is_finite, shard, share_buffers
 from evmamba.tasks.training.loops import make_resumable
 from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, scaled_lr
 from evmamba.tasks.training.randomness import seed_step
@@ -75,6 +75,10 @@ class TaskModule(L.LightningModule):
             self._seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         # evaluation_end returns values that are reduced already; Lightning's advice to average them would change them.
         warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting.*")
+
+    def on_train_start(self) -> None:
+        assert self.trainer.strategy.model is not None
+        fix_bucket_order(self.trainer.strategy.model)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         seed_step(self._seed, self.current_epoch, batch_idx, self.global_rank)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 # Elements. A unit is gathered by one collective; below this size that costs more time in latency than in transfer.
 MIN_UNIT = 2**18
@@ -27,6 +28,23 @@ def share_buffers(module: nn.Module) -> None:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
+
+
+def fix_bucket_order(wrapped: nn.Module) -> None:
+    """Let DDP add gradients in one order from the first step of every start; anything but DDP is left alone.
+
+    DDP puts gradients into buckets in the reverse order of the parameters, and after its first step anew in the order
+    in which they became ready. With three and more processes an element's place in its bucket decides in which order
+    its summands are added, so the first step after a restart would round differently from the same step of a training
+    that was never stopped. One backward pass of zeros, before any step, has the buckets sorted for good: in the reverse
+    order of the parameters, which is about the order in which they become ready.
+    """
+    if not isinstance(wrapped, DistributedDataParallel) or wrapped.find_unused_parameters or wrapped.static_graph:
+        return
+    wrapped.reducer.prepare_for_backward([])
+    zero = sum((parameter.sum() * 0 for parameter in wrapped.parameters() if parameter.requires_grad), torch.zeros(()))
+    zero.backward()
+    wrapped.zero_grad(set_to_none=True)
 
 
 def shard(module: nn.Module, mesh: DeviceMesh, entry_points: Iterable[str] = ()) -> None:

@@ -184,6 +184,21 @@ def test_two_processes_stop_at_the_same_step_and_continue(tmp_path: Path, fit: F
 
 
 @pytest.mark.slow
+def test_three_processes_add_their_gradients_in_one_order_from_the_first_step_of_every_start(
+    tmp_path: Path, fit: Fit, images: Path
+):
+    """DDP sorts its buckets anew after the first step; with three summands the order of adding then shows."""
+    base = CLASSIFICATION | {"trainer": TRAINER}
+    path = recipe(tmp_path, base, "val/top1", data_dir=str(images), num_workers=0)
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    assert fit(path, whole, ranks=3) == [0, 0, 0]
+    assert fit(path, folder, ranks=3, rows=2) == [-9, -9, -9]
+    assert fit(path, folder, ranks=3) == [0, 0, 0]
+    assert "continuing the training" in log_of(folder)
+    assert_same_training(folder, whole)
+
+
+@pytest.mark.slow
 def test_fresh_begins_anew_but_not_in_a_job_that_is_started_again(tmp_path: Path, fit: Fit, images: Path):
     path = recipe(tmp_path, CLASSIFICATION, "val/top1", data_dir=str(images), num_workers=0)
     folder = tmp_path / "run"

@@ -25,6 +25,7 @@ PRIVATE = {
     "lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop._is_training_done": "loops.py",
     "lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop._broadcast_sigterm_tensor": "loops.py",
     "lightning.pytorch.strategies:DeepSpeedStrategy._restore_zero_state": "launch/fit/strategies.py",
+    "torch._C._distributed_c10d:Reducer.prepare_for_backward": "distributed.py",
     "torch.utils._pytree:tree_leaves": "evmamba/cost.py",
     "torch.utils._pytree:tree_map": "tasks/detection/detectors.py",
     "torch._subclasses:FakeTensorMode": "launch/measure/cost.py",
