@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from evmamba.errors import UserError
@@ -60,7 +61,7 @@ class Backbone(nn.Module):
         options: what makes the network, but for its classifier or pyramid.
 
     Attributes:
-        STEMS: names that the convolution that sees the image has in checkpoints, ours and others'.
+        STEMS: names that the convolution that sees the image has in checkpoints, ours first.
         CLASSIFIER: name of the linear classifier, in networks that have one.
         PYRAMID_ONLY: how the names of parameters begin that only feature pyramids have.
         variant: name in `evmamba.variants` that alone makes the network, None if there is none.
@@ -87,6 +88,14 @@ class Backbone(nn.Module):
     def checkpoint_filter_fn(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights under our names, of weights under the original implementation's or ours."""
         return dict(weights)
+
+    def adapted_to_input(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of a checkpoint's weights (under our names) that depend on the input, where the network has another."""
+        name = f"{self.STEMS[0]}.weight"
+        weight = weights.get(name)
+        if weight is None or weight.ndim != 4 or weight.shape[1] != 3 or self.options.in_chans == 3:
+            return {}
+        return {name: adapt_input_conv(self.options.in_chans, weight)}
 
     def original_names(self) -> dict[str, str]:
         """The original implementation's name of every parameter and buffer, by ours."""

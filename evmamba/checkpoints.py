@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from evmamba.backbone import Backbone
-from evmamba.errors import UserError, first_few
+from evmamba.errors import UserError, first_few, first_line
 from evmamba.files import replacing, write_errors
 
 logger = logging.getLogger(__name__)
@@ -38,11 +38,13 @@ class Loaded(NamedTuple):
         slot: the mapping of the file that held the weights, `""` for the top.
         left_out: names in the checkpoint that the model has no use for.
         kept: names in the model that keep their initialisation.
+        adapted: names whose values were made to fit the model's input.
     """
 
     slot: str
     left_out: list[str]
     kept: list[str]
+    adapted: list[str]
 
 
 def load_checkpoint(
@@ -60,11 +62,14 @@ def load_checkpoint(
     has the raw weights. What wraps the network's own names (`module.`, `model.`, `backbone.` ...) is taken off, and of
     a larger model (a detector) only the backbone is read.
 
-    Loading is strict, but for two cases that are logged once:
+    Loading is strict, but for three cases that are logged once:
 
     - Into a feature pyramid the classifier and stages or norms that it was built without are ignored, and absent
       `outnorm*` (Vim: `up*`) keep their initialisation.
     - With another number of classes the classifier's linear layer is left out.
+    - With other `in_chans` than the file's 3 the first convolution is adapted as timm does it (`adapt_input_conv`: for
+      1 the sum over the colours, else the colours repeated and rescaled). With another `image_size` than the file's,
+      the position embedding of a Vim is resized.
 
     Args:
         model: what :func:`evmamba.create_model` returns.
@@ -80,20 +85,22 @@ def load_checkpoint(
     content = source if isinstance(source, Mapping) else read_file(Path(source), weights_only=weights_only)
     slot, weights = _select_slot(content, use_ema, where)
     weights = model.checkpoint_filter_fn(_strip_wrappers(weights, model.STEMS, use_ema, where))
+    adapted = model.adapted_to_input(weights)
+    weights |= adapted
     expected = model.state_dict()
     left_out = _left_out(model, weights, expected)
     weights = {name: value for name, value in weights.items() if name not in left_out}
     kept = [n for n in expected if n not in weights and (n in left_out or n.startswith(model.PYRAMID_ONLY))]
     _check_fit(weights, expected, kept, where)
     model.load_state_dict(weights, strict=False)
-    if left_out or kept:
+    done = Loaded(slot, left_out, kept, list(adapted))
+    if left_out or kept or adapted:
         logger.warning(
-            "%s: left out %s; kept as initialised: %s",
+            "%s: left out %s; kept as initialised: %s; adapted to the input: %s",
             where,
-            first_few(left_out, 4) or "nothing",
-            first_few(kept, 4) or "nothing",
+            *(first_few(names, 4) or "nothing" for names in done[1:]),
         )
-    return Loaded(slot, left_out, kept)
+    return done
 
 
 def save_checkpoint(model: Backbone, path: str | os.PathLike[str], *, original_names: bool = False) -> None:
@@ -168,8 +175,8 @@ def read_file(path: Path, *, weights_only: bool = True) -> Mapping[str, Any]:
 
 
 def _broken(path: Path, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UserError(f"cannot read the checkpoint {path}: torn, or no checkpoint at all ({reason[:120]})")
+    reason = first_line(error)[:120]
+    return UserError(f"cannot read the checkpoint {path}: torn, or no checkpoint at all ({reason})")
 
 
 def _select_slot(content: Mapping[str, Any], use_ema: bool, where: str) -> tuple[str, Mapping[str, Any]]:

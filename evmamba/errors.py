@@ -51,3 +51,9 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UserError:
     else:
         hint = f"{len(names)} names are valid, none of them is similar"
     return UserError(f"unknown {kind} '{name}'; {hint}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind if it says nothing."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__

@@ -10,7 +10,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import nn
 
-from evmamba.errors import UserError
+from evmamba.pretrained import fetch, hub_cfg, published_source, source_of_cfg
 
 
 def _cfg(title: str, arxiv: str, **others: Any) -> dict[str, Any]:
@@ -34,36 +34,40 @@ def _cfg(title: str, arxiv: str, **others: Any) -> dict[str, Any]:
 
 _EFFICIENTVMAMBA = _cfg("EfficientVMamba: Atrous Selective Scan for Light Weight Visual Mamba", "2403.09977")
 
-default_cfgs = generate_default_cfgs(
-    {
-        "efficientvmamba_t": _EFFICIENTVMAMBA,
-        "efficientvmamba_s": _EFFICIENTVMAMBA,
-        "efficientvmamba_b": _EFFICIENTVMAMBA,
-        "vmamba_tiny": _cfg("VMamba: Visual State Space Model", "2401.10166"),
-        "vim_tiny": _cfg(
-            "Vision Mamba: Efficient Visual Representation Learning with Bidirectional State Space Model",
-            "2401.09417",
-            pool_size=None,  # its class token is the feature
-            first_conv="patch_embed.proj",
-            classifier="head",
-        ),
-    }
-)
+_DESCRIBED = {
+    "efficientvmamba_t": _EFFICIENTVMAMBA,
+    "efficientvmamba_s": _EFFICIENTVMAMBA,
+    "efficientvmamba_b": _EFFICIENTVMAMBA,
+    "vmamba_tiny": _cfg("VMamba: Visual State Space Model", "2401.10166"),
+    "vim_tiny": _cfg(
+        "Vision Mamba: Efficient Visual Representation Learning with Bidirectional State Space Model",
+        "2401.09417",
+        pool_size=None,  # its class token is the feature
+        first_conv="patch_embed.proj",
+        classifier="head",
+    ),
+}
+
+default_cfgs = generate_default_cfgs({name: cfg | hub_cfg(name) for name, cfg in _DESCRIBED.items()})
 
 
 def _timm_entry(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     """Create a model for `timm.create_model`, which adds options of its own bookkeeping."""
+    from evmamba.checkpoints import load_checkpoint
     from evmamba.variants import create_model
 
-    if pretrained:
-        raise UserError(
-            f"no weights are hosted for {name}; take pretrained=False and load a file with evmamba.load_checkpoint or "
-            "evmamba.create_model(..., checkpoint_path=...)"
-        )
     cfg, overlay = options.pop("pretrained_cfg", None), options.pop("pretrained_cfg_overlay", None)
-    options.pop("cache_dir", None)
+    cache_dir = options.pop("cache_dir", None)
     model = create_model(name, **options)
-    model.pretrained_cfg = model.default_cfg = resolve_pretrained_cfg(name, cfg, overlay).to_dict()
+    described = resolve_pretrained_cfg(name, cfg, overlay).to_dict()
+    model.pretrained_cfg = model.default_cfg = described
+    if pretrained and described.get("state_dict"):
+        load_checkpoint(model, described["state_dict"])
+    elif pretrained:
+        source = source_of_cfg(described)
+        if source is None or source == source_of_cfg(hub_cfg(name)):
+            source = published_source(model.variant)  # an ablated network has none, whatever fits
+        load_checkpoint(model, fetch(source, cache_dir))
     return model
 
 

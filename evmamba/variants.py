@@ -18,6 +18,7 @@ from evmamba.checkpoints import load_checkpoint
 from evmamba.errors import UserError, unknown_name
 from evmamba.model import EfficientVMamba, FeaturePyramid
 from evmamba.peers.vim import Vim, VimPyramid
+from evmamba.pretrained import fetch, parse_source, published_source
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,9 @@ def create_model(
     name: str,
     *,
     features_only: bool = False,
+    pretrained: bool | str | PathLike[str] = False,
     checkpoint_path: str | PathLike[str] | None = None,
+    cache_dir: str | PathLike[str] | None = None,
     **options: Any,
 ) -> Backbone:
     """Create a named network with fresh or loaded parameters.
@@ -111,14 +114,18 @@ def create_model(
     Args:
         name: one of :func:`list_models`; EfficientVMamba's may end with tags that set ablation switches (`TAGS`).
         features_only: the feature pyramid in place of the classifier.
-        checkpoint_path: weights, see :func:`evmamba.load_checkpoint`.
+        pretrained: True loads the published weights (`evmamba/weights.yaml`); a source those of a file, a URL or a
+            repository, see :mod:`evmamba.pretrained`. What is loaded must fit as for :func:`evmamba.load_checkpoint`.
+        checkpoint_path: the same for a file.
+        cache_dir: where downloads are kept, in place of the hub's cache.
         options: of the network's classes, but for what makes the published network. Those of the classifier alone
             (`num_classes`, `drop_rate`, `global_pool`) mean nothing to the pyramid, and the other way round
             (`out_indices`); `in_chans` and `drop_path_rate` belong to both, and so do EfficientVMamba's ablation
             switches `scan`, `fusion`, `layout` and `step`, with the values of `ABLATIONS`.
 
     Raises:
-        UserError: unknown name, option or value; a checkpoint that cannot be read or does not fit.
+        UserError: unknown name, option or value; no published weights; weights that cannot be fetched or read, or do
+            not fit.
     """
     base, switches = split_name(name)
     if base not in VARIANTS:
@@ -135,7 +142,12 @@ def create_model(
     assert cfg is not None
     model.pretrained_cfg = model.default_cfg = cfg.to_dict()
     if checkpoint_path is not None:
-        load_checkpoint(model, checkpoint_path)
+        if pretrained:
+            raise UserError("give pretrained or checkpoint_path, not both")
+        pretrained = checkpoint_path
+    if pretrained:
+        source = published_source(model.variant) if pretrained is True else parse_source(pretrained)
+        load_checkpoint(model, fetch(source, cache_dir))
     return model
 
 

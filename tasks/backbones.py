@@ -6,15 +6,18 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub.errors import HTTPError
 from torch import nn
 
 import evmamba
 from evmamba.checkpoints import read_file
-from evmamba.errors import UserError, unknown_name
+from evmamba.errors import UserError, first_line, unknown_name
+from evmamba.pretrained import fetch, parse_source
 from evmamba.tasks.own_modules import import_own
 from evmamba.variants import split_name
 
 STRIDES = (4, 8, 16, 32)
+PRETRAINED = "pretrained"  # in place of a checkpoint: the weights published under the backbone's name
 PREFIX = "network."  # before the names of a classifier's weights in the checkpoints of its training
 
 # Some timm families fix the input size unless told otherwise; the first set of options that a model accepts is used.
@@ -63,14 +66,18 @@ def build_backbone(
         num_classes: outputs of the classifier.
         in_chans: input channels.
         drop_path_rate: stochastic depth.
-        checkpoint: file with backbone weights, or None for random initialisation.
+        checkpoint: backbone weights: a file, a URL or a repository of the hub (see `evmamba.pretrained`), or
+            "pretrained" for those that are published under the name; None for random initialisation.
 
     Raises:
-        UserError: unknown name (the nearest ones are offered), missing or unfitting checkpoint, a model without maps at
-            the four strides, or one that has no stochastic depth although some is asked for.
+        UserError: unknown name (the nearest ones are offered), weights that are missing, unfitting or cannot be
+            fetched, a model without maps at the four strides, or one that has no stochastic depth although some is
+            asked for.
     """
-    if checkpoint is not None and not Path(checkpoint).is_file():
-        raise UserError(f"checkpoint not found: {checkpoint}")
+    if checkpoint is not None and checkpoint != PRETRAINED:
+        checkpoint = str(fetch(parse_source(checkpoint)))
+        if not Path(checkpoint).is_file():
+            raise UserError(f"checkpoint not found: {checkpoint}")
     if ":" in name:
         module, name = name.split(":", 1)
         import_own(module, "a backbone 'module:name' needs it")
@@ -83,7 +90,7 @@ def build_backbone(
             drop_path_rate=drop_path_rate,
             features_only=features_only,
             out_indices=tuple(out_indices),
-            checkpoint_path=checkpoint,
+            pretrained=True if checkpoint == PRETRAINED else checkpoint or False,
         )
     if not timm.is_model(name.split(".")[0]):
         raise unknown_name("backbone", name, [*ours, *timm.list_models()])
@@ -114,6 +121,11 @@ def _create_timm(name: str, options: dict[str, Any], checkpoint: str | None) -> 
     """
     if checkpoint is None:
         return _create_flexible(name, options)
+    if checkpoint == PRETRAINED:
+        try:
+            return _create_flexible(name, options | {"pretrained": True})
+        except (HTTPError, OSError) as error:
+            raise UserError(f"cannot fetch the published weights of '{name}': {first_line(error)}") from error
     with torch.random.fork_rng(devices=[]):
         fresh = _create_flexible(name, options)
     overlay = {"file": checkpoint, "state_dict": _weights_of_training(checkpoint)}  # the second one first
@@ -148,8 +160,8 @@ def _create_flexible(name: str, options: dict[str, Any]) -> nn.Module:
 def _shown(options: dict[str, Any]) -> str:
     overlay = options.get("pretrained_cfg_overlay", {})
     shown = {key: value for key, value in options.items() if key not in ("pretrained", "pretrained_cfg_overlay")}
-    if overlay:
-        shown["checkpoint"] = overlay["file"]
+    if options.get("pretrained"):
+        shown["checkpoint"] = overlay.get("file", PRETRAINED)
     return ", ".join(f"{key}={value}" for key, value in shown.items())
 
 

@@ -20,6 +20,25 @@ import evmamba, torch
 Path("the/original").mkdir(parents=True)
 torch.save(evmamba.create_model("efficientvmamba_t").state_dict(), "the/original/checkpoint.pth")
 """,
+    "weights.md": f"""
+import atexit, sys
+from pathlib import Path
+import evmamba, pytest, torch
+from huggingface_hub import constants
+sys.path.append({str(ROOT / "tests" / "evmamba")!r})
+import hub_server
+network = evmamba.create_model("efficientvmamba_t")
+Path("the").mkdir()
+torch.save(network.state_dict(), "the/weights.pth")
+server = hub_server.serving()
+hub = server.__enter__()
+atexit.register(server.__exit__, None, None, None)
+hub_server.point_at(hub.endpoint, pytest.MonkeyPatch())
+constants.HF_HUB_CACHE = "cache"
+content = Path("the/weights.pth").read_bytes()
+hub.add("TerryPei/EfficientVMamba-Tiny", "main", "efficient_vmamba_tiny.ckpt", content)
+hub.add("user/name", "main", "weights.ckpt", content)
+""",
     "use.md": """
 import subprocess, sys
 import evmamba, torch

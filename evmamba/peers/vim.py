@@ -9,7 +9,7 @@ D = 2 C inner channels.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -168,10 +168,17 @@ class VimTrunk(Backbone):
     def _positions(self, h: int, w: int) -> Tensor:
         if not torch.compiler.is_exporting() and h == w == self.grid:
             return self.pos_embed
-        middle = self.grid**2 // 2
-        patches = _without(self.pos_embed, middle).transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        resized = F.interpolate(patches.float(), size=(h, w), mode="bicubic", align_corners=False).to(patches.dtype)
-        return _with_middle(resized.flatten(2).transpose(1, 2), self.pos_embed[:, middle : middle + 1])
+        return _resized(self.pos_embed, h, w)
+
+    def adapted_to_input(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        adapted = super().adapted_to_input(weights)
+        embedding = weights.get("pos_embed")
+        if embedding is None or embedding.ndim != 3 or embedding.shape[1] == self.pos_embed.shape[1]:
+            return adapted
+        patches = embedding.shape[1] - 1
+        if patches > 0 and math.isqrt(patches) ** 2 == patches:
+            adapted["pos_embed"] = _resized(embedding, self.grid, self.grid)
+        return adapted
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -284,6 +291,15 @@ class VimPyramid(VimTrunk):
 
 def _double(dim: int) -> nn.Module:
     return nn.ConvTranspose2d(dim, dim // 2, kernel_size=2, stride=2)
+
+
+def _resized(embedding: Tensor, h: int, w: int) -> Tensor:
+    """Position embedding of h x w patches, of one `[1, n^2 + 1, C]` of n x n; the class token's is in the middle."""
+    n = math.isqrt(embedding.shape[1] - 1)
+    middle = n**2 // 2
+    patches = _without(embedding, middle).transpose(1, 2).unflatten(2, (n, n))
+    resized = F.interpolate(patches.float(), size=(h, w), mode="bicubic", align_corners=False).to(patches.dtype)
+    return _with_middle(resized.flatten(2).transpose(1, 2), embedding[:, middle : middle + 1])
 
 
 def _with_middle(tokens: Tensor, one: Tensor) -> Tensor:

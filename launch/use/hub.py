@@ -7,7 +7,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from evmamba.checkpoints import save_checkpoint
-from evmamba.errors import UserError
+from evmamba.errors import UserError, first_line
 from evmamba.launch.use.networks import Network
 from evmamba.model import EfficientVMamba, FeaturePyramid
 
@@ -43,9 +43,9 @@ def push(network: Network, target: str, private: bool = False) -> str:
             return target
         return str(network.model.push_to_hub(target, config=config, private=private))
     except (HfHubHTTPError, HFValidationError) as error:
-        raise UserError(f"the hub refuses {target}: {_first_line(error)}") from error
+        raise UserError(f"the hub refuses {target}: {first_line(error)}") from error
     except OSError as error:
-        raise UserError(f"cannot write to {target}: {error.strerror or _first_line(error)}") from error
+        raise UserError(f"cannot write to {target}: {error.strerror or first_line(error)}") from error
 
 
 def pull(origin: str, output: Path, revision: str | None = None) -> str:
@@ -77,14 +77,10 @@ def _read_config(origin: str, revision: str | None) -> dict[str, object]:
         else:
             path = Path(hf_hub_download(origin, "config.json", revision=revision))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise UserError(f"cannot fetch {origin} from the hub: {_first_line(error)}") from error
+        raise UserError(f"cannot fetch {origin} from the hub: {first_line(error)}") from error
     config: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
     return config
 
 
 def _is_folder(place: str) -> bool:
     return place.startswith((".", "/", "~")) or Path(place).is_dir()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

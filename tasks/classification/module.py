@@ -33,7 +33,8 @@ class ClassificationModule(TaskModule):
     Args:
         backbone: one of our models or any timm model by name.
         num_classes: linked to the data's by the command line.
-        checkpoint: file with weights to start from; a classifier for another number of classes is left out.
+        checkpoint: weights to start from, as of `build_backbone`: a file, a URL, `hf-hub:USER/REPOSITORY`, or
+            `pretrained` for the published ones; a classifier for another number of classes is left out.
         drop_path_rate: stochastic depth.
         label_smoothing: part of the target spread over all classes.
         mixup: alpha of mixup; 0 switches it off.

@@ -90,7 +90,7 @@ def build_detector(
         backbone: one of ours or any timm model.
         num_classes: C, without a background.
         rules: "mmdetection", by which the published results were made, or "torchvision".
-        checkpoint: backbone weights.
+        checkpoint: backbone weights, as of `build_backbone`.
         drop_path_rate: of the backbone.
         min_size: short side in pixels; of several, training draws one per image and evaluation takes the last.
         max_size: longest side in pixels.

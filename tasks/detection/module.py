@@ -37,7 +37,7 @@ class DetectionModule(TaskModule):
         backbone: one of ours or any timm model with four stages.
         detector: "retinanet", "fasterrcnn" or "maskrcnn"; the last needs data with masks.
         rules: "mmdetection", by which the published results were made, or "torchvision"; see `build_detector`.
-        checkpoint: backbone weights.
+        checkpoint: backbone weights, as of `build_backbone`.
         drop_path_rate: of the backbone.
         min_size: short side in pixels; of several, training draws one per image and evaluation takes the last.
         max_size: longest side in pixels.

@@ -41,7 +41,8 @@ class SegmentationModule(TaskModule):
     Args:
         backbone: one of our models or any timm model with maps at strides 4, 8, 16, 32, by name.
         num_classes: linked to the data's by the command line.
-        checkpoint: file with backbone weights to start from.
+        checkpoint: backbone weights to start from, as of `build_backbone`: a file, a URL, `hf-hub:USER/REPOSITORY`, or
+            `pretrained` for the published ones.
         drop_path_rate: stochastic depth of the backbone.
         decoder_channels: width of UPerNet; the paper's parameters and MACs are those of 256 / 384 / 512 for T / S / B.
         aux_channels: width of the auxiliary head; 0 leaves it out.

@@ -4,10 +4,15 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import timm
 import torch
+from huggingface_hub import constants
 
+import evmamba
 from evmamba.errors import UserError
 from evmamba.tasks.backbones import build_backbone
+
+from ..evmamba import hub_server
 
 
 @pytest.mark.parametrize(
@@ -111,3 +116,38 @@ def test_a_module_of_the_user_brings_its_own_backbone(tmp_path: Path, monkeypatc
         build_backbone("your_networks:my_net", features_only=True)
     with pytest.raises(UserError, match=r"unknown backbone 'my_nett'.*my_net"):
         build_backbone("my_networks:my_nett", features_only=True)
+
+
+def test_published_weights_and_any_source_for_our_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    network = evmamba.create_model("efficientvmamba_t", num_classes=3)
+    evmamba.save_checkpoint(network, tmp_path / "w.safetensors", original_names=True)
+    content = (tmp_path / "w.safetensors").read_bytes()
+    with hub_server.serving() as hub:
+        hub_server.point_at(hub.endpoint, monkeypatch)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+        hub.add("TerryPei/EfficientVMamba-Tiny", "main", "efficient_vmamba_tiny.ckpt", content)
+        url = f"{hub.endpoint}/TerryPei/EfficientVMamba-Tiny/resolve/main/efficient_vmamba_tiny.ckpt"
+        for source in ("pretrained", url, "hf-hub:TerryPei/EfficientVMamba-Tiny", str(tmp_path / "w.safetensors")):
+            body = build_backbone("efficientvmamba_t", features_only=True, checkpoint=source)
+            assert torch.equal(body.get_parameter("stem.conv.weight"), network.stem.conv.weight), source
+        with pytest.raises(UserError, match="no published weights are known for efficientvmamba_t-eeee"):
+            build_backbone("efficientvmamba_t-eeee", features_only=True, checkpoint="pretrained")
+
+
+def test_published_weights_and_any_source_for_timms_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    network = timm.create_model("resnet10t")
+    cfg = network.pretrained_cfg
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "w.safetensors")
+    content = (tmp_path / "w.safetensors").read_bytes()
+    with hub_server.serving() as hub:
+        hub_server.point_at(hub.endpoint, monkeypatch)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        with pytest.raises(UserError, match=r"cannot fetch the published weights of 'resnet10t': ") as caught:
+            build_backbone("resnet10t", features_only=False, num_classes=5, checkpoint="pretrained")
+        assert "\n" not in str(caught.value)
+        hub.add(cfg["hf_hub_id"], "main", "model.safetensors", content)
+        for source in ("pretrained", f"hf-hub:{cfg['hf_hub_id']}"):
+            body = build_backbone("resnet10t", features_only=False, num_classes=5, checkpoint=source)
+            assert torch.equal(body.get_parameter("conv1.0.weight"), network.get_parameter("conv1.0.weight")), source
