@@ -13,6 +13,7 @@ from evmamba.errors import UserError
 
 if TYPE_CHECKING:
     from evmamba.checkpoints import load_checkpoint, save_checkpoint
+    from evmamba.fusion import fuse
     from evmamba.model import EfficientVMamba, FeaturePyramid
     from evmamba.variants import create_model, list_models
 
@@ -21,6 +22,7 @@ __all__ = [
     "FeaturePyramid",
     "UserError",
     "create_model",
+    "fuse",
     "list_models",
     "load_checkpoint",
     "save_checkpoint",
@@ -30,6 +32,7 @@ _MODULES = {
     "EfficientVMamba": "evmamba.model",
     "FeaturePyramid": "evmamba.model",
     "create_model": "evmamba.variants",
+    "fuse": "evmamba.fusion",
     "list_models": "evmamba.variants",
     "load_checkpoint": "evmamba.checkpoints",
     "save_checkpoint": "evmamba.checkpoints",

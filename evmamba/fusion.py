@@ -1,0 +1,38 @@
+"""Networks for inference: BatchNorms folded into the convolutions before them."""
+
+import copy
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from evmamba.blocks import ConvBranch, InvertedResidual
+from evmamba.errors import UserError
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def fuse(model: Network) -> Network:
+    """A copy of a network for inference, with every BatchNorm of its EfficientVMamba blocks folded into a convolution.
+
+    Any module that contains such blocks: classifier, feature pyramid, or a detector around one. Outputs differ by
+    rounding only. The copy has other parameter names (no checkpoint fits it) and cannot be trained as the network was.
+    Raises UserError for a network in training mode, whose BatchNorms depend on the batch.
+    """
+    if model.training:
+        raise UserError("fuse folds the statistics that BatchNorm has learnt: call model.eval() before it")
+    fused = copy.deepcopy(model)
+    for block in fused.modules():
+        if isinstance(block, InvertedResidual):
+            for convolution in ("expand", "depthwise", "project"):
+                _fold(block, convolution, f"{convolution}_norm")
+        elif isinstance(block, ConvBranch):
+            _fold(block, "depthwise", "norm")
+    return fused
+
+
+def _fold(block: nn.Module, convolution: str, norm: str) -> None:
+    folded = block.get_submodule(norm)
+    if isinstance(folded, nn.BatchNorm2d):
+        setattr(block, convolution, fuse_conv_bn_eval(block.get_submodule(convolution), folded))
+        setattr(block, norm, nn.Identity())
