@@ -42,9 +42,9 @@ def test_timm_knows_the_input():
     assert resolve_model_data_config(overlaid)["crop_pct"] == 1.0
 
 
-def test_pretrained_weights_are_said_to_be_absent():
-    with pytest.raises(UserError, match=r"no weights are hosted.*checkpoint_path"):
-        timm.create_model("efficientvmamba_t", pretrained=True)
+def test_a_network_without_published_weights_says_so():
+    with pytest.raises(UserError, match=r"no published weights are known for vmamba_tiny, only for efficientvmamba_t"):
+        timm.create_model("vmamba_tiny", pretrained=True)
 
 
 def test_unknown_options_through_timm_offer_the_nearest():
