@@ -6,12 +6,13 @@ READY := $(VENV)/.ready
 # Test processes share the cores; more threads each would only fight.
 JOBS ?= 2
 
-.PHONY: bench test gpu cluster cluster-stop package lint docs release format clean help
+.PHONY: bench test gpu mutants cluster cluster-stop package lint docs release format clean help
 
 help:
 	@echo "make bench    train, evaluate and measure EfficientVMamba-T on three tasks; print one table"
 	@echo "make test     run the tests"
-	@echo "make gpu      on a machine with a GPU: test the kernels there, then time them and whole networks"
+	@echo "make gpu      on a machine with a GPU: check and measure everything there in half an hour, installing nothing"
+	@echo "make mutants  break the Triton kernels on purpose; the tests have to notice"
 	@echo "make lint     ruff (format and check) and mypy"
 	@echo "make docs     build the documentation into site/, failing on broken links"
 	@echo "make release  build wheel and sdist and try them in an environment of their own"
@@ -31,16 +32,14 @@ cluster:
 cluster-stop:
 	@$(PYTHON) tests/launch/cluster/slurm_cluster.py stop
 
-# Correctness first, figures only after it; the tables go where those of other devices are.
-gpu: $(READY)
-	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
-	  { echo "make gpu needs a CUDA GPU, and PyTorch sees none here"; exit 1; }
-	$(BIN)/python -m pytest -m gpu tests
-	folder=docs/benchmarks/$$($(BIN)/python -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))') && \
-	  $(BIN)/python -m evmamba.launch.measure.kernel_bench --output $$folder && \
-	  $(BIN)/python -m evmamba.launch.measure.tune --output $$folder && \
-	  $(BIN)/evmamba profile --backbones efficientvmamba_t,efficientvmamba_s,efficientvmamba_b,resnet50,swin_tiny_patch4_window7_224 \
-	    --batch-sizes 1,128,max --modes eager,compiled,graph --precisions bfloat16 --training --operators 10 --output $$folder
+# Half an hour on a GPU: needs torch and triton, installs nothing. A folder that has rows already is gone on with.
+OUTPUT ?= gpu-day
+gpu:
+	$(PYTHON) launch/measure/gpu_day.py --output $(OUTPUT) $(ARGS)
+
+# Break the Triton kernels on purpose and see that the tests notice.
+mutants: $(READY)
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 # mypy and the documentation have to see the floors where they are installed: below one name.
 PACKAGE := .package

@@ -28,6 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from evmamba.kernels.ops import es2d_scan
 from evmamba.kernels.paths import path_length
+from evmamba.launch.measure.hardware import hardware_of, scan_floor_us
 from evmamba.launch.measure.original import original_es2d, scan_name
 from evmamba.launch.store.results import processor_name
 
@@ -70,20 +71,9 @@ CPU_SHAPES = (
 
 
 def floor_ms(shape: Shape, device: torch.device, training: bool) -> float | None:
-    """No kernel of this recurrence is faster: the larger of memory traffic and exponentials; None for unknown devices.
-
-    Memory: x read and y written (backward: x, dy read, dx written), bfloat16. Exponentials: 16 a token and channel and
-    two for the step size (backward: one more for its slope), 16 a clock and multiprocessor.
-    """
-    properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    if properties is None or "H200" not in properties.name:
-        return None
-    elements = shape.tokens * shape.D
-    exponentials_a_second = 16 * properties.multi_processor_count * 1.98e9
-    bytes_a_second = 4.3e12  # a copy's, measured
-    forward = max(4 * elements / bytes_a_second, (N + 2) * elements / exponentials_a_second)
-    backward = max(6 * elements / bytes_a_second, (N + 3) * elements / exponentials_a_second)
-    return 1e3 * (forward + backward if training else forward)
+    """No scan of this shape is faster (`hardware.scan_floor_us`); None for devices that are not known."""
+    hardware = hardware_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return scan_floor_us(hardware, shape.tokens * shape.D, N, training) / 1e3 if hardware else None
 
 
 def make_inputs(shape: Shape, device: torch.device, dtype: torch.dtype) -> list[Tensor]:

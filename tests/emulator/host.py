@@ -6,7 +6,7 @@ for the wanted GPU up to PTX, and executed by machine.py on the tensors' own CPU
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,12 @@ class _Driver:
 
 @dataclass
 class Launched:
-    """One launch: the kernel's name and its grid."""
+    """One launch: the kernel's name, grid and arguments by name, and what Triton compiled for it."""
 
     kernel: str
     grid: tuple[int, ...]
+    arguments: dict[str, Any] = field(repr=False)
+    compiled: Any = field(repr=False)
 
 
 @dataclass
@@ -86,11 +88,13 @@ class Emulation:
 
 
 @contextmanager
-def emulated(cache: Path, capability: int = 90, order: int | None = None, execute: bool = True) -> Iterator[Emulation]:
+def emulated(
+    cache: Path, capability: int = 90, order: int | None = None, *, execute: bool = True, machine_code: bool = False
+) -> Iterator[Emulation]:
     """Emulate launches. `order` seeds the order of CTAs and of warps between barriers; None is first to last.
 
-    Compiled kernels are kept in `cache`, which must not be the one that a real GPU uses: no machine code is made.
-    Without `execute` kernels are compiled only.
+    Without `execute` kernels are compiled only, up to PTX or with `machine_code` further. Compiled kernels are kept in
+    `cache`; one with and one without machine code must not be the same, nor that of a real GPU.
     """
     emulation = Emulation()
     compiled_run = JITFunction.run
@@ -101,36 +105,36 @@ def emulated(cache: Path, capability: int = 90, order: int | None = None, execut
         sizes += (1,) * (3 - len(sizes))
         if any(not 1 <= size <= largest for size, largest in zip(sizes, LARGEST_GRID, strict=True)):
             raise ValueError(f"{self.__name__}: no GPU takes the grid {sizes}")
-        emulation.launches.append(Launched(self.__name__, sizes))
+        arguments = dict(zip(self.arg_names, args, strict=False)) | {
+            n: v for n, v in options.items() if n in self.arg_names
+        }
+        emulation.launches.append(Launched(self.__name__, sizes, arguments, compiled))
         kernel = emulation.kernels.get(compiled.hash)
         if kernel is None:
             kernel = emulation.kernels[compiled.hash] = ptx.parse(compiled.asm["ptx"])
         if execute:
-            _execute(self, compiled, kernel, sizes, args, options, order)
+            _execute(emulation.launches[-1], kernel, order)
         return compiled
 
     device = mock.patch.object(driver, "_active", _Driver(capability))
-    # Machine code is not needed, and making it takes more than half of the time.
-    without_machine_code = mock.patch.object(CUDABackend, "make_cubin", return_value=b"")
+    # Making machine code takes more than half of the time.
+    without = nullcontext() if machine_code else mock.patch.object(CUDABackend, "make_cubin", return_value=b"")
     own_cache = mock.patch.object(triton.knobs.cache, "dir", str(cache))
-    with mock.patch.object(JITFunction, "run", run), device, without_machine_code, own_cache:
+    with mock.patch.object(JITFunction, "run", run), device, without, own_cache:
         yield emulation
 
 
-def _execute(
-    function: JITFunction, compiled: Any, kernel: ptx.Kernel, grid: tuple[int, ...], args: Any, options: Any,
-    order: int | None,
-) -> None:  # fmt: skip
-    names = function.arg_names
-    arguments = dict(zip(names, args, strict=False)) | {n: v for n, v in options.items() if n in names}
-    tensors, values = {}, []
-    for name in names:
-        value = arguments[name]
+def _execute(launch: Launched, kernel: ptx.Kernel, order: int | None) -> None:
+    tensors = {name: value for name, value in launch.arguments.items() if isinstance(value, torch.Tensor)}
+    signature = launch.compiled.src.signature
+    values = []
+    for name in launch.compiled.src.fn.arg_names:
+        value = launch.arguments[name]
         if isinstance(value, torch.Tensor):
-            tensors[name] = value
             values.append(value.data_ptr())
-        elif compiled.src.signature[name] != "constexpr":
+        elif signature[name] != "constexpr":
             values.append(int(np.float32(value).view(np.uint32)) if isinstance(value, float) else int(value))
     values += [0] * (len(kernel.parameters) - len(values))  # pointers to scratch memory, which these kernels lack
     chance = None if order is None else random.Random(order)
-    machine.Launch(kernel, grid, values, GlobalMemory(tensors), compiled.metadata.shared, chance).run()
+    memory = GlobalMemory(tensors)
+    machine.Launch(kernel, launch.grid, values, memory, launch.compiled.metadata.shared, chance).run()

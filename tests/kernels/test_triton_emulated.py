@@ -50,6 +50,7 @@ bf16, f16, f32 = torch.bfloat16, torch.float16, torch.float32
 QUICK = [
     pytest.param((2, 7, 5, 96, 4, 3), "es2d", bf16, id="odd map, three channel blocks"),
     pytest.param((4, 20, 20, 96, 4, 3), "es2d", bf16, id="several tiles of tokens"),
+    pytest.param((1, 8, 8, 96, 4, 3), "es2d", bf16, id="groups as long as a checkpoint"),
     pytest.param((2, 7, 5, 40, 4, 3), "es2d", f32, id="tf32x3, channels not a multiple of a warp"),
     pytest.param((1, 3, 5, 64, 5, 4), "ss2d", f16, id="every pixel four times"),
 ]

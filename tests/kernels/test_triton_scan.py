@@ -124,6 +124,10 @@ def test_segments_equal_one_long_scan(pattern):
     check((1, 1, 39, 8, 2, 1), pattern, tuning=short)
 
 
+def test_weight_gradient_of_few_splits():
+    check((1, 1, 150, 8, 2, 1), "forward", tuning=Tuning(weight_gradient_splits=1))
+
+
 @pytest.mark.parametrize("steps", ["small", "large"])
 def test_step_sizes_as_networks_have_them(steps):
     check((1, 3, 5, 8, 4, 2), "es2d", steps=steps)
