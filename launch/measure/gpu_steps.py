@@ -4,6 +4,8 @@ A step takes the conditions and needs no other step. In a dry run the device is 
 sizes are tiny: figures mean nothing then, but every line has run.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+
 import importlib
 import importlib.util
 import os
@@ -16,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +86,7 @@ def call_us(call: Callable[[], object], device: torch.device, seconds: float = 0
     with torch.cuda.graph(graph):
         call()
     graph.replay()
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 5 or time.perf_counter() < end:
         first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -166,7 +169,7 @@ def smoke(c: Conditions) -> Measurements:
         def compare(dtype: torch.dtype = dtype) -> Row:
             inputs = [t.detach() for t in make_inputs(c.small, c.device, dtype)]
             rounded = [t.to(dtype) if i in (1, 2) else t for i, t in enumerate(inputs)]
-            exact = [t.double().requires_grad_() for t in rounded]
+            exact: Any = [t.double().requires_grad_() for t in rounded]
             expected = reference.scan(*exact, "es2d")
             dy = torch.randn(expected.shape, device=c.device)
             wanted = torch.autograd.grad(expected, exact, dy.double())
@@ -315,7 +318,7 @@ def networks(c: Conditions) -> Measurements:
 
     for phase in ("inference", "training"):
         for mode in ("eager",) if c.dry else ("eager", "compiled"):
-            yield f"T, batch {batch}, {phase}, {mode}", lambda phase=phase, mode=mode: measure(phase, mode)
+            yield f"T, batch {batch}, {phase}, {mode}", partial(measure, phase, mode)
 
 
 def tuning(c: Conditions) -> Measurements:
