@@ -170,7 +170,8 @@ def smoke(c: Conditions) -> Measurements:
             inputs = [t.detach() for t in make_inputs(c.small, c.device, dtype)]
             rounded = [t.to(dtype) if i in (1, 2) else t for i, t in enumerate(inputs)]
             exact: Any = [t.double().requires_grad_() for t in rounded]
-            expected = reference.scan(*exact, "es2d")
+            x, weight, dt_weight, bias, A_logs, skip = exact
+            expected = reference.scan(x, weight, dt_weight, bias, A_logs, skip, "es2d")
             dy = torch.randn(expected.shape, device=c.device)
             wanted = torch.autograd.grad(expected, exact, dy.double())
             results = []
