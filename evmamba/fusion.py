@@ -32,7 +32,7 @@ def fuse(model: Network) -> Network:
 
 
 def _fold(block: nn.Module, convolution: str, norm: str) -> None:
-    folded = block.get_submodule(norm)
-    if isinstance(folded, nn.BatchNorm2d):
-        setattr(block, convolution, fuse_conv_bn_eval(block.get_submodule(convolution), folded))
+    before, folded = block.get_submodule(convolution), block.get_submodule(norm)
+    if isinstance(before, nn.Conv2d) and isinstance(folded, nn.BatchNorm2d):
+        setattr(block, convolution, fuse_conv_bn_eval(before, folded))
         setattr(block, norm, nn.Identity())
