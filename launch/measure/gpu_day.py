@@ -10,12 +10,12 @@ already, without an error, are not measured again. At the end FOLDER/gpu_day.md 
 
 import argparse
 import importlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,15 @@ Row = dict[str, Any]
 
 
 def use_checkout() -> None:
-    """Import evmamba from this checkout, uninstalled and without what its own first module needs."""
-    package = types.ModuleType("evmamba")
-    package.__path__ = [str(ROOT / "evmamba"), str(ROOT)]
+    """Import evmamba from this checkout, where it is not installed: with the other floors below it."""
+    folders = [str(ROOT / "evmamba"), str(ROOT)]
+    first = ROOT / "evmamba" / "__init__.py"
+    spec = importlib.util.spec_from_file_location("evmamba", first, submodule_search_locations=folders)
+    assert spec is not None
+    assert spec.loader is not None
+    package = importlib.util.module_from_spec(spec)
     sys.modules["evmamba"] = package
+    spec.loader.exec_module(package)
 
 
 def read(folder: Path) -> list[Row]:

@@ -293,10 +293,11 @@ def original(c: Conditions) -> Measurements:
 
 def networks(c: Conditions) -> Measurements:
     """EfficientVMamba-T as a whole: images a second, memory, and the slowest kernels."""
-    batch, size = (1, 32) if c.dry else (128, 224)
+    batch, size = (2, 32) if c.dry else (128, 224)
     amp = None if c.dry else torch.bfloat16
 
     def measure(phase: str, mode: str) -> Row:
+        importlib.import_module("evmamba.timm_models")  # what `import evmamba` does where it is installed
         variants: Any = importlib.import_module("evmamba.variants")
         cost: Any = importlib.import_module("evmamba.cost")
         with forced_backend("torch" if c.dry else "triton"):
@@ -304,7 +305,7 @@ def networks(c: Conditions) -> Measurements:
             images = torch.randn(batch, 3, size, size, device=c.device)
             forward = torch.compile(model, dynamic=False) if mode == "compiled" else model
             if phase == "training":
-                step, _ = cost.training_step(model, (images,), amp, forward=forward, capturable=True)
+                step, _ = cost.training_step(model, (images,), amp, forward=forward, capturable=not c.dry)
             else:
                 step = cost.inference_step(forward, (images,), amp)
             for _ in range(3):
