@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evmamba.files import sync_folder
-from evmamba.tasks.training.checkpoint_safety import check_folder, load_plain
+from evmamba.tasks.training.checkpoint_safety import TornFolder, check_folder, load_plain
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 # What a checkpoint needs for a training to go on; Lightning itself looks for the first.
@@ -75,7 +75,10 @@ def _read_folder(path: Path) -> Checkpoint | None:
     states = [file for file in parts if "model_states" in file.name or file.name == "meta.pt"]
     if not states or not all(_whole(file) for file in parts):
         return None
-    check_folder(path)
+    try:
+        check_folder(path)
+    except TornFolder:
+        return None
     return _checkpoint(path, load_plain(sorted(states)[0]))
 
 

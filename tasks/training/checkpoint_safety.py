@@ -61,7 +61,8 @@ def check_folder(folder: Path) -> None:
     """Make sure that nothing in a sharded checkpoint names more than tensors, plain values, and what its library needs.
 
     Raises:
-        UserError: it does, or a file in it is torn.
+        UserError: it does.
+        TornFolder: a file in it is torn.
     """
     try:
         with _zero_globals():
@@ -72,7 +73,7 @@ def check_folder(folder: Path) -> None:
     except UserError:
         raise
     except (OSError, RuntimeError, EOFError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(
+        raise TornFolder(
             f"{folder} is no whole checkpoint ({type(error).__name__} while its files were read)"
         ) from error
 
@@ -96,6 +97,10 @@ def _zero_globals() -> Iterator[None]:
         return
     with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
         yield
+
+
+class TornFolder(UserError):
+    """A sharded checkpoint that is not whole."""
 
 
 class _MetadataUnpickler(pickle.Unpickler):

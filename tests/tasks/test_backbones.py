@@ -101,21 +101,21 @@ def test_missing_checkpoint_is_named():
 
 
 def test_a_module_of_the_user_brings_its_own_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "my_networks.py").write_text(
+    (tmp_path / "own_networks.py").write_text(
         "from timm.models import register_model, ResNet, build_model_with_cfg\n"
         "from timm.models.resnet import BasicBlock\n"
         "@register_model\n"
-        "def my_net(pretrained=False, **options):\n"
+        "def own_net(pretrained=False, **options):\n"
         "    sizes = dict(block=BasicBlock, layers=[1, 1, 1, 1])\n"
-        "    return build_model_with_cfg(ResNet, 'my_net', pretrained, **sizes, **options)\n"
+        "    return build_model_with_cfg(ResNet, 'own_net', pretrained, **sizes, **options)\n"
     )
     monkeypatch.chdir(tmp_path)
-    pyramid = build_backbone("my_networks:my_net", features_only=True)
+    pyramid = build_backbone("own_networks:own_net", features_only=True)
     assert [m.shape[1] for m in pyramid(torch.zeros(1, 3, 64, 64))] == [64, 128, 256, 512]
     with pytest.raises(UserError, match=r"no module 'your_networks'"):
-        build_backbone("your_networks:my_net", features_only=True)
-    with pytest.raises(UserError, match=r"unknown backbone 'my_nett'.*my_net"):
-        build_backbone("my_networks:my_nett", features_only=True)
+        build_backbone("your_networks:own_net", features_only=True)
+    with pytest.raises(UserError, match=r"unknown backbone 'own_nett'.*own_net"):
+        build_backbone("own_networks:own_nett", features_only=True)
 
 
 def test_published_weights_and_any_source_for_our_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

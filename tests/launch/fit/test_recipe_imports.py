@@ -35,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(trust, "_trusted", dict.fromkeys(trust.ALWAYS))
-    monkeypatch.delenv("EVMAMBA_IMPORT", raising=False)
+    monkeypatch.setenv("EVMAMBA_IMPORT", "")  # and have it gone again afterwards
     return tmp_path
 
 

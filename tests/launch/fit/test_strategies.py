@@ -1,6 +1,7 @@
 """Which strategies there are, what does not go with them, and what DeepSpeed itself says of the configurations."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from torch.distributed.checkpoint.metadata import Metadata
 
 from evmamba.errors import UserError
 from evmamba.launch.fit import strategies
@@ -166,8 +168,8 @@ def deepspeed_folder(folder: Path, processes: int) -> Path:
 
 def fsdp2_folder(folder: Path) -> Path:
     folder.mkdir(parents=True)
-    (folder / ".metadata").write_bytes(b"")
-    torch.save({}, folder / "meta.pt")
+    (folder / ".metadata").write_bytes(pickle.dumps(Metadata({}, storage_data={})))
+    torch.save({"global_step": 3}, folder / "meta.pt")
     return folder
 
 
