@@ -130,7 +130,7 @@ def test_a_batch_of_the_users_own_is_per_process_and_the_learning_rate_is_said()
 def test_a_batch_that_no_recipe_names_is_shared_too():
     spec = trained("segmentation", "tiny", {}, model="resnet18")
     del spec.settings["data"]["init_args"]["batch_size"]  # the data module's own then
-    assert str(batch_of(on(1, 4, spec))) == "16 images a step = 4 x 4 processes, the recipe's; lr 0.0015"
+    assert str(batch_of(on(1, 4, spec))) == "16 images a step = 4 x 4 processes, the recipe's; lr 0.008"
 
 
 def test_other_processes_share_the_batch_anew():
