@@ -18,8 +18,9 @@ Size = tuple[int, int, int, int, int, int]
 def make_inputs(size: Size, pattern: str, dtype: torch.dtype = torch.float32, steps: str = "ordinary") -> list[Tensor]:
     """The map in `dtype` and the parameters in float32.
 
-    `steps` says how large the step sizes are: "ordinary" (about 0.2), "small" as Mamba draws them (1e-3 to 0.1, with
-    weights that are not rounded to the map's type), or "large" (8 to 25).
+    `steps` says how large the step sizes are: "ordinary" (about 0.2), "small" as Mamba draws them (1e-3 to 0.1), or
+    "large" (8 to 25). "unrounded" are ordinary ones of weights that have more digits than the map's type, as those of
+    "small"; only what an unrounded projection adds to a step is far larger there.
     """
     B, H, W, D, N, R = size
     generator = torch.Generator().manual_seed(0)
@@ -35,8 +36,8 @@ def make_inputs(size: Size, pattern: str, dtype: torch.dtype = torch.float32, st
         delta = uniform(math.log(1e-3), math.log(0.1)).exp()
         bias = delta + torch.log(-torch.expm1(-delta))  # softplus turns it into delta
     else:
-        bias = normal(K, D) - 1.5 if steps == "ordinary" else uniform(8, 25)
-    low_rank = {"ordinary": 1.0, "small": 0.1, "large": 0.1}[steps]
+        bias = uniform(8, 25) if steps == "large" else normal(K, D) - 1.5
+    low_rank = {"ordinary": 1.0, "unrounded": 1.0, "small": 0.1, "large": 0.1}[steps]
     parameters = [
         normal(K, R + 2 * N, D) * D**-0.5,
         normal(K, D, R) * R**-0.5 * low_rank,
@@ -44,7 +45,7 @@ def make_inputs(size: Size, pattern: str, dtype: torch.dtype = torch.float32, st
         torch.log(torch.arange(1, N + 1.0)).repeat(K * D, 1) + 0.2 * normal(K * D, N),
         1 + 0.2 * normal(K * D),
     ]
-    if steps != "small":  # values of the map's type, so that rounding a weight to it changes nothing
+    if steps in ("ordinary", "large"):  # values of the map's type, so that rounding a weight to it changes nothing
         parameters = [t.to(dtype).float() for t in parameters]
     return [normal(B, H, W, D).to(dtype), *parameters]
 

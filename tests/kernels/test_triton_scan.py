@@ -135,7 +135,7 @@ def test_step_sizes_as_networks_have_them(steps):
 
 def test_projection_weights_are_rounded_to_the_maps_type():
     # float16: the interpreter truncates to bfloat16, which would be another weight.
-    check((1, 3, 5, 8, 2, 2), "es2d", torch.float16, steps="small")
+    check((1, 3, 5, 8, 2, 2), "es2d", torch.float16, steps="unrounded")
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
