@@ -48,6 +48,7 @@ class BenchOptions:
         seeds: of everything; every training is repeated with each, the cost is measured once.
         device: "auto", "cpu" or "cuda".
         precision: Lightning's name; None: bf16-mixed on a GPU that has it, elsewhere the recipe's.
+        pretrained: trainings start from the weights published under the backbone's name, where `overrides` name none.
         overrides: ``option=value`` of LightningCLI for every training, ``task.option=value`` for one task's;
             ``cost.OPTION`` for the measurement of the cost: batch_size, training_batch, max_batch, input_sizes,
             warmup_steps, timed_steps (see `evmamba.launch.measure.cost`).
@@ -65,6 +66,7 @@ class BenchOptions:
     seeds: Sequence[int] = (0,)
     device: str = "auto"
     precision: str | None = None
+    pretrained: bool = False
     overrides: Sequence[str] = ()
     force: bool = False
     elsewhere: bool = False
@@ -108,7 +110,7 @@ def plan(options: BenchOptions) -> list[Spec]:
     fingerprints: dict[str, str] = {}
     checked: set[tuple[str, str | None]] = set()
     for model in models:
-        _check_backbone(model, pyramid=any(TASKS[e.task].pyramid for e in entries if e.model == model))
+        _check_backbone(model, any(TASKS[e.task].pyramid for e in entries if e.model == model), options.pretrained)
 
     specs: dict[str, Spec] = {}  # by name: without the paper's recipes its schedules are one run
     for seed in dict.fromkeys(options.seeds):
@@ -174,11 +176,13 @@ def _check_start(options: BenchOptions, tasks: Sequence[str], overrides: list[Ov
         start = TASKS[task].starts_from
         if start is None or (start in tasks and preset_of(options, start) == "paper"):
             continue
-        told = any(owner in (None, task) and name == CHECKPOINT_OPTION for owner, name, _ in overrides)
+        told = options.pretrained or any(
+            owner in (None, task) and name == CHECKPOINT_OPTION for owner, name, _ in overrides
+        )
         if preset_of(options, task) == "paper" and not told:
             raise UserError(
-                f"the paper's {task} starts from its {start}: add --{start} FOLDER with that one's data, or give "
-                f"weights with --set {task}.{CHECKPOINT_OPTION}=FILE (null: begin with random ones)"
+                f"the paper's {task} starts from its {start}: add --{start} FOLDER with that one's data, or "
+                f"--pretrained, or give weights with --set {task}.{CHECKPOINT_OPTION}=FILE (null: random ones)"
             )
 
 
@@ -221,6 +225,7 @@ def _training_spec(
     suite: Suite | None,
 ) -> TrainingSpec:
     from evmamba.launch.fit.settings import changed, setting
+    from evmamba.tasks.backbones import PRETRAINED
 
     task, record = entry.task, TASKS[entry.task]
     preset = preset_of(options, task)
@@ -240,6 +245,8 @@ def _training_spec(
     names = {name for name, _ in given}
     settings = _settings(recipe, (*told, *given))
     own: dict[str, Any] = {BACKBONE_OPTION: entry.model, SEED_OPTION: seed}
+    if options.pretrained:
+        own[CHECKPOINT_OPTION] = PRETRAINED
     if setting(settings, DROP_PATH_OPTION) and not has_drop_path(entry.model):
         own[DROP_PATH_OPTION] = 0.0
     for name, value in own.items():
@@ -286,10 +293,10 @@ def _check_training(spec: TrainingSpec, output: Path, elsewhere: bool = False) -
     return str(cli.datamodule.description()["fingerprint"])
 
 
-def _check_backbone(name: str, pyramid: bool) -> None:
-    from evmamba.tasks.backbones import build_backbone
+def _check_backbone(name: str, pyramid: bool, pretrained: bool) -> None:
+    from evmamba.tasks.backbones import PRETRAINED, build_backbone
 
-    build_backbone(name, features_only=pyramid)
+    build_backbone(name, features_only=pyramid, checkpoint=PRETRAINED if pretrained else None)
 
 
 def _check_precision(precision: str | None) -> None:

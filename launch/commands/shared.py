@@ -52,6 +52,9 @@ def add_bench_options(parser: Parser) -> None:
         help="Lightning's name, e.g. 32-true, bf16-mixed (default: bf16-mixed on a GPU, else the recipe's)",
     )
     parser.add_argument(
+        "--pretrained", action="store_true", help="start every training from the weights published for its backbone"
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -89,5 +92,6 @@ def bench_options(given: argparse.Namespace) -> "BenchOptions":
         seeds=_numbers(given.seeds, "--seeds"),
         device=given.device,
         precision=given.precision,
+        pretrained=given.pretrained,
         overrides=given.set,
     )

@@ -5,11 +5,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import timm
+from huggingface_hub import constants
 
 from evmamba.errors import UserError
 from evmamba.launch.bench.plan import BenchOptions, plan
 from evmamba.launch.fit.settings import setting
 from evmamba.launch.store.spec import Timing
+
+from ...evmamba import hub_server
 
 QUICK_COST = ("cost.timed_steps=1", "cost.warmup_steps=0", "cost.batch_size=1", "cost.training_batch=0")
 
@@ -117,3 +122,26 @@ def test_a_batch_of_the_users_is_noted_as_such(tmp_path: Path):
     assert not plan(options)[1].own_batch
     options.overrides = ["classification.data.init_args.batch_size=4"]
     assert plan(options)[1].own_batch
+
+
+def test_every_training_starts_from_its_backbones_published_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    network = timm.create_model("resnet10t")
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "w.safetensors")
+    own = "classification.model.init_args.checkpoint=null"
+    options = BenchOptions(tmp_path / "out", backbones=["resnet10t"], tasks=["classification", "segmentation"])
+    options.pretrained, options.overrides = True, [own]
+    with hub_server.serving() as hub:
+        hub_server.point_at(hub.endpoint, monkeypatch)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        with pytest.raises(UserError, match="cannot fetch the published weights of 'resnet10t'"):
+            plan(options)  # before anything runs, where there may still be a network
+        content = (tmp_path / "w.safetensors").read_bytes()
+        hub.add(network.pretrained_cfg["hf_hub_id"], "main", "model.safetensors", content)
+        cost, classification, segmentation = plan(options)
+        with pytest.raises(UserError, match="no published weights are known for vmamba_tiny"):
+            plan(BenchOptions(tmp_path / "out", backbones=["vmamba_tiny"], pretrained=True))
+    checkpoint = "model.init_args.checkpoint"
+    assert setting(segmentation.settings, checkpoint) == "pretrained"
+    assert setting(classification.settings, checkpoint) is None
+    assert cost.hash == plan(BenchOptions(tmp_path / "out", backbones=["resnet10t"], tasks=["classification"]))[0].hash
