@@ -13,6 +13,7 @@ from evmamba.launch.bench.graph import ACCUMULATE_OPTION, BATCH_OPTION, CHECKPOI
 from evmamba.launch.bench.suites import SUITES, Entry, Suite, entries_of
 from evmamba.launch.fit.recipes import has_drop_path, recipe_of
 from evmamba.launch.store.devices import DEVICES, choose_device
+from evmamba.launch.store.precision import autocast_to
 from evmamba.launch.store.results import check_writable
 from evmamba.launch.store.spec import CostSpec, Settings, Spec, Timing, TrainingSpec
 from evmamba.tasks import TASKS
@@ -103,7 +104,7 @@ def plan(options: BenchOptions) -> list[Spec]:
     entries = entries_of(suite, models, tasks, options.heads)
     device = options.device if options.elsewhere else choose_device(options.device)
     precision = options.precision or _precision(device)
-    _check_precision(precision)  # before anything is read
+    autocast_to(precision)  # before anything is read
     overrides = _split_overrides(options.overrides)
     timing = _timing(overrides, device, suite)
     _check_start(options, tasks, overrides)
@@ -297,12 +298,6 @@ def _check_backbone(name: str, pyramid: bool, pretrained: bool) -> None:
     from evmamba.tasks.backbones import PRETRAINED, build_backbone
 
     build_backbone(name, features_only=pyramid, checkpoint=PRETRAINED if pretrained else None)
-
-
-def _check_precision(precision: str | None) -> None:
-    from evmamba.launch.measure.cost import autocast_to
-
-    autocast_to(precision)
 
 
 def _precision(device: str) -> str | None:

@@ -10,7 +10,7 @@ import contextlib
 import importlib.util
 import json
 import pydoc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import nn
 
 from evmamba.checkpoints import LIGHTNING_RAW_SLOT
 from evmamba.errors import UserError, unknown_name
@@ -33,15 +32,21 @@ from evmamba.launch.fit.checkpoint_folders import (
     read_whole,
     replaced_folder,
 )
+from evmamba.launch.store.precision import DEFAULT, PRECISIONS, full_name
 from evmamba.tasks.training.distributed import share_buffers, unsharded
+from evmamba.tasks.training.strategy_internals import (
+    load_split_parameters,
+    split_over_all_processes,
+    synchronise_batch_norm,
+    without_gathering,
+)
 
 CONFIGS = Path(__file__).with_name("zero")
 # Names as Lightning has them.
 ZERO_STAGES = {"deepspeed_stage_1": 1, "deepspeed_stage_2": 2, "deepspeed": 2, "deepspeed_stage_3": 3}
 FSDP2_NAME = "fsdp2"
-PRECISIONS = {"32-true": "32-true", "32": "32-true", "bf16-mixed": "bf16-mixed", "bf16": "bf16-mixed"}
-# Modules whose functions ZeRO hangs on a network (the second wraps those of the first).
-ZERO_HOOKS = ("deepspeed.runtime.zero.", "deepspeed.utils.nvtx")
+# Float32 parameters, computing in float32 or bfloat16.
+SPLIT_IN = ("32-true", "bf16-mixed")
 # What Lightning knows besides, and what to take for it here.
 REPLACED = {
     "fsdp": FSDP2_NAME,
@@ -73,7 +78,7 @@ def build_strategy(name: Any, precision: Any) -> Any:
         precision: ``trainer.precision``.
     """
     if name in ZERO_STAGES:
-        return ZeRO(ZERO_STAGES[name], PRECISIONS[str(precision or "32-true")])
+        return ZeRO(ZERO_STAGES[name], full_name(precision))
     return FSDP2() if name == FSDP2_NAME else name
 
 
@@ -119,24 +124,28 @@ class ZeRO(WholeInEvaluation, DeepSpeedStrategy):
 
     Args:
         stage: 1, 2 or 3.
-        precision: "32-true" or "bf16-mixed".
+        precision: one of `SPLIT_IN`.
     """
 
     on_cpu = False  # DeepSpeed itself trains there, Lightning does not let it; tests do
 
-    def __init__(self, stage: int, precision: str = "32-true") -> None:
+    def __init__(self, stage: int, precision: str = DEFAULT) -> None:
         config = json.loads((CONFIGS / f"stage_{stage}.json").read_text(encoding="utf-8"))
-        if precision == "bf16-mixed":
+        if PRECISIONS[precision].mixed:
             # DeepSpeed's own bf16 rounds the parameters too, the scan's decay rates among them. No module is named
             # whose gradients could be added up in bf16.
-            config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+            config["torch_autocast"] = {
+                "enabled": True,
+                "dtype": PRECISIONS[precision].dtype,
+                "lower_precision_safe_modules": [],
+            }
         super().__init__(config=config, precision_plugin=KeptInputs(precision))  # type: ignore[arg-type]
 
     def setup(self, trainer: L.Trainer) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING
-        if fitting and self._layer_sync:
+        if fitting:
             assert self.model is not None
-            self.model = self._layer_sync.apply(self.model)  # Lightning leaves it out
+            self.model = synchronise_batch_norm(self, self.model)
         super().setup(trainer)
         batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
         if fitting and batches % accumulated:
@@ -171,7 +180,7 @@ class ZeRO(WholeInEvaluation, DeepSpeedStrategy):
         assert self.lightning_module is not None
         checkpoint = read_whole(path)
         if self.zero_stage_3:
-            self._restore_zero_state(checkpoint, strict=True)
+            load_split_parameters(self, checkpoint)
             share_buffers(self.lightning_module)  # rank 0 has read them
         else:
             self.lightning_module.load_state_dict(checkpoint["state_dict"])
@@ -186,7 +195,7 @@ class ZeRO(WholeInEvaluation, DeepSpeedStrategy):
 
         assert self.lightning_module is not None
         parameters, modules = list(self.lightning_module.parameters()), self.lightning_module.modules()
-        with deepspeed.zero.GatheredParameters(parameters), _without_gathering(modules):
+        with deepspeed.zero.GatheredParameters(parameters), without_gathering(modules):
             yield
 
 
@@ -195,22 +204,6 @@ class KeptInputs(DeepSpeedPrecision):
 
     def convert_input(self, data: Any) -> Any:
         return data
-
-
-@contextlib.contextmanager
-def _without_gathering(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Take off ZeRO's hooks, which gather a module's parameters before its forward and free them after it."""
-    all_hooks = [hooks for module in modules for hooks in (module._forward_pre_hooks, module._forward_hooks)]
-    kept = [dict(hooks) for hooks in all_hooks]
-    for hooks in all_hooks:
-        for key in [key for key, hook in hooks.items() if str(getattr(hook, "__module__", "")).startswith(ZERO_HOOKS)]:
-            del hooks[key]
-    try:
-        yield
-    finally:
-        for hooks, before in zip(all_hooks, kept, strict=True):
-            hooks.clear()
-            hooks.update(before)
 
 
 class FSDP2(WholeInEvaluation, ModelParallelStrategy):
@@ -223,11 +216,10 @@ class FSDP2(WholeInEvaluation, ModelParallelStrategy):
         super().__init__(tensor_parallel_size=1)
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        split_over_all_processes(self)
         super().setup_environment()
-        if self._layer_sync:
-            assert self.lightning_module is not None
-            self._layer_sync.apply(self.lightning_module)  # Lightning leaves it out; before the parameters are split
+        assert self.lightning_module is not None
+        synchronise_batch_norm(self, self.lightning_module)  # before the parameters are split
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         with replaced_folder(Path(self.broadcast(filepath)), self) as partial:
@@ -305,10 +297,10 @@ def check_sharding(name: str, trainer: Namespace, on_gpu: bool) -> None:
     """
     if name not in ZERO_STAGES and name != FSDP2_NAME:
         return
-    if str(trainer.precision or "32-true") not in PRECISIONS:
+    if full_name(trainer.precision) not in SPLIT_IN:
         raise UserError(
             f"--strategy {name} keeps parameters in float32 and computes in float32 or bf16: use "
-            f"--trainer.precision 32-true or bf16-mixed, or --strategy ddp for {trainer.precision}"
+            f"--trainer.precision {' or '.join(SPLIT_IN)}, or --strategy ddp for {trainer.precision}"
         )
     if str(trainer.gradient_clip_algorithm) == "value" and trainer.gradient_clip_val:
         raise UserError(

@@ -14,8 +14,8 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from evmamba import cost
-from evmamba.errors import UserError
 from evmamba.launch.measure.profiling import energy_counter
+from evmamba.launch.store.precision import DEFAULT, autocast_to
 from evmamba.launch.store.results import Result, device_name, git_state, provenance, write_result
 from evmamba.launch.store.spec import CostSpec, Timing, origin_of
 from evmamba.launch.store.sweeps import Point, sweep
@@ -27,8 +27,6 @@ CLASSES = 1000
 SIZE = (224, 224)
 # A point of a curve is measured more briefly than the number of the table.
 SWEEP = {"warmup": 3, "steps": 10}
-# What is measured, by Lightning's names: float32, or autocast to a dtype.
-AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 # The board's counter moves about ten times a second.
 ENERGY_SECONDS = 3.0
 
@@ -44,22 +42,10 @@ def measure_cost(spec: CostSpec, folder: Path) -> None:
         config=msgspec.to_builtins(spec),
         seed=spec.seed,
         device=device_name(spec.device),
-        precision=spec.precision or "32-true",
+        precision=spec.precision or DEFAULT,
         start=start,
     ) | {**origin_of(spec), "threads": torch.get_num_threads()}
     write_result(result, folder)
-
-
-def autocast_to(precision: str | None) -> torch.dtype | None:
-    """What a forward pass is autocast to in a precision of Lightning's; None: float32, without.
-
-    Raises:
-        UserError: it is none of `AUTOCAST`.
-    """
-    name = precision or "32-true"
-    if name not in AUTOCAST:
-        raise UserError(f"--precision {name}: a benchmark runs and measures {', '.join(AUTOCAST)}")
-    return AUTOCAST[name]
 
 
 def count(model: nn.Module, size: tuple[int, int]) -> cost.Macs:

@@ -14,7 +14,8 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
 from evmamba.cost import inference_step
-from evmamba.launch.measure.profiling import LAYOUTS, NUM_CLASSES, PRECISIONS, ProfileOptions
+from evmamba.launch.measure.profiling import LAYOUTS, NUM_CLASSES, ProfileOptions
+from evmamba.launch.store.precision import MEASURED, autocast_to
 from evmamba.tasks.backbones import build_backbone
 
 STEPS = 5
@@ -51,7 +52,8 @@ def shares(options: ProfileOptions) -> list[Share]:
         model = build_backbone(name, features_only=options.pyramid, num_classes=NUM_CLASSES)
         model.to(device).to(memory_format=layout).eval()
         image = torch.randn(options.batch_sizes[0], 3, *options.resolutions[0], device=device)
-        step = inference_step(model, (image.contiguous(memory_format=layout),), PRECISIONS[options.precisions[0]])
+        amp = autocast_to(MEASURED[options.precisions[0]])
+        step = inference_step(model, (image.contiguous(memory_format=layout),), amp)
         step()
         found += [*_operators(name, step, device, options.operators), *_parts(name, model, step, device)]
     return found

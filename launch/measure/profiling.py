@@ -25,16 +25,12 @@ from torch import Tensor, nn
 
 from evmamba.cost import MEBIBYTE, inference_step, timed, training_step, watch_memory
 from evmamba.errors import UserError, unknown_name
+from evmamba.launch.store.precision import MEASURED, autocast_to
 from evmamba.launch.store.results import device_name, git_state, versions
 from evmamba.tasks.backbones import build_backbone
 
 MODES = ("eager", "compiled", "graph")
 PHASES = ("inference", "training")
-PRECISIONS: dict[str, torch.dtype | None] = {
-    "float32": None,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 NUM_CLASSES = 1000
 ROUNDS = 5
@@ -75,7 +71,7 @@ class ProfileOptions:
     operators: int = 0
 
     def __post_init__(self) -> None:
-        choices = {"mode": MODES, "phase": PHASES, "precision": tuple(PRECISIONS), "layout": tuple(LAYOUTS)}
+        choices = {"mode": MODES, "phase": PHASES, "precision": tuple(MEASURED), "layout": tuple(LAYOUTS)}
         for kind, valid in choices.items():
             for name in getattr(self, f"{kind}s"):
                 if name not in valid:
@@ -299,7 +295,7 @@ def _prepare(name: str, case: Case, options: ProfileOptions) -> Runner:
 
 def _step(model: nn.Module, image: Tensor, case: Case) -> tuple[Callable[[], object], Callable[[], list[Tensor]]]:
     """One step of the case, and a function that lists the tensors which live between steps."""
-    amp = PRECISIONS[case.precision]
+    amp = autocast_to(MEASURED[case.precision])
     forward = torch.compile(model, dynamic=False) if case.mode == "compiled" else model
     optimizer: torch.optim.Optimizer | None = None
     if case.phase == "training":

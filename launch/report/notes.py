@@ -5,11 +5,9 @@ from typing import Any
 
 from evmamba.launch.report.paper import comparable, label_of, paper
 from evmamba.launch.report.seeds import images_seen
+from evmamba.launch.store.precision import in_words
 from evmamba.launch.store.results import Result, trained_from_scratch
 from evmamba.tasks import TASKS
-
-# Lightning's names, for people.
-PRECISIONS = {"32-true": "float32", "64-true": "float64", "bf16-mixed": "mixed bfloat16", "16-mixed": "mixed float16"}
 
 # Numbers of training images that differ by less (relatively) are one budget.
 SAME_BUDGET = 0.01
@@ -17,8 +15,7 @@ SAME_BUDGET = 0.01
 
 def precision_of(result: Result) -> str:
     """For people: float32, mixed bfloat16 ...; empty where a run does not say."""
-    name = str(result.provenance.get("precision", ""))
-    return PRECISIONS.get(name, name)
+    return in_words(str(result.provenance.get("precision", "")))
 
 
 class Notes:

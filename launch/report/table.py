@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from evmamba.launch.report.columns import Column, columns_of, head_of, title_of
-from evmamba.launch.report.notes import PRECISIONS, Notes, budgets, caption, memory, other_trainings, sizes
+from evmamba.launch.report.notes import Notes, budgets, caption, memory, other_trainings, sizes
 from evmamba.launch.report.paper import OURS, claims, comparable, label_of, paper, published, split_tags
 from evmamba.launch.report.seeds import Estimate, Repetitions, repetitions
 from evmamba.launch.report.significance import ENOUGH, RULE, differences
+from evmamba.launch.store.precision import in_words
 from evmamba.launch.store.results import COST, Result
 from evmamba.tasks import TASKS
 
@@ -254,7 +255,7 @@ def _apart(key: tuple[str, ...], kind: Sequence[tuple[str, ...]]) -> list[str]:
         alone = len({tuple(other[c] for c in chosen) for other in kind}) == len(kind)
         if not alone and len({other[part] for other in kind}) > 1:
             chosen.append(part)
-    words = {3: PRECISIONS.get(key[3], key[3]), 4: f"batch {key[4]}"} if cost else {3: f"data {key[3][:8]}"}
+    words = {3: in_words(key[3]), 4: f"batch {key[4]}"} if cost else {3: f"data {key[3][:8]}"}
     if cost:
         words[5] = f"training batch {key[5]}"
     return [words.get(part, key[part]) for part in chosen[1:]]

@@ -24,7 +24,7 @@ PRIVATE = {
     "lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop._should_check_val_fx": "loops.py",
     "lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop._is_training_done": "loops.py",
     "lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop._broadcast_sigterm_tensor": "loops.py",
-    "lightning.pytorch.strategies:DeepSpeedStrategy._restore_zero_state": "launch/fit/strategies.py",
+    "lightning.pytorch.strategies:DeepSpeedStrategy._restore_zero_state": "strategy_internals.py",
     "torch._C._distributed_c10d:Reducer.prepare_for_backward": "distributed.py",
     "torch.utils._pytree:tree_leaves": "evmamba/cost.py",
     "torch.utils._pytree:tree_map": "tasks/detection/detectors.py",
@@ -69,8 +69,14 @@ def test_a_trainer_has_the_parts_that_are_exchanged():
     assert set(state["epoch_loop.batch_progress"]["current"]) == {"ready", "started", "processed", "completed"}
 
 
+def test_modules_still_keep_their_hooks_by_number():
+    """`strategy_internals.py` and `distributed.py` take some of them off for a while."""
+    for name in ("_forward_pre_hooks", "_forward_hooks", "_state_dict_pre_hooks"):
+        assert getattr(torch.nn.Module(), name) == {}, f"torch changed Module.{name}"
+
+
 def test_strategies_still_say_how_they_synchronise_batch_norm():
-    """`launch/fit/strategies.py` applies it where Lightning leaves it out."""
+    """`strategy_internals.py` applies it where Lightning leaves it out."""
     strategy = ModelParallelStrategy(tensor_parallel_size=1)
     assert strategy._layer_sync is None, "Lightning changed ParallelStrategy._layer_sync"
     assert hasattr(strategy, "_data_parallel_size"), "Lightning changed ModelParallelStrategy._data_parallel_size"
