@@ -8,6 +8,7 @@ from evmamba.tasks.check import Check, Looker, count_classes, look_at_images, wa
 from evmamba.tasks.data import SPLITS, Split
 from evmamba.tasks.detection.annotations import CocoAnnotations, NoMasksError, read_annotations
 from evmamba.tasks.detection.data import find_split
+from evmamba.tasks.detection.yolo import find_yolo
 from evmamba.tasks.findings import Findings, count_of
 from evmamba.tasks.images import is_image_file
 from evmamba.tasks.inspection import Place
@@ -15,7 +16,7 @@ from evmamba.tasks.inspection import Place
 
 def has_layout(root: Path) -> bool:
     """Whether there are annotation files."""
-    return any((root / "annotations").glob("*.json"))
+    return find_yolo(root) is not None or any((root / "annotations").glob("*.json"))
 
 
 def look(findings: Findings, looker: Looker) -> None:
@@ -25,7 +26,8 @@ def look(findings: Findings, looker: Looker) -> None:
     for split in SPLITS:
         try:
             folder, file = find_split(findings.root, split)
-            findings.layout = f"COCO, {folder.relative_to(findings.root).as_posix().replace(split, '{train,val}')}"
+            inside = folder.relative_to(findings.root).as_posix().replace(split, "{train,val}")
+            findings.layout = "YOLO" if find_yolo(findings.root) else f"COCO, {inside}"
             row = looker.bar.add_task(f"{split} annotations", total=1)
             read[split] = annotations = _annotations(findings, file)
             looker.bar.advance(row)

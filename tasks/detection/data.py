@@ -1,4 +1,4 @@
-"""Detection data in COCO's layouts."""
+"""Detection data in COCO's layouts, and in YOLO's."""
 
 import hashlib
 import pickle
@@ -28,6 +28,7 @@ from evmamba.tasks.detection.annotations import (
     read_annotations,
     to_rle,
 )
+from evmamba.tasks.detection.yolo import find_yolo, yolo_split
 from evmamba.tasks.images import BadImagePolicy, is_turned, read_image
 from evmamba.tasks.module import TaskModule
 from evmamba.tasks.training.samplers import OrientedTrainingSampler, TrainingSampler
@@ -37,7 +38,7 @@ class DetectionData(TaskDataModule):
     """Images with boxes, and masks where the module wants them.
 
     Layouts: ``train2017/ val2017/ annotations/instances_{train,val}2017.json`` as COCO comes, or ``images/{train,val}``
-    with ``annotations/instances_{train,val}.json``.
+    with ``annotations/instances_{train,val}.json``; or a ``data.yaml`` as YOLO has it.
 
     Evaluation is at one image a batch: EfficientVMamba's squeeze-and-excitation pools over the whole map, so the
     padding of a larger batch would change the predictions.
@@ -236,11 +237,13 @@ class CocoDataset(Dataset):
 
 
 def find_split(root: Path, split: Split) -> tuple[Path, Path]:
-    """Image folder and annotation file of a split, in either layout.
+    """Image folder and annotation file of a split, in any of the layouts.
 
     Raises:
-        UserError: neither layout is there, or its images are not.
+        UserError: none is there, or its images are not; what `yolo_split` finds wrong.
     """
+    if description := find_yolo(root):
+        return yolo_split(description, split)
     layouts = (
         (root / f"{split}2017", root / "annotations" / f"instances_{split}2017.json"),
         (root / "images" / split, root / "annotations" / f"instances_{split}.json"),
@@ -250,7 +253,9 @@ def find_split(root: Path, split: Split) -> tuple[Path, Path]:
             if not folder.is_dir():
                 raise UserError(f"{file} is there, but its image folder {folder} is not")
             return folder, file
-    raise UserError(f"no COCO data set in {root}: there is neither {layouts[0][1]} nor {layouts[1][1]}")
+    raise UserError(
+        f"no detection data in {root}: there is neither {layouts[0][1]} nor {layouts[1][1]} (COCO) nor data.yaml (YOLO)"
+    )
 
 
 def read_annotated_image(path: Path, width: int, height: int) -> Image.Image:

@@ -181,7 +181,7 @@ def test_a_split_without_boxes_is_refused(coco: Path, split: str) -> None:
 
 
 def test_folders_that_are_not_coco_are_refused_at_once(tmp_path: Path, coco: Path) -> None:
-    with pytest.raises(UserError, match="no COCO data set"):
+    with pytest.raises(UserError, match="no detection data in"):
         DetectionData(str(coco / "images"))
     shutil.rmtree(coco / "images" / "val")
     with pytest.raises(UserError, match=r"its image folder .*val is not"):

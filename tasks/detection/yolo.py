@@ -1,0 +1,166 @@
+"""YOLO's layout: a ``data.yaml`` beside images and text files of boxes or polygons; read once, kept as COCO's JSON.
+
+A line of a text file is ``class x y width height`` (the middle of a box) or ``class x1 y1 x2 y2 x3 y3 ...`` (a
+polygon), as fractions of the upright image. The text file of ``.../images/a.jpg`` is ``.../labels/a.txt``; an image
+without one has no objects. Source: docs.ultralytics.com/datasets/detect and /segment.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from evmamba.errors import UserError, first_line
+from evmamba.files import write_text
+from evmamba.tasks.cache import cache_folder
+from evmamba.tasks.data import Split
+from evmamba.tasks.images import is_image_file, is_turned
+
+NAMES = ("data.yaml", "dataset.yaml")
+BOX = 5  # numbers of a line that is a box
+# How far outside the image a fraction may be: annotation tools round.
+ROUNDING = 1e-3
+
+
+def find_yolo(root: Path) -> Path | None:
+    """The file that describes a data set in this layout, if `root` has one."""
+    return next((path for name in NAMES if (path := root / name).is_file()), None)
+
+
+def yolo_split(description: Path, split: Split) -> tuple[Path, Path]:
+    """Write a split's annotations as COCO's JSON into the cache folder, unless the same are there.
+
+    Args:
+        description: what `find_yolo` returns.
+        split: "train" or "val".
+
+    Returns:
+        The folder that the images' names are relative to, and the JSON file. Category ids are YOLO's classes.
+
+    Raises:
+        UserError: a broken description, missing images, a line that is no annotation; names file and line.
+    """
+    content = _read_description(description)
+    root = description.parent
+    images = list(_images(content, description, split))
+    lines = [(image, _label_file(image)) for image in images]
+    with ThreadPoolExecutor() as pool:
+        read = list(pool.map(lambda pair: _read_image(*pair, len(content["names"])), lines))
+    document: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": k, "name": name} for k, name in content["names"].items()],
+    }
+    for number, (image, (width, height, annotations)) in enumerate(zip(images, read, strict=True), start=1):
+        name = Path(os.path.relpath(image, root)).as_posix()
+        document["images"].append({"id": number, "file_name": name, "width": width, "height": height})
+        for annotation in annotations:
+            numbered = {"id": len(document["annotations"]) + 1, "image_id": number, "iscrowd": 0}
+            document["annotations"].append(numbered | annotation)
+    text = json.dumps(document)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    file = cache_folder() / "yolo" / digest / f"instances_{split}.json"
+    if not file.is_file():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {file.parent} ({error.strerror}); set EVMAMBA_CACHE") from error
+        write_text(file, text)
+    return root, file
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    """The description, with ``names`` as class -> name from 0 on."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no valid YAML ({first_line(error)})") from error
+    if not isinstance(content, dict) or any(key not in content for key in ("train", "val", "names")):
+        raise UserError(f"{path}: a YOLO data set has train, val and names there")
+    if content.get("kpt_shape"):
+        raise UserError(f"{path}: a data set of keypoints (kpt_shape); boxes and polygons are read")
+    names = content["names"]
+    names = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(names, dict) or sorted(names) != list(range(len(names))) or not names:
+        raise UserError(f"{path}: names must be a list, or number the classes from 0 on without gaps")
+    return content | {"names": {k: str(names[k]) for k in sorted(names)}}
+
+
+def _images(content: dict[str, Any], description: Path, split: Split) -> Iterator[Path]:
+    """The images of a split, sorted: of folders, or of text files that list them."""
+    bases = [description.parent / str(content.get("path") or "."), description.parent]
+    places = content[split] if isinstance(content[split], list) else [content[split]]
+    found: dict[Path, None] = {}
+    for place in places:
+        path = _existing(bases, str(place), f"{description}: {split}")
+        if path.is_dir():
+            listed = [file for file in path.rglob("*") if is_image_file(file)]
+        else:
+            names = path.read_text(encoding="utf-8").split("\n")
+            listed = [_existing([path.parent, *bases], name.strip(), str(path)) for name in names if name.strip()]
+        found |= dict.fromkeys(Path(os.path.abspath(file)) for file in listed)
+    if not found:
+        raise UserError(f"{description}: no image under {', '.join(map(str, places))} ({split})")
+    yield from sorted(found)
+
+
+def _existing(bases: list[Path], place: str, where: str) -> Path:
+    # Roboflow writes ../train/images for a folder beside the description.
+    for name in dict.fromkeys((place, place.removeprefix("../"))):
+        for base in bases:
+            if (base / name).exists():
+                return base / name
+    raise UserError(f"{where} names {place}, which is not there (looked in {bases[0]})")
+
+
+def _label_file(image: Path) -> Path:
+    parts = list(image.parts)
+    if "images" in parts:
+        last = len(parts) - 1 - parts[::-1].index("images")
+        parts[last] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+def _read_image(path: Path, labels: Path, classes: int) -> tuple[int, int, list[dict[str, Any]]]:
+    """Width and height of the upright image, and its annotations without ids."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size[::-1] if is_turned(image) else image.size
+    except Exception as error:  # whatever a decoder raises on a damaged file
+        raise UserError(f"cannot read image {path}: {first_line(error)}") from error
+    if not labels.is_file():
+        return width, height, []
+    annotations = []
+    for number, line in enumerate(labels.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            annotations.append(_read_line(line, f"{labels}, line {number}", width, height, classes))
+    return width, height, annotations
+
+
+def _read_line(line: str, where: str, width: int, height: int, classes: int) -> dict[str, Any]:
+    try:
+        label, *numbers = map(float, line.split())
+    except ValueError:
+        raise UserError(f"{where}: '{line.strip()[:60]}' is not a class and its numbers") from None
+    polygon = len(numbers) >= 6 and len(numbers) % 2 == 0
+    if not polygon and len(numbers) != BOX - 1:
+        raise UserError(f"{where}: {1 + len(numbers)} numbers are neither a box (5) nor a polygon (odd, from 7 on)")
+    if not (label.is_integer() and 0 <= label < classes):
+        raise UserError(f"{where}: class {label:g} is not one of 0 to {classes - 1}")
+    if not all(-ROUNDING <= number <= 1 + ROUNDING for number in numbers):
+        raise UserError(f"{where}: coordinates are fractions of the image, from 0 to 1")
+    scaled = [round(number * (width, height)[k % 2], 4) for k, number in enumerate(numbers)]
+    if not polygon:
+        x, y, w, h = scaled
+        box = [round(x - w / 2, 4), round(y - h / 2, 4), w, h]
+        return {"category_id": int(label), "bbox": box, "area": w * h}
+    xs, ys = scaled[::2], scaled[1::2]
+    box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+    area = abs(sum(xs[k - 1] * ys[k] - xs[k] * ys[k - 1] for k in range(len(xs)))) / 2
+    return {"category_id": int(label), "bbox": box, "area": area, "segmentation": [scaled]}
