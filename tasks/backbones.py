@@ -1,12 +1,14 @@
 """Backbones by name for every task: EfficientVMamba's variants, its peers on the same kernels, or any timm model."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from huggingface_hub.errors import HTTPError
+from timm.models import group_parameters
 from torch import nn
 
 import evmamba
@@ -34,15 +36,25 @@ class TimmPyramid(nn.Module):
     ``forward``: images [B, in_chans, H, W] -> list of [B, C_i, h_i, w_i], finest first. ``feature_info`` is timm's.
     """
 
-    def __init__(self, body: nn.Module, channels_last: bool) -> None:
+    def __init__(self, body: nn.Module, channels_last: bool, name: str) -> None:
         super().__init__()
         self.body = body
+        self.name = name
         self.feature_info: Any = body.feature_info
         self.channels_last = channels_last
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         maps = self.body(x)
         return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self.channels_last else maps
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
+        """Layer of a parameter by its name (timm's convention): that of the whole network, which timm does not keep."""
+        with torch.random.fork_rng(devices=[]):
+            whole: Any = timm.create_model(self.name)
+        layers = group_parameters(whole, whole.group_matcher(coarse=coarse), reverse=True)
+        # timm may have flattened the network: stages.0.blocks is stages_0.blocks here, and may be inside of "model".
+        flat = {name.replace(".", "_"): layer for name, layer in layers.items()}
+        return lambda name: flat.get(name.removeprefix("body.").removeprefix("model.").replace(".", "_"), math.inf)
 
 
 def build_backbone(
@@ -112,7 +124,7 @@ def build_backbone(
             f"backbone '{name}' has feature maps at strides {reductions}, not {wanted}; "
             "detection and segmentation need a network with four stages (not a plain ViT)"
         )
-    return TimmPyramid(body, channels_last=_is_channels_last(body))
+    return TimmPyramid(body, channels_last=_is_channels_last(body), name=name)
 
 
 def _create_timm(name: str, options: dict[str, Any], checkpoint: str | None) -> nn.Module:

@@ -12,12 +12,14 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from evmamba.errors import UserError, first_few
+from evmamba.tasks import TASKS
 from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.gallery import Gallery
+from evmamba.tasks.training.depth import classifier_of, freeze_stages, lr_factors
 from evmamba.tasks.training.distributed import fix_bucket_order, is_finite, shard, share_buffers
 from evmamba.tasks.training.loops import make_resumable
 from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, scaled_lr
@@ -48,6 +50,7 @@ class TaskModule(L.LightningModule):
         self.evaluation = Evaluation()
         self.gallery = Gallery()
         self._seed = 0
+        self._frozen: list[nn.Module] = []
 
     def training_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scalar loss of a batch and its parts by name (logged as ``train/<name>``)."""
@@ -70,11 +73,21 @@ class TaskModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
+            if self.optimizer_config.frozen_stages is not None:  # before a strategy wraps the module
+                self._frozen = freeze_stages(self._backbone, self.optimizer_config.frozen_stages)
             make_resumable(self.trainer)
             # Of seed_everything; processes that Lightning starts inherit it.
             self._seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         # evaluation_end returns values that are reduced already; Lightning's advice to average them would change them.
         warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting.*")
+
+    @property
+    def _backbone(self) -> nn.Module:
+        return self.get_submodule(TASKS[self.task].backbone_at)
+
+    def on_train_epoch_start(self) -> None:
+        for module in self._frozen:
+            module.eval()
 
     def on_train_start(self) -> None:
         assert self.trainer.strategy.model is not None
@@ -95,7 +108,7 @@ class TaskModule(L.LightningModule):
         return loss
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
+        self.log("train/lr", max(group["lr"] for group in self.trainer.optimizers[0].param_groups), batch_size=1)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         if not batch.get("ignore", False):
@@ -152,7 +165,17 @@ class TaskModule(L.LightningModule):
         steps_per_epoch = max(1, math.ceil(self.trainer.num_training_batches / accumulation))
         batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
         global_batch = None if batch_size is None else batch_size * accumulation * self.trainer.world_size
-        optimizer = build_optimizer(self, self.optimizer_config, global_batch)
+        optimizer = build_optimizer(self, self.optimizer_config, global_batch, self._lr_factors())
         lr_scale = scaled_lr(self.optimizer_config, global_batch or 1) / self.optimizer_config.lr
         scheduler = build_scheduler(optimizer, self.schedule_config, steps_per_epoch, total_steps, lr_scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _lr_factors(self) -> dict[str, float]:
+        config = self.optimizer_config
+        if config.backbone_lr is None and config.layer_decay == 1:
+            return {}
+        backbone, at = self._backbone, TASKS[self.task].backbone_at
+        own = 1.0 if config.backbone_lr is None else config.backbone_lr / config.lr
+        head = classifier_of(backbone)
+        factors = lr_factors(backbone, config.layer_decay)
+        return {f"{at}.{name}": factor * (1.0 if name in head else own) for name, factor in factors.items()}

@@ -104,7 +104,7 @@ def _images(content: dict[str, Any], description: Path, split: Split) -> Iterato
         else:
             names = path.read_text(encoding="utf-8").split("\n")
             listed = [_existing([path.parent, *bases], name.strip(), str(path)) for name in names if name.strip()]
-        found |= dict.fromkeys(Path(os.path.abspath(file)) for file in listed)
+        found |= dict.fromkeys(file.absolute() for file in listed)
     if not found:
         raise UserError(f"{description}: no image under {', '.join(map(str, places))} ({split})")
     yield from sorted(found)

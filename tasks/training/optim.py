@@ -2,7 +2,9 @@
 
 import math
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from torch import nn
@@ -28,6 +30,11 @@ class OptimizerConfig:
             what has "norm" in its name, as Swin's configurations in mmdetection and mmsegmentation (biases decay, and
             so do BatchNorms of heads, which are named otherwise here and there).
         scale_lr_to_batch: if set, `lr` is meant for this global batch size and is scaled linearly to the one in use.
+        backbone_lr: `lr` of the backbone without its classifier, where that is another; it warms up and decays alike.
+        layer_decay: factor of the learning rate from each layer of the backbone to the one below (see `lr_factors`);
+            1 gives all the same.
+        frozen_stages: the stem and so many stages of the backbone are not trained, their BatchNorms keep the statistics
+            that they have; 0 is the stem alone, None trains all.
     """
 
     lr: float = 1e-3
@@ -36,6 +43,17 @@ class OptimizerConfig:
     eps: float = 1e-8
     no_decay: Literal["none", "norm", "norm_bias", "norm_bias_ssm"] = "norm_bias"
     scale_lr_to_batch: int | None = None
+    backbone_lr: float | None = None
+    layer_decay: float = 1.0
+    frozen_stages: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"optimizer.layer_decay must be in (0, 1], not {self.layer_decay}")
+        if self.backbone_lr is not None and self.backbone_lr <= 0:
+            raise UserError(
+                f"optimizer.backbone_lr must be positive, not {self.backbone_lr}; frozen_stages trains no backbone"
+            )
 
 
 @dataclass(frozen=True)
@@ -81,25 +99,34 @@ def exempt_names(module: nn.Module) -> set[str]:
     return names
 
 
-def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict]:
-    """Split the trainable parameters into a decayed and an exempt group, each in the module's order.
+def parameter_groups(
+    module: nn.Module, config: OptimizerConfig, factors: Mapping[str, float] = MappingProxyType({})
+) -> list[dict]:
+    """Split the trainable parameters into decayed and exempt groups, each in the module's order.
+
+    Args:
+        module: whose parameters to train.
+        config: see :class:`OptimizerConfig`.
+        factors: of the learning rate, by the parameters' names; 1 for those that are not there.
 
     Returns:
-        AdamW parameter groups; a group without parameters is left out.
+        AdamW parameter groups, ``lr_factor`` in each: those of one factor are a decayed one and an exempt one. Factors
+        fall; a group without parameters is left out.
     """
     exempt = exempt_names(module) if config.no_decay == "norm_bias_ssm" else set()
     short = config.no_decay.startswith("norm_bias")
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+    decayed: dict[float, list[nn.Parameter]] = {}
+    spared: dict[float, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         named = config.no_decay == "norm" and "norm" in name
         is_spared = named or (short and (parameter.ndim < 2 or name in exempt))
-        (spared if is_spared else decayed).append(parameter)
+        (spared if is_spared else decayed).setdefault(factors.get(name, 1.0), []).append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+        {"params": parameters.get(factor), "weight_decay": decay, "lr_factor": factor}
+        for factor in sorted({*decayed, *spared}, reverse=True)
+        for parameters, decay in ((decayed, config.weight_decay), (spared, 0.0))
     ]
     return [group for group in groups if group["params"]]
 
@@ -109,23 +136,32 @@ def scaled_lr(config: OptimizerConfig, global_batch: int) -> float:
     return config.lr if config.scale_lr_to_batch is None else config.lr * global_batch / config.scale_lr_to_batch
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig, global_batch: int | None = None) -> Optimizer:
+def build_optimizer(
+    module: nn.Module,
+    config: OptimizerConfig,
+    global_batch: int | None = None,
+    factors: Mapping[str, float] = MappingProxyType({}),
+) -> Optimizer:
     """Build AdamW over the module's trainable parameters.
 
     Args:
         module: whose parameters to train.
         config: see :class:`OptimizerConfig`.
         global_batch: images per optimizer step, needed only with ``scale_lr_to_batch``.
+        factors: see :func:`parameter_groups`.
 
     Raises:
         UserError: ``scale_lr_to_batch`` without a known global batch, or nothing to train.
     """
     if config.scale_lr_to_batch is not None and global_batch is None:
         raise UserError("optimizer.scale_lr_to_batch needs a data module with a batch size; set optimizer.lr instead")
-    groups = parameter_groups(module, config)
+    groups = parameter_groups(module, config, factors)
     if not groups:
         raise UserError("the model has no trainable parameter")
-    return AdamW(groups, lr=scaled_lr(config, global_batch or 1), betas=config.betas, eps=config.eps)
+    lr = scaled_lr(config, global_batch or 1)
+    for group in groups:
+        group["lr"] = lr * group.pop("lr_factor")
+    return AdamW(groups, lr=lr, betas=config.betas, eps=config.eps)
 
 
 def warmup_length(config: ScheduleConfig, steps_per_epoch: float) -> int:
@@ -172,7 +208,7 @@ def build_scheduler(
     """Build the scheduler, to be stepped after every optimizer step (Lightning: ``interval="step"``).
 
     Args:
-        optimizer: its ``lr`` is the peak; all groups share it.
+        optimizer: its default ``lr`` is the peak; groups with another keep their proportion to it.
         config: see :class:`ScheduleConfig`.
         steps_per_epoch: optimizer steps in an epoch.
         total_steps: optimizer steps of the whole training; ``inf`` is fine for "step" and "constant".
@@ -185,7 +221,7 @@ def build_scheduler(
         raise UserError(f"schedule.kind={config.kind} needs an end: set trainer.max_epochs or trainer.max_steps")
     if config.kind == "step" and not config.milestones:
         raise UserError("schedule.kind=step needs schedule.milestones, e.g. [8, 11]")
-    lr = optimizer.param_groups[0]["lr"] / lr_scale
+    lr = optimizer.defaults["lr"] / lr_scale
 
     def factor(step: int) -> float:
         return lr_at(step, config, lr, steps_per_epoch, total_steps) / lr

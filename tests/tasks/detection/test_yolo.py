@@ -76,7 +76,11 @@ def test_the_layout_tells_the_task_and_the_check_reads_it(coco: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("file", "content", "complaint"),
     [
-        ("labels/train/0001.txt", "0 0.5 0.5 0.2 0.2\n3 0.5 0.5 0.2 0.2", "0001.txt, line 2: class 3 is not one of 0 to"),
+        (
+            "labels/train/0001.txt",
+            "0 0.5 0.5 0.2 0.2\n3 0.5 0.5 0.2 0.2",
+            "0001.txt, line 2: class 3 is not one of 0 to",
+        ),
         ("labels/train/0001.txt", "0 0.5 0.5 0.2", "line 1: 4 numbers are neither a box"),
         ("labels/train/0001.txt", "0 5 5 20 20", "line 1: coordinates are fractions"),
         ("labels/train/0001.txt", "cat 0.5 0.5 0.2 0.2", "is not a class and its numbers"),
