@@ -20,6 +20,7 @@ from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
 from evmamba.launch.store.progress import write_progress
 from evmamba.launch.store.results import write_result
 from evmamba.launch.store.spec import LOG_FILE, CostSpec, EvaluationSpec, Spec, TrainingSpec, failed_result, read_spec
+from evmamba.tasks.training import slurm_job
 
 
 def run(spec: Spec, folder: Path) -> None:
@@ -43,12 +44,10 @@ def run(spec: Spec, folder: Path) -> None:
 def attempt() -> str | None:
     """What tells one start of a run's processes from the next: SLURM's job and its number of restarts, or torchrun's;
     None where one process is all there is."""
-    for job, restarts in (
-        ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"),
-        ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
-    ):
-        if name := os.environ.get(job):
-            return f"{name}.{os.environ.get(restarts, '0')}"
+    if job := slurm_job.job_id():
+        return f"{job}.{slurm_job.restarts()}"
+    if name := os.environ.get("TORCHELASTIC_RUN_ID"):
+        return f"{name}.{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     return None
 
 

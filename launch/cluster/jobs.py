@@ -6,7 +6,6 @@ as good: its runs are those with a ``spec.json``.
 
 import datetime
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from evmamba.launch.store.spec import (
     read_spec,
     why_not_started,
 )
+from evmamba.tasks.training import slurm_job
 
 JOBS_FILE = "jobs.json"
 SCHEMA = 1
@@ -190,7 +190,7 @@ def record_failures(folder: Path) -> list[str]:
     A run is left alone while its job is live, and where SLURM does not answer, unless this is called in a job: the
     report's, which starts when all others have ended.
     """
-    over = ("failed", "unknown") if "SLURM_JOB_ID" in os.environ else ("failed",)
+    over = ("failed", "unknown") if slurm_job.job_id() else ("failed",)
     told = {state.run: state for state in states(folder)}
     recorded: dict[str, Result] = {}
     for name, spec in read_specs(folder).items():

@@ -103,23 +103,29 @@ def available() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def submit(script: Path, after: Sequence[int] = (), condition: str = "afterok") -> int:
-    """Submit a script and return the job's number.
+def sbatch(script: Path, after: Sequence[int | str] = (), condition: str = "afterok") -> list[str]:
+    """The command that submits a script.
 
     Args:
         script: file.
         after: jobs that must have ended before.
         condition: "afterok" (well; if that cannot come true the job is cancelled) or "afterany".
-
-    Raises:
-        UserError: there is no sbatch, or it refuses; its words are in the message.
     """
     command = ["sbatch", "--parsable"]
     if after:
         command.append(f"--dependency={condition}:{':'.join(map(str, after))}")
         if condition == "afterok":
             command.append("--kill-on-invalid-dep=yes")
-    said = _call([*command, str(script)])
+    return [*command, str(script)]
+
+
+def submit(script: Path, after: Sequence[int] = (), condition: str = "afterok") -> int:
+    """Submit a script, see `sbatch`, and return the job's number.
+
+    Raises:
+        UserError: there is no sbatch, or it refuses; its words are in the message.
+    """
+    said = _call(sbatch(script, after, condition))
     try:
         return int(said.strip().splitlines()[-1].split(";")[0])
     except (ValueError, IndexError):

@@ -256,11 +256,9 @@ def show(specs: Sequence[Spec], output: Path, cluster: Cluster, console: Console
     for step in actions:
         if step.action == "submit":
             folder = output / RUNS_FOLDER / step.spec.name
-            after = "".join(f":<job of {name}>" for name in step.needs)
-            option = f" --dependency=afterok{after} --kill-on-invalid-dep=yes" if after else ""
-            script = slurm.run_script(step.spec, folder, cluster[kind_of(step.spec)])
-            _show_script(f"sbatch{option} {folder / SCRIPT_FILE}", script, console)
-    command = f"sbatch --dependency=afterany:<all jobs> {output / REPORT_SCRIPT}"
+            command = slurm.sbatch(folder / SCRIPT_FILE, [f"<job of {name}>" for name in step.needs])
+            _show_script(command, slurm.run_script(step.spec, folder, cluster[kind_of(step.spec)]), console)
+    command = slurm.sbatch(output / REPORT_SCRIPT, ["<all jobs>"], "afterany")
     _show_script(command, slurm.report_script(output, cluster["report"]), console)
     done = {step.spec.name: step.action for step in actions}
     console.print(
@@ -268,9 +266,9 @@ def show(specs: Sequence[Spec], output: Path, cluster: Cluster, console: Console
     )
 
 
-def _show_script(command: str, script: str, console: Console) -> None:
+def _show_script(command: Sequence[str], script: str, console: Console) -> None:
     console.rule(style="dim")
-    console.print(f"$ {command}\n", style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"$ {' '.join(command)}\n", style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(script, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -7,8 +7,8 @@ started by     processes                           rank                     rank
 =============  ==================================  =======================  ==========================================
 ``evmamba``,   ``trainer.devices`` on this         ``LOCAL_RANK``           127.0.0.1, a free port
 ``python``     machine, started by Lightning
-``srun``       tasks of the step: ``--nodes``,     ``SLURM_PROCID``         the step's first node,
-               ``--ntasks-per-node``                                        15000 + the job number's last four digits
+``srun``       tasks of the step: ``--nodes``,     ``SLURM_PROCID``         the step's first node, a port made of
+               ``--ntasks-per-node``                                        the numbers of job and step
 ``torchrun``   ``--nnodes``, ``--nproc-per-node``  ``RANK``                 ``--master-addr``, ``--master-port``
 ``fabric run`` ``--num-nodes``, ``--devices``      ``RANK``                 ``--main-address``, ``--main-port``
 =============  ==================================  =======================  ==========================================
@@ -23,16 +23,13 @@ Whoever started the processes decides how many there are: `set_topology` takes `
 """
 
 import os
-import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from evmamba.errors import UserError
-
-# In such jobs somebody types the commands; Lightning starts the processes then.
-INTERACTIVE_JOBS = ("bash", "interactive")
+from evmamba.tasks.training import slurm_job
 
 
 @dataclass(frozen=True)
@@ -55,13 +52,13 @@ class Launch:
 def process_rank(environment: Mapping[str, str] = os.environ) -> int:
     """Number of this process among all, 0 for one that is alone; known before the processes have met."""
     # torchrun may run inside a SLURM step, so its variable comes first.
-    names = ["RANK", *(["SLURM_PROCID"] if _in_step(environment) else []), "LOCAL_RANK"]
-    return next((int(environment[name]) for name in names if environment.get(name)), 0)
+    ranks = (environment.get("RANK"), slurm_job.rank(environment), environment.get("LOCAL_RANK"))
+    return next((int(rank) for rank in ranks if rank), 0)
 
 
 def node_name(environment: Mapping[str, str] = os.environ) -> str:
     """This machine as the scheduler calls it, else as it calls itself."""
-    return environment.get("SLURMD_NODENAME") or socket.gethostname()
+    return slurm_job.node(environment) or socket.gethostname()
 
 
 def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
@@ -76,23 +73,8 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
         if "LT_CLI_USED" in environment:
             return Launch("fabric run", world // per_node, per_node, ("--num-nodes", "--devices"))
         return Launch("torchrun", world // per_node, per_node, ("--nnodes", "--nproc-per-node"))
-    if environment.get("SLURM_JOB_NAME") in INTERACTIVE_JOBS:
-        processes = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
-        if processes > 1 and "SLURM_PTY_PORT" not in environment:
-            raise UserError(
-                f"each of these {processes} processes of an interactive job would train alone, as Lightning goes by "
-                "the job's name; give the step another: srun --job-name=evmamba ..."
-            )
-        return None
-    if _in_step(environment):
-        return _slurm_step(environment)
-    nodes = int(environment.get("SLURM_JOB_NUM_NODES", "1"))
-    if nodes > 1 and int(environment.get("SLURM_NTASKS", "1")) > 1:
-        raise UserError(
-            f"this job has {nodes} nodes, but the command runs once, on the first of them: put srun before it "
-            "(srun evmamba fit ...), or srun --nodes=1 --ntasks=1 for a single process"
-        )
-    return None
+    step = slurm_job.step(environment)
+    return step and Launch("srun", step.nodes, step.per_node, ("--nodes", "--ntasks-per-node"))
 
 
 def set_topology(trainer: Any) -> None:
@@ -107,8 +89,7 @@ def set_topology(trainer: Any) -> None:
     """
     launch = find_launch()
     if launch is None:
-        # A job's script that does not use srun: Lightning would take every variable of SLURM for srun's.
-        os.environ.pop("SLURM_NTASKS", None)
+        slurm_job.describe_to_lightning(None)
         return
     if launch.by == "fabric run":
         _take_fabric_options(trainer)
@@ -124,32 +105,18 @@ def set_topology(trainer: Any) -> None:
             )
         if asked != started:
             setattr(trainer, name, started)
-    if launch.by == "srun":
-        # Lightning reads variables that describe the job; the step may be a part of it.
-        os.environ["SLURM_NTASKS_PER_NODE"] = str(launch.per_node)
-        _set_address(os.environ["SLURM_STEP_NODELIST"], launch.nodes)
+    if launch.by == "srun" and (step := slurm_job.step()):
+        slurm_job.describe_to_lightning(step)
+        _set_address(step)
 
 
-def _in_step(environment: Mapping[str, str]) -> bool:
-    return "SLURM_STEP_ID" in environment and environment.get("SLURM_JOB_NAME") not in INTERACTIVE_JOBS
-
-
-def _slurm_step(environment: Mapping[str, str]) -> Launch:
-    """The geometry of a step: SLURM writes its tasks per node as ``2(x4)``, or ``2(x3),1`` when they are unequal."""
-    tasks = environment["SLURM_STEP_TASKS_PER_NODE"]
-    equal = re.fullmatch(r"(\d+)(\(x\d+\))?", tasks)
-    if equal is None:
-        raise UserError(f"srun started {tasks} tasks on the nodes; every node needs as many (--ntasks-per-node)")
-    return Launch("srun", int(environment["SLURM_STEP_NUM_NODES"]), int(equal[1]), ("--nodes", "--ntasks-per-node"))
-
-
-def _set_address(nodes: str, count: int) -> None:
-    """Set MASTER_ADDR to the step's first node unless it is set, and see that it leads somewhere."""
+def _set_address(step: slurm_job.Step) -> None:
+    """Set MASTER_ADDR and MASTER_PORT unless they are set, and see that the first leads somewhere."""
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
     given = os.environ.get("MASTER_ADDR")
-    address = given or SLURMEnvironment.resolve_root_node_address(nodes)
-    if count > 1:
+    address = given or SLURMEnvironment.resolve_root_node_address(step.hosts)
+    if step.nodes > 1:
         try:
             socket.getaddrinfo(address, None)
         except OSError as error:
@@ -159,6 +126,7 @@ def _set_address(nodes: str, count: int) -> None:
                 "that all nodes reach"
             ) from None
     os.environ["MASTER_ADDR"] = address
+    os.environ.setdefault("MASTER_PORT", str(slurm_job.port()))
 
 
 def _take_fabric_options(trainer: Any) -> None:

@@ -1,6 +1,5 @@
 """What `fit` does in a folder where a training was before: continue it, refuse it, call it finished, or begin anew."""
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from evmamba.errors import UserError, first_few
 from evmamba.files import write_text
 from evmamba.launch.fit.launchers import process_rank
+from evmamba.tasks.training import slurm_job
 from evmamba.tasks.training.checkpoint_files import candidates, newest_whole
 
 CONFIG_FILE = "config.yaml"
@@ -148,7 +148,7 @@ def write_config(root: Path, text: str) -> None:
 
 def is_restarted() -> bool:
     """Whether SLURM has started this job before: a ``--fresh`` in its script was meant for that first time."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+    return slurm_job.restarts() > 0
 
 
 def move_aside(root: Path) -> None:

@@ -4,11 +4,9 @@ SIGUSR1 is SLURM's warning before the time limit, SIGTERM preemption or `scancel
 handlers save in the middle of whatever a process is doing, and call a collective there; these here only take a note.
 """
 
-import logging
 import multiprocessing
 import os
 import signal
-import subprocess
 from types import FrameType
 from typing import Any
 
@@ -20,7 +18,7 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+from evmamba.tasks.training import slurm_job
 
 # "Try again later" (75): the training was stopped from outside and the same command continues it.
 EXIT_CONTINUE = os.EX_TEMPFAIL
@@ -121,45 +119,12 @@ def stop(trainer: L.Trainer, number: signal.Signals, saved: str) -> None:
 
 def is_to_requeue(number: int) -> bool:
     """Whether a signal says that the job's time is over: SLURM's warning, or a SIGTERM that makes room for another."""
-    return number == signal.SIGUSR1 or (number == signal.SIGTERM and is_preempted())
-
-
-def is_preempted() -> bool:
-    """Whether SLURM has given this job a time of grace before it makes room for another.
-
-    Only at the end of that time would SLURM requeue it; a job that leaves before has failed in its eyes.
-    """
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
-        return False
-    try:
-        command = ["scontrol", "show", "job", "--oneliner", job]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    words = dict(word.split("=", 1) for word in said.split() if "=" in word)
-    # After scancel it is COMPLETING; requeued without grace it is PENDING.
-    return words.get("JobState") == "RUNNING" and words.get("PreemptTime", "None") != "None"
+    return number == signal.SIGUSR1 or (number == signal.SIGTERM and slurm_job.is_preempted())
 
 
 def requeue_job() -> bool:
-    """Ask SLURM to queue this job (of an array: this task) again; return whether it said yes.
+    """Have the job queued again, see `slurm_job.requeue`.
 
-    False outside SLURM, and where the cluster does not allow it (``#SBATCH --requeue`` does); then a warning says so.
-    False also in a loading process, which has the signal and its handler from the one that asks.
+    False in a loading process, which has the signal and its handler from the one that asks.
     """
-    if multiprocessing.parent_process() is not None:
-        return False
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
-        return False
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        log.warning(f"scontrol requeue {job}: {error}")
-        return False
-    if done.returncode:
-        log.warning(f"scontrol requeue {job}: {' '.join(done.stderr.split()) or f'exit status {done.returncode}'}")
-    return done.returncode == 0
+    return multiprocessing.parent_process() is None and slurm_job.requeue()

@@ -122,7 +122,9 @@ def test_a_dry_run_shows_scripts_and_graph_and_does_nothing(
     printed = capsys.readouterr().out
     assert printed.count("#SBATCH --account=proj") == 6
     assert printed.count("#SBATCH --gpus-per-node=8") == 4
-    found = re.search(r"sbatch --dependency=afterok:<job of (classification-resnet18-\w+)> --kill-on", printed)
+    found = re.search(
+        r"sbatch --parsable --dependency=afterok:<job of (classification-resnet18-\w+)> --kill-on", printed
+    )
     assert found
     assert f"{found[1]}  submit  1 node x 8 processes; 2048 images a step = 256 x 8 processes" in printed
     assert "    └── segmentation_evaluation-resnet18" in printed

@@ -91,7 +91,15 @@ def environment(monkeypatch: pytest.MonkeyPatch):
     """Replaces the process's environment; all of it is back after the test."""
 
     def replace(variables: Mapping[str, str]) -> None:
-        for name in [*STEP, *ELASTIC, "SLURM_NTASKS_PER_NODE", "MASTER_ADDR", "LT_CLI_USED", "SLURM_JOB_NAME"]:
+        for name in [
+            *STEP,
+            *ELASTIC,
+            "SLURM_NTASKS_PER_NODE",
+            "MASTER_ADDR",
+            "MASTER_PORT",
+            "LT_CLI_USED",
+            "SLURM_JOB_NAME",
+        ]:
             monkeypatch.setenv(name, "")  # so that monkeypatch knows it, whatever becomes of it
             monkeypatch.delenv(name)
         for name, value in variables.items():
@@ -115,6 +123,13 @@ def test_trainer_takes_the_number_of_processes_from_the_launcher(environment, de
     # What Lightning goes by: the step, not the job.
     assert os.environ["MASTER_ADDR"] == "localhost"
     assert os.environ["SLURM_NTASKS_PER_NODE"] == "2"
+    assert os.environ["MASTER_PORT"] == "11212"  # its job's and step's own
+
+
+def test_a_port_of_the_environment_wins(environment):
+    environment(STEP | {"MASTER_PORT": "12345"})
+    set_topology(options())
+    assert os.environ["MASTER_PORT"] == "12345"
 
 
 @pytest.mark.parametrize(

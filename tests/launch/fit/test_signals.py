@@ -7,7 +7,7 @@ import pytest
 
 from evmamba.launch.fit import signals
 from evmamba.launch.fit.signals import ignore_time_limit, requeue_on_signals
-from evmamba.tasks.training import interruption
+from evmamba.tasks.training import slurm_job
 from evmamba.tasks.training.interruption import TrainingStopped
 
 
@@ -39,7 +39,7 @@ def test_an_evaluation_is_requeued_for_preemption_but_not_for_its_time_limit(
     ignore_time_limit()
     signal.raise_signal(signal.SIGUSR1)
     assert requeued == []
-    monkeypatch.setattr(interruption, "is_preempted", lambda: True)
+    monkeypatch.setattr(slurm_job, "is_preempted", lambda: True)
     with pytest.raises(TrainingStopped):
         signal.raise_signal(signal.SIGTERM)
     assert len(requeued) == 1
