@@ -1,14 +1,19 @@
 """Problems that the user can mend, told apart from our own bugs."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# What a terminal obeys instead of showing it, what turns the direction of writing, and halves of characters, which is
+# how Python reads the bytes of a file's name that are no UTF-8.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(ValueError):
     """Something in the user's data, options or machine is wrong.
 
     The message is one line that says what is wrong, where, and what to do about it; the command line prints it without
-    a traceback and exits with status 2.
+    a traceback and exits with status 2. Names in it may be anybody's: see :func:`printable`.
     """
 
     def __init__(self, message: str) -> None:
@@ -16,7 +21,12 @@ class UserError(ValueError):
             # torch re-raises an error of a data loading process with that process's whole traceback as the message;
             # its last line is ours, "evmamba.errors.UserError: what is wrong".
             message = message.rstrip().splitlines()[-1].partition(": ")[2]
-        super().__init__(message)
+        super().__init__(printable(" ".join(message.split())))
+
+
+def printable(text: str) -> str:
+    """Text of strangers for a terminal, a log or a file: control characters and what is no Unicode become escapes."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def first_few(items: Iterable[object], limit: int = 5, separator: str = ", ") -> str:

@@ -5,16 +5,17 @@ as good: its runs are those with a ``spec.json``.
 """
 
 import datetime
-import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from evmamba.errors import UserError
+from evmamba.errors import UserError, first_few, printable
 from evmamba.launch.bench.progress import headline
 from evmamba.launch.cluster import slurm
 from evmamba.launch.cluster.slurm import Job
@@ -30,6 +31,7 @@ from evmamba.launch.store.spec import (
     read_spec,
     why_not_started,
 )
+from evmamba.tasks.plain_files import Whole, read_json
 from evmamba.tasks.training import slurm_job
 
 JOBS_FILE = "jobs.json"
@@ -63,6 +65,15 @@ ENDINGS = {
 }
 
 
+class _Document(msgspec.Struct):
+    """``jobs.json`` itself."""
+
+    schema: int
+    jobs: dict[str, list[Whole]]
+    order: list[str]
+    cluster: dict[str, Any]
+
+
 @dataclass
 class JobBook:
     """``jobs.json``: the number of each run's job, and the report's, by name; earlier numbers of a run are kept.
@@ -87,15 +98,19 @@ class JobBook:
             UserError: the file is damaged or of another version.
         """
         path = folder / JOBS_FILE
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not os.path.lexists(path):
             return JobBook(folder)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({error})") from error
+        document = read_json(path)
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             raise UserError(f"{path}: not a list of jobs of this evmamba's version")
-        return JobBook(folder, document["jobs"], document["order"], document["cluster"])
+        try:
+            told = msgspec.convert(document, _Document)
+        except msgspec.ValidationError as error:
+            raise UserError(f"{path}: not a list of jobs of this evmamba's version ({error})") from error
+        for name in (*told.jobs, *told.order):
+            if Path(name).name != name or name != printable(name):
+                raise UserError(f"{path}: '{name}' is no name of a run")
+        return JobBook(folder, told.jobs, told.order, told.cluster)
 
     def write(self) -> None:
         document = {"schema": SCHEMA, "order": self.order, "jobs": self.submitted, "cluster": self.cluster}
@@ -220,14 +235,17 @@ def read_specs(folder: Path) -> dict[str, Spec]:
         raise UserError(f"{folder}: no runs here; 'evmamba submit' and 'evmamba bench' make them with --output")
     ordered: dict[str, Spec] = {}
 
-    def place(name: str) -> None:
-        for needed in specs[name].needs:
-            if needed in specs and needed not in ordered:
-                place(needed)
-        ordered.setdefault(name, specs[name])
-
     for name in specs:
-        place(name)
+        waiting = [name]
+        while waiting:
+            lacking = [needed for needed in specs[waiting[-1]].needs if needed in specs and needed not in ordered]
+            if not lacking:
+                last = waiting.pop()
+                ordered.setdefault(last, specs[last])
+            elif lacking[0] in waiting:
+                raise UserError(f"{runs}: the runs {first_few(waiting)} need each other, so that none can begin")
+            else:
+                waiting.append(lacking[0])
     return ordered
 
 

@@ -30,6 +30,7 @@ from evmamba.errors import UserError, unknown_name
 from evmamba.launch.store.results import COST
 from evmamba.launch.store.spec import Resources
 from evmamba.tasks import TASKS
+from evmamba.tasks.plain_files import read_yaml
 
 # SLURM's: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
 TIME = re.compile(r"^(\d+(:\d\d?){0,2}|\d+-\d+(:\d\d?){0,2}|UNLIMITED)$")
@@ -201,13 +202,8 @@ def _nature(kind: str, general: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_file(file: Path) -> dict[str, Any]:
-    try:
-        # BaseLoader keeps texts: YAML would read 24:00:00 as a number of seconds.
-        document = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}) (--cluster)") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{file}: no valid YAML ({' '.join(str(error).split())})") from error
+    # BaseLoader keeps texts: YAML would read 24:00:00 as a number of seconds.
+    document = read_yaml(file, yaml.BaseLoader)
     if not isinstance(document, dict):
         raise UserError(f"{file}: a cluster file holds lines like 'partition: gpu'")
     runs = document.get("runs", {})

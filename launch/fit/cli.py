@@ -43,6 +43,7 @@ from evmamba.launch.store.spec import Settings
 from evmamba.tasks import TASKS
 from evmamba.tasks.data import TaskDataModule
 from evmamba.tasks.module import TaskModule
+from evmamba.tasks.plain_files import read_yaml
 from evmamba.tasks.training.checkpoint_safety import check_folder, load_plain
 from evmamba.tasks.training.metrics_log import MetricsLog
 from evmamba.tasks.trust import check_backbone, named_by_user, trust
@@ -257,13 +258,7 @@ def resolve_configs(args: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def _check_yaml(path: Path) -> None:
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path}{where}: no valid YAML ({getattr(error, 'problem', None) or error})") from error
-    if not isinstance(document, dict):
+    if not isinstance(read_yaml(path), dict):
         raise UserError(f"{path}: a recipe has 'model:', 'data:' and 'trainer:' at its top, this file has not")
 
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from evmamba.errors import UserError, first_few
 from evmamba.files import write_text
 from evmamba.launch.fit.launchers import process_rank
+from evmamba.tasks.plain_files import read_yaml
 from evmamba.tasks.training import slurm_job
 from evmamba.tasks.training.checkpoint_files import candidates, newest_whole
 
@@ -113,7 +113,7 @@ def compare_configs(path: Path, config: Mapping[str, Any]) -> None:
     """
     if not path.is_file():
         return
-    before = dict(_flat(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    before = dict(_flat(read_yaml(path)))
     now = dict(_flat(config))
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     refused = [key for key in differing if not _matches(key, IGNORED_OPTIONS + WARNED_OPTIONS)]

@@ -7,8 +7,12 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
+
+from evmamba.errors import UserError, printable
 from evmamba.files import write_text
 from evmamba.launch.store.spec import LOG_FILE
+from evmamba.tasks.plain_files import Whole, read_json
 
 PROGRESS_FILE = "progress.json"
 # So much of a log's end is read for its last line.
@@ -20,8 +24,8 @@ class Progress:
     """What a run does: its phase, steps or batches done, of how many (0: not known), and the latest loss."""
 
     phase: str
-    done: int = 0
-    total: int = 0
+    done: Whole = 0
+    total: Whole = 0
     loss: float | None = None
 
 
@@ -33,8 +37,8 @@ def write_progress(folder: Path, phase: str, done: int = 0, total: int = 0, loss
 def read_progress(folder: Path) -> Progress | None:
     """The progress of the run in a folder; None where it has not said any."""
     try:
-        return Progress(**json.loads((folder / PROGRESS_FILE).read_text()))
-    except (OSError, ValueError, TypeError):
+        return msgspec.convert(read_json(folder / PROGRESS_FILE), Progress)
+    except (UserError, msgspec.ValidationError):
         return None
 
 
@@ -48,4 +52,4 @@ def last_words(folder: Path) -> str:
     except OSError:
         return f"no log at {path}"
     last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-    return f"{last} (see {path})"
+    return f"{printable(last)} (see {path})"

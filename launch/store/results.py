@@ -22,7 +22,9 @@ from typing import Any
 
 from evmamba.errors import UserError
 from evmamba.files import write_text
+from evmamba.launch.store.result_schema import checked
 from evmamba.tasks import TASKS
+from evmamba.tasks.plain_files import read_json
 
 SCHEMA = 1
 FILE_NAME = "result.json"
@@ -86,6 +88,8 @@ class Result:
             raise UserError(f"status is '{self.status}', not one of {', '.join(STATES)}")
         if self.status == "failed" and not self.reason:
             raise UserError("a failed run without a reason")
+        if self.head is not None:
+            TASKS.of_head(self.head) if self.task == COST else TASKS[self.task].head(self.head)  # or it says so
 
     @property
     def finished(self) -> bool:
@@ -108,12 +112,7 @@ def read_result(path: Path) -> Result:
         UserError: the file is missing, no JSON, of another schema version, or not a result; the message names it.
     """
     path = Path(path)
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{path}: no valid JSON ({error})") from error
+    document = read_json(path)
     if not isinstance(document, dict) or "schema" not in document:
         raise UserError(f"{path}: not a result of evmamba (no schema version)")
     schema = document.pop("schema")
@@ -126,11 +125,8 @@ def read_result(path: Path) -> Result:
     for name in ("run", "task", "model"):
         if not isinstance(document.get(name), str):
             raise UserError(f"{path}: field '{name}' is missing or not a text")
-    for name in ("metrics", "cost", "protocol", "training", "details", "provenance", "sweeps"):
-        if not isinstance(document.get(name, {}), dict):
-            raise UserError(f"{path}: field '{name}' is not a mapping")
     try:
-        return Result(**document, folder=path.parent)
+        return Result(**checked(document), folder=path.parent)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -288,12 +284,12 @@ def processor_name() -> str:
 def _plain(value: Any) -> Any:
     """What JSON can hold: tensors and numpy scalars as numbers, paths as text, non-finite numbers as null."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {_plain(str(k)): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set):
         return [_plain(v) for v in value]
-    if isinstance(value, Path):
-        return str(value)
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, Path | str):  # a file's name may be no UTF-8, which JSON has to be
+        return str(value).encode(errors="backslashreplace").decode()
+    if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -301,4 +297,4 @@ def _plain(value: Any) -> Any:
         return _plain(value.tolist())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _plain(dataclasses.asdict(value))
-    return str(value)
+    return _plain(str(value))

@@ -10,7 +10,6 @@ module, makes no old run another one, as long as its default means what was done
 """
 
 import datetime
-import json
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +20,7 @@ from msgspec import Struct, structs
 from evmamba.errors import UserError
 from evmamba.launch.store.results import COST, Result, config_hash, device_name, provenance, write_json
 from evmamba.tasks import TASKS
+from evmamba.tasks.plain_files import read_json
 
 # A benchmark's folder has its runs in one of this name, each run's its spec and its log.
 RUNS_FOLDER = "runs"
@@ -253,16 +253,15 @@ def read_spec(path: Path) -> Spec:
     Raises:
         UserError: the file is missing, no JSON, or no spec of this version of evmamba; the message names it.
     """
+    document = read_json(path)
     try:
-        return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), Spec)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except msgspec.ValidationError as error:
+        spec: Spec = msgspec.convert(document, Spec)
+        spec.name  # noqa: B018 (or there is no such task)
+        return spec
+    except (msgspec.ValidationError, UserError) as error:
         raise UserError(
             f"{path}: no spec of this version of evmamba ({error}); repeat its run, or use another --output"
         ) from error
-    except ValueError as error:
-        raise UserError(f"{path}: no valid JSON ({error})") from error
 
 
 def why_not_started(needed: str, reason: str, blocked_by: str | None) -> tuple[str, str]:

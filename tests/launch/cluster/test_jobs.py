@@ -226,7 +226,7 @@ def test_the_report_is_a_line_too(output: Path, fake: FakeSlurm):
     assert states(output)[-1].state == "finished"
 
 
-@pytest.mark.parametrize(("text", "complaint"), [("{", "cannot be read"), ("{}", "not a list of jobs")])
+@pytest.mark.parametrize(("text", "complaint"), [("{", "no valid JSON"), ("{}", "not a list of jobs")])
 def test_a_damaged_list_of_jobs_is_named(output: Path, text: str, complaint: str, capsys: pytest.CaptureFixture[str]):
     (output / "jobs.json").write_text(text)
     assert cli.main(["status", str(output)]) == 2

@@ -102,7 +102,7 @@ def test_an_output_below_a_file_is_one_line(tmp_path: Path):
         ('{"schema": 1, "task": "cost", "model": "a"}', "field 'run' is missing"),
         ('{"schema": 1, "run": "r", "task": "dance", "model": "a"}', "task is 'dance'"),
         ('{"schema": 1, "run": "r", "task": "cost", "model": "a", "colour": 1}', "unknown field 'colour'"),
-        ('{"schema": 1, "run": "r", "task": "cost", "model": "a", "metrics": []}', "field 'metrics' is not a mapping"),
+        ('{"schema": 1, "run": "r", "task": "cost", "model": "a", "metrics": []}', r"Expected `object`.*metrics"),
         ('{"schema": 1, "run": "r", "task": "cost", "model": "a", "status": "failed"}', "without a reason"),
     ],
 )

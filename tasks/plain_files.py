@@ -1,0 +1,98 @@
+"""Text files from anybody, read as plain values. Reading one runs no code, does not wait for a pipe, and takes time and
+memory in proportion to the file."""
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+
+from evmamba.errors import UserError, first_line
+
+# Values of a YAML file with its aliases written out: a few lines of them can stand for billions.
+MAX_YAML_VALUES = 1_000_000
+# A number of a file's schema: more than 64 bits have no meaning anywhere here, and thousands of digits stop arithmetic.
+Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        UserError: there is no such file, or what has that name is none (a folder, a pipe, a device).
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{path}: cannot be read (it is not a file)")
+        return path.read_bytes()
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        UserError: see `read_bytes`, or it is no UTF-8.
+    """
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: no UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, strictly by the standard: no NaN, no infinity, no half characters.
+
+    Raises:
+        UserError: see `read_text`, or it is no JSON, cut, or nested too deeply.
+    """
+    try:
+        return msgspec.json.decode(read_text(path))
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise UserError(f"{path}: no valid JSON ({first_line(error)})") from error
+
+
+def read_yaml(path: Path, loader: type[yaml.SafeLoader] | type[yaml.BaseLoader] = yaml.SafeLoader) -> Any:
+    """What a YAML file holds; `yaml.BaseLoader` leaves every value a text.
+
+    Raises:
+        UserError: see `read_text`, or it is no YAML, nested too deeply, or too large with its aliases written out.
+    """
+    try:
+        text = loader(read_text(path))
+        try:
+            document = text.get_single_node()
+            if document is not None and _size(document, {}) > MAX_YAML_VALUES:
+                raise UserError(f"{path}: more than {MAX_YAML_VALUES:,} values with its aliases (*name) written out")
+            return None if document is None else text.construct_document(document)
+        finally:
+            text.dispose()
+    except UserError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{path}{where}: no valid YAML ({error.problem or first_line(error)})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 99th of a month, 5000 digits
+        raise UserError(f"{path}: no valid YAML ({first_line(error)})") from error
+
+
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """Values in a node, those of an alias as often as it stands there; infinite for one that holds itself."""
+    if id(node) not in known:
+        known[id(node)] = float("inf")  # until its parts are counted: it is one of them only if it holds itself
+        known[id(node)] = 1 + sum(_size(part, known) for part in _parts(node))
+    return known[id(node)]
+
+
+def _parts(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.SequenceNode):
+        yield from node.value
+    elif isinstance(node, yaml.MappingNode):
+        for pair in node.value:
+            yield from pair
