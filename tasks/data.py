@@ -231,5 +231,5 @@ def files_digest(class_names: Sequence[str], sized: Iterable[tuple[str, int]]) -
     """SHA-256 so far over class names and (file name, bytes) pairs: the start of every fingerprint."""
     digest = hashlib.sha256("\0".join(class_names).encode())
     for name, size in sized:
-        digest.update(f"\n{name}\0{size}".encode())
+        digest.update(os.fsencode(f"\n{name}\0{size}"))
     return digest

@@ -1,5 +1,6 @@
 """What `evmamba data check` found, for people and for programs."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from evmamba.errors import printable
 from evmamba.tasks.data import SPLITS
 
+Level = Literal["error", "warning"]
 EXAMPLES = 5
 SPREADS = ("images a class", "short side")
 
@@ -25,7 +28,7 @@ class Problem:
         examples: the first few offenders.
     """
 
-    level: Literal["error", "warning"]
+    level: Level
     text: str
     examples: list[str]
 
@@ -59,14 +62,18 @@ class Findings:
         return sum(problem.level == "error" for problem in self.problems)
 
     def error(self, text: str, offenders: Iterable[str] = ()) -> None:
-        self.problems.append(Problem("error", text, list(offenders)[:EXAMPLES]))
+        self._add("error", text, offenders)
 
     def warn(self, text: str, offenders: Iterable[str] = ()) -> None:
-        self.problems.append(Problem("warning", text, list(offenders)[:EXAMPLES]))
+        self._add("warning", text, offenders)
+
+    def _add(self, level: Level, text: str, offenders: Iterable[str]) -> None:
+        examples = [printable(offender) for offender in itertools.islice(offenders, EXAMPLES)]
+        self.problems.append(Problem(level, printable(text), examples))
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "root": str(self.root),
+            "root": printable(str(self.root)),
             "task": self.task,
             "layout": self.layout,
             "ready": not self.errors,
@@ -86,7 +93,9 @@ def count_of(things: Sequence[Any] | int, word: str) -> str:
 
 def print_findings(findings: Findings, console: Console) -> None:
     """The table, the problems, and a last line that says whether to submit."""
-    console.print(f"{findings.task}, {findings.layout}, in {findings.root}", style="bold", markup=False, soft_wrap=True)
+    console.print(
+        printable(f"{findings.task}, {findings.layout}, in {findings.root}"), style="bold", markup=False, soft_wrap=True
+    )
     table = Table(box=None)
     columns = list(dict.fromkeys(name for facts in findings.splits.values() for name in facts))
     table.add_column("")

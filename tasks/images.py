@@ -21,6 +21,9 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 
 ITEMS_A_TASK = 64
 
+# What Pillow may take a file for. It knows more kinds, and draws some of them by starting another program (EPS).
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+
 # What a page shows behind a transparent picture.
 BACKGROUND = (255, 255, 255)
 
@@ -52,7 +55,7 @@ def read_image(path: str | os.PathLike, *, upright: bool = True, content: bytes 
         UserError: missing, truncated, not an image, or of a kind without a defined 8-bit range; names the file.
     """
     try:
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
+        with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
             image.load()
             return _to_rgb(_upright(image) if upright else image)
     except FileNotFoundError:
@@ -114,7 +117,7 @@ def why_unreadable(path: Path, decode: bool) -> str | None:
 
 def _looks_complete(path: Path) -> bool:
     try:
-        with path.open("rb") as file, Image.open(file) as image:  # parses the header only
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:  # parses the header only
             tail = _COMPLETE_TAIL.get(image.format or "")
             if tail is None:
                 return False

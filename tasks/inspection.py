@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 from PIL import Image
 
 from evmamba.errors import UserError
-from evmamba.tasks.images import is_turned, read_image
+from evmamba.tasks.images import FORMATS, is_turned, read_image
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -73,7 +73,7 @@ def look_at(place: Place) -> Look:
     width = height = 0
     turned = False
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
             turned = is_turned(image)
             if image.format == "JPEG" and image.mode in ("RGB", "L"):

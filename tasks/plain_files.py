@@ -1,6 +1,8 @@
 """Text files from anybody, read as plain values. Reading one runs no code, does not wait for a pipe, and takes time and
 memory in proportion to the file."""
 
+import json
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,11 @@ from evmamba.errors import UserError, first_line
 MAX_YAML_VALUES = 1_000_000
 # A number of a file's schema: more than 64 bits have no meaning anywhere here, and thousands of digits stop arithmetic.
 Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+def is_file(path: Path | str) -> bool:
+    """Whether there is a file of this name; of a name that cannot be one (too long, a loop of links) there is none."""
+    return os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises for such names)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -45,16 +52,33 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: no UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, allow_nan: bool = False) -> Any:
     """What a JSON file holds, strictly by the standard: no NaN, no infinity, no half characters.
+
+    Args:
+        path: the file.
+        allow_nan: let NaN and infinities pass, as Python writes them, for a caller that says where they stand.
 
     Raises:
         UserError: see `read_text`, or it is no JSON, cut, or nested too deeply.
     """
+    text = read_text(path)
     try:
-        return msgspec.json.decode(read_text(path))
+        return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
+        if allow_nan and (content := _with_nan(text)) is not None:
+            return content
         raise UserError(f"{path}: no valid JSON ({first_line(error)})") from error
+
+
+def _with_nan(text: str) -> Any:
+    """The content if it is JSON but for NaN and infinities, else None."""
+    try:
+        content = json.loads(text)
+        json.dumps(content, ensure_ascii=False).encode()  # half characters are refused here
+    except (ValueError, RecursionError):
+        return None
+    return content
 
 
 def read_yaml(path: Path, loader: type[yaml.SafeLoader] | type[yaml.BaseLoader] = yaml.SafeLoader) -> Any:

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from evmamba.errors import UserError
+from evmamba.errors import UserError, printable
 from evmamba.tasks.check import Check, Looker, count_classes, look_at_images, spread
 from evmamba.tasks.classification.folders import list_split
 from evmamba.tasks.classification.shards import list_shards, read_shards
@@ -43,7 +43,7 @@ def look(findings: Findings, looker: Looker) -> None:
             except UserError as error:
                 findings.error(str(error))
                 continue
-            counts[split].update({name: len(paths) for name, paths in listed.items()})
+            counts[split].update({printable(name): len(paths) for name, paths in listed.items()})
             places[split] = [Place(str(path), path) for paths in listed.values() for path in paths]
         if all(counts.values()):
             for split, other in (SPLITS, SPLITS[::-1]):

@@ -9,9 +9,10 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
-from evmamba.errors import UserError, first_few
+from evmamba.errors import UserError, first_few, printable
 from evmamba.tasks.data import SPLITS
 from evmamba.tasks.images import BadImagePolicy, find_unreadable, is_image_file, read_image
+from evmamba.tasks.plain_files import is_file
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class FolderImages:
 
 
 def read_folders(root: Path) -> tuple[dict[str, FolderImages], list[str]]:
-    """Images of both splits, and the class names.
+    """Images of both splits, and the class names, printable.
 
     Raises:
         UserError: see :func:`list_dataset`.
@@ -68,7 +69,7 @@ def read_folders(root: Path) -> tuple[dict[str, FolderImages], list[str]]:
         found = [(f"{name}/{path.name}", label) for label, name in enumerate(classes) for path in classes[name]]
         names = np.array([os.fsencode(name) for name, _ in found])
         splits[split] = FolderImages(root / split, names, np.array([label for _, label in found], dtype=np.int32))
-    return splits, list(listed["train"])
+    return splits, [printable(name) for name in listed["train"]]
 
 
 def list_split(root: Path, split: str) -> dict[str, list[Path]]:
@@ -85,7 +86,11 @@ def list_split(root: Path, split: str) -> dict[str, list[Path]]:
     folder = root / split
     if not folder.is_dir():
         raise UserError(_wrong_level(root))
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    for path in entries:
+        if not path.exists():
+            raise UserError(f"{path} is a link that leads nowhere")
+    classes = [path.name for path in entries if path.is_dir()]
     if not classes:
         loose = sum(is_image_file(path) for path in folder.iterdir())
         found = f"{loose} images lie directly in it" if loose else "it is empty"
@@ -119,8 +124,13 @@ def list_dataset(root: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path
 
 def _images_in(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
-        paths = [Path(entry.path) for entry in entries if entry.is_file()]
-    return sorted(path for path in paths if is_image_file(path))
+        # What the folder itself says of an entry costs nothing; only links have to be followed.
+        found = {Path(e.path): e.is_file(follow_symlinks=False) or is_file(e.path) for e in entries}
+    images = sorted(path for path in found if is_image_file(path))
+    for path in images:
+        if not found[path]:
+            raise UserError(f"{path} has the name of an image, but is no file, or a link that leads nowhere")
+    return images
 
 
 def _wrong_level(root: Path) -> str:

@@ -10,30 +10,35 @@ indexed sister) takes a truncated shard for a shorter one; litdata reads its own
 """
 
 import hashlib
-import json
 import os
 import tarfile
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import msgspec
 import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from evmamba.errors import UserError, first_few
+from evmamba.errors import UserError, first_few, printable
 from evmamba.files import replacing
 from evmamba.tasks.cache import cache_folder
 from evmamba.tasks.images import BadImagePolicy, find_faults, is_image_file, read_image
+from evmamba.tasks.plain_files import is_file, read_json, read_text
 
 INDEX_VERSION = 1
 MAX_OPEN_FILES = 128  # per process: shells often allow 1024, which a data set may have in shards
 # First and last bytes of complete files; what lies between is not looked at.
 _COMPLETE = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND\xaeB`\x82"))
 _TAIL = 64
+LONGEST_NAME = 4096  # as in a file system
+LONGEST_LABEL = 2**20  # bytes of a .cls or .json
+HIGHEST_LABEL = 2**31 - 1
 
 
 class Member(NamedTuple):
@@ -53,7 +58,7 @@ class ShardImages:
     Attributes:
         folder: the split's name in front of every image's, as if the shards were unpacked; nothing lies there.
         files: the shards.
-        names: [n] bytes, names in the shards, UTF-8.
+        names: [n] bytes, names in the shards, as a file system has them.
         shard: [n] int32, which file.
         offset: [n] int64, bytes.
         size: [n] int64, bytes.
@@ -74,7 +79,7 @@ class ShardImages:
         return len(self.names)
 
     def name(self, index: int) -> str:
-        return self.names[index].decode()
+        return os.fsdecode(self.names[index])
 
     def path(self, index: int) -> Path:
         """The image's file name, as if the shards were unpacked."""
@@ -129,8 +134,16 @@ class ShardImages:
 
 
 def list_shards(root: Path, split: str) -> list[Path]:
-    """The shards of a split: ``root/<split>/*.tar``, else ``root/*<split>*.tar`` ("validation" is "val")."""
-    return sorted((root / split).glob("*.tar")) or sorted(root.glob(f"*{split}*.tar"))
+    """The shards of a split: ``root/<split>/*.tar``, else ``root/*<split>*.tar`` ("validation" is "val").
+
+    Raises:
+        UserError: one of them is no file.
+    """
+    found = sorted((root / split).glob("*.tar")) or sorted(root.glob(f"*{split}*.tar"))
+    for file in found:
+        if not is_file(file):
+            raise UserError(f"shard {file} is no file, or a link that leads nowhere")
+    return found
 
 
 def read_shards(root: Path, *, remember: bool = True) -> tuple[dict[str, ShardImages], list[str]]:
@@ -149,8 +162,7 @@ def read_shards(root: Path, *, remember: bool = True) -> tuple[dict[str, ShardIm
             numbers without a name, or classes that only one split has. Names the shard.
     """
     splits = {split: index_shards(root, split, remember) for split in ("train", "val")}
-    highest = max(int(images.labels.max()) for images in splits.values())
-    names = read_class_names(root) or [str(label) for label in range(highest + 1)]
+    names = read_class_names(root) or _numbered(root, splits)
     for split, images in splits.items():
         if images.labels.max() >= len(names):
             row = int(images.labels.argmax())
@@ -167,20 +179,29 @@ def read_shards(root: Path, *, remember: bool = True) -> tuple[dict[str, ShardIm
     return splits, names
 
 
+def _numbered(root: Path, splits: Mapping[str, ShardImages]) -> list[str]:
+    """The numbers as names, where no file has any."""
+    used = np.unique(np.concatenate([images.labels for images in splits.values()]))
+    if used[-1] >= len(used):
+        absent = int(np.flatnonzero(used != np.arange(len(used)))[0])
+        raise UserError(
+            f"no image in the shards of {root} has class {absent}, but there is a class {used[-1]}; number the classes "
+            "from 0 on, or name all of them in classes.txt"
+        )
+    return [str(label) for label in used]
+
+
 def read_class_names(root: Path) -> list[str]:
-    """Names from ``classes.txt`` or ``classes.json``; empty if the folder has neither."""
-    if (file := root / "classes.txt").is_file():
-        names: Any = file.read_text(encoding="utf-8-sig").splitlines()
-    elif (file := root / "classes.json").is_file():
-        try:
-            names = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{file} is not readable as JSON ({error})") from None
+    """Names from ``classes.txt`` or ``classes.json``, printable; empty if the folder has neither."""
+    if os.path.lexists(file := root / "classes.txt"):
+        names: Any = read_text(file).splitlines()
+    elif os.path.lexists(file := root / "classes.json"):
+        names = read_json(file)
     else:
         return []
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names) or not names:
         raise UserError(f"{file} must hold one class name a line (as JSON: a list of names), k-th name for class k-1")
-    return names
+    return [printable(name) for name in names]
 
 
 def index_shards(root: Path, split: str, remember: bool) -> ShardImages:
@@ -200,7 +221,7 @@ def _remembered_columns(files: list[Path]) -> dict[str, np.ndarray]:
     digest = hashlib.sha256(str(INDEX_VERSION).encode())
     for file in files:
         status = file.stat()
-        digest.update(f"{file.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{file.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n"))
     cached = cache_folder() / "shard_indexes" / f"{digest.hexdigest()[:24]}.npz"
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -210,8 +231,10 @@ def _remembered_columns(files: list[Path]) -> dict[str, np.ndarray]:
                     np.savez(partial, **_columns(files))  # type: ignore[arg-type]
         with np.load(cached) as archive:
             return dict(archive)
-    except OSError:
-        return _columns(files)  # a cache that cannot be written costs the next start a second look, nothing else
+    except UserError:
+        raise
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return _columns(files)  # a cache that cannot be written or read costs a second look, nothing else
 
 
 def _columns(files: list[Path]) -> dict[str, np.ndarray]:
@@ -224,7 +247,7 @@ def _columns(files: list[Path]) -> dict[str, np.ndarray]:
             raise UserError(f"image {member.name} is in two shards, {files[where[member.name]]} and {files[number]}")
         where[member.name] = number
     return {
-        "names": np.array([member.name.encode() for _, member in found]),
+        "names": np.array([os.fsencode(member.name) for _, member in found]),
         "shard": np.array([number for number, _ in found], dtype=np.int32),
         "offset": np.array([member.offset for _, member in found], dtype=np.int64),
         "size": np.array([member.size for _, member in found], dtype=np.int64),
@@ -243,9 +266,14 @@ def read_members(file: Path) -> list[Member]:
     labels: dict[str, int] = {}
     try:
         with file.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            end = os.fstat(stream.fileno()).st_size
             for member in archive:
+                if not 0 <= member.size <= end - member.offset_data:
+                    raise tarfile.ReadError(f"{member.name} is said to have {member.size} bytes")
                 if not member.isfile():
                     continue
+                if member.issparse() or len(member.name) > LONGEST_NAME:
+                    raise UserError(f"shard {file}: {member.name[:80]} is sparse or has too long a name; pack it again")
                 key, suffix = os.path.splitext(member.name)  # noqa: PTH122 (names in an archive)
                 if is_image_file(Path(member.name)):
                     if key in images:
@@ -253,13 +281,13 @@ def read_members(file: Path) -> list[Member]:
                     complete = _looks_complete(stream.fileno(), member.offset_data, member.size)
                     images[key] = (member.name, member.offset_data, member.size, complete)
                 elif suffix == ".cls" or (suffix == ".json" and key not in labels):
-                    stored = os.pread(stream.fileno(), member.size, member.offset_data)
+                    stored = os.pread(stream.fileno(), min(member.size, LONGEST_LABEL), member.offset_data)
                     labels[key] = _label(stored, suffix, f"{member.name} in shard {file}")
             # tarfile takes a damaged header, and the lack of any, for the end; a whole archive ends with zeros.
             stream.seek(archive.offset)
             if stream.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"no end of archive at byte {archive.offset}")
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, OverflowError, MemoryError, RecursionError) as error:
         raise UserError(f"shard {file} is truncated or damaged ({error}); copy it again") from None
     alone = [name for key, (name, *_) in images.items() if key not in labels] or sorted(labels.keys() - images.keys())
     if alone:
@@ -280,10 +308,10 @@ def _looks_complete(descriptor: int, offset: int, size: int) -> bool:
 
 def _label(content: bytes, suffix: str, where: str) -> int:
     try:
-        label = int(content) if suffix == ".cls" else json.loads(content)["label"]
-    except (ValueError, KeyError, TypeError):
+        label = int(content) if suffix == ".cls" else msgspec.json.decode(content)["label"]
+    except (ValueError, KeyError, TypeError, RecursionError, msgspec.DecodeError):
         label = None
-    if type(label) is not int or label < 0:
+    if type(label) is not int or not 0 <= label <= HIGHEST_LABEL:
         raise UserError(f"{where} holds no class number: {content[:40]!r}")
     return label
 

@@ -4,19 +4,19 @@ The evaluation (`metrics.py`) uses the checked content as it stands; what `read_
 training only.
 """
 
-import json
 import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Container
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from evmamba.errors import UserError, first_few
+from evmamba.errors import UserError, first_few, printable
+from evmamba.tasks.plain_files import is_file, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 MIN_SIDE = 0.1
 # Pixels. Anything beyond, infinity included, is a mistake; float32 keeps whole pixels up to here.
 MAX_COORDINATE = 2**24
+# Ids are kept in 64 bits.
+MAX_ID, MAX_FLOAT_ID = 2**63 - 1, 2**53
 REQUIRED = {
     "images": ("id", "file_name", "width", "height"),
     "annotations": ("id", "image_id", "category_id", "bbox"),
@@ -107,12 +109,9 @@ def load_coco_json(path: Path, *, masks: bool = False) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, broken, or not a COCO instance file; names the first faulty entry.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"no annotation file {path}; see the COCO layouts in docs/data.md")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable as JSON ({error}); download or export it again") from None
+    content = read_json(path, allow_nan=True)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a COCO object with images and annotations")
     for section, keys in REQUIRED.items():
@@ -124,11 +123,11 @@ def load_coco_json(path: Path, *, masks: bool = False) -> dict[str, Any]:
 
 
 def categories(content: dict[str, Any]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Category ids in ascending order and their names; a name used twice gets its id added."""
+    """Category ids in ascending order and their names, printable; a name used twice gets its id added."""
     entries = sorted(content["categories"], key=lambda entry: entry["id"])
     uses = Counter(entry["name"] for entry in entries)
     names = [f"{entry['name']} ({entry['id']})" if uses[entry["name"]] > 1 else str(entry["name"]) for entry in entries]
-    return tuple(entry["id"] for entry in entries), tuple(names)
+    return tuple(entry["id"] for entry in entries), tuple(map(printable, names))
 
 
 def read_annotations(path: Path, *, masks: bool = False) -> CocoAnnotations:
@@ -248,7 +247,7 @@ def _category_fault(category: dict[str, Any]) -> str | None:
     if not _is_whole(category["id"]):
         return "id is not a whole number"
     if not isinstance(category["name"], str | int):
-        return f"name is not text: {category['name']!r}"
+        return f"name is not text: {_shortened(category['name'])}"
     return None
 
 
@@ -256,10 +255,13 @@ def _image_fault(image: dict[str, Any]) -> str | None:
     if not (_is_whole(image["id"]) or isinstance(image["id"], str)):
         return "id is neither a whole number nor a string"
     if not (isinstance(image["file_name"], str) and image["file_name"]):
-        return f"file_name is not a name: {image['file_name']!r}"
+        return f"file_name is not a name: {_shortened(image['file_name'])}"
+    name = PurePath(image["file_name"])
+    if name.is_absolute() or ".." in name.parts:
+        return f"file_name leads out of the image folder: {_shortened(image['file_name'])}"
     for key in ("width", "height"):
         if not (type(image[key]) is int and 0 < image[key] <= MAX_COORDINATE):
-            return f"{key} of {image['file_name']} is not a positive whole number: {image[key]!r}"
+            return f"{key} of {image['file_name']} is not a positive whole number: {_shortened(image[key])}"
     return None
 
 
@@ -269,9 +271,9 @@ def _annotation_fault(annotation: dict[str, Any], image_ids: Container[Any], cat
         return "id is not a whole number"
     image_id, category_id, box = annotation["image_id"], annotation["category_id"], annotation["bbox"]
     if not isinstance(image_id, int | float | str) or image_id not in image_ids:
-        return f"image_id {image_id!r} is not in the file"
+        return f"image_id {_shortened(image_id)} is not in the file"
     if not isinstance(category_id, int | float) or category_id not in category_ids:
-        return f"category_id {category_id!r} is not in the file"
+        return f"category_id {_shortened(category_id)} is not in the file"
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_coordinate, box)):
         return f"bbox is not four numbers x, y, width, height: {_shortened(box)}"
     if annotation.get("iscrowd") is None:
@@ -281,7 +283,7 @@ def _annotation_fault(annotation: dict[str, Any], image_ids: Container[Any], cat
     area = annotation.get("area")
     if area is None:
         annotation["area"] = box[2] * box[3]
-    elif not (isinstance(area, int | float) and abs(area) < math.inf):
+    elif not (isinstance(area, int | float) and abs(area) <= MAX_COORDINATE**2):
         return f"area is not a number: {_shortened(area)}"
     return None
 
@@ -296,6 +298,7 @@ def _segmentation_fault(annotation: dict[str, Any], size: tuple[int, int]) -> st
     if not isinstance(segmentation, list):
         return f"segmentation is neither polygons nor an RLE: {_shortened(segmentation)}"
     parts = [segmentation] if segmentation and not isinstance(segmentation[0], list) else segmentation
+    reach = 2 * max(size)
     for part in parts:
         try:
             usable = isinstance(part, list) and abs(sum(part)) < math.inf
@@ -303,6 +306,9 @@ def _segmentation_fault(annotation: dict[str, Any], size: tuple[int, int]) -> st
             usable = False
         if not usable:
             return f"a polygon is not a list of numbers x, y, x, y, ...: {_shortened(part)}"
+        if part and not -reach <= min(part) <= max(part) <= reach:
+            # pycocotools walks along every pixel of its sides.
+            return f"a polygon reaches far beyond its image of {size[1]}x{size[0]}: {_shortened(part)}"
     # pycocotools takes four numbers for a box and fails on odd or fewer ones.
     annotation["segmentation"] = [part for part in parts if len(part) >= 6 and len(part) % 2 == 0]
     return None
@@ -320,11 +326,41 @@ def _rle_fault(rle: dict[str, Any], size: tuple[int, int]) -> str | None:
             return f"the RLE's counts do not add up to the image's {size[0] * size[1]} pixels"
     elif not (isinstance(counts, str) and counts):
         return f"the RLE's counts are neither numbers nor a string: {_shortened(counts)}"
+    elif not _is_rle_of(counts, size[0] * size[1]):
+        return f"the RLE's counts are damaged: they do not make the image's {size[0] * size[1]} pixels"
     return None
 
 
+def _is_rle_of(text: str, pixels: int) -> bool:
+    """Whether pycocotools' compressed counts add up to so many pixels: it trusts them with its memory.
+
+    A count is written in groups of 5 bits, the low ones first, as characters from 48 on; a further bit says that
+    another group follows, and the last group's high bit is the sign. From the fourth on, it is the difference to the
+    count before the last.
+    """
+    if not text.isascii():
+        return False
+    groups = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
+    if groups.min() < 0 or groups.max() > 63 or groups[-1] & 32:
+        return False
+    last = np.flatnonzero(groups & 32 == 0)
+    first = np.concatenate([[0], last[:-1] + 1])
+    lengths = last - first + 1
+    if lengths.max() > 7:  # 35 bits
+        return False
+    shifts = 5 * (np.arange(len(groups)) - np.repeat(first, lengths))
+    counts = np.add.reduceat((groups & 31) << shifts, first)
+    counts -= np.where(groups[last] & 16 > 0, 1 << (5 * lengths), 0)
+    counts[1::2] = np.cumsum(counts[1::2])
+    counts[2::2] = np.cumsum(counts[2::2])
+    return bool(counts.min() >= 0 and counts.sum() == pixels)
+
+
 def _is_whole(value: Any) -> bool:
-    return type(value) is int or (isinstance(value, float) and value.is_integer())
+    """Also one that is written 7.0, as far as floats count in ones."""
+    if type(value) is int:
+        return -MAX_ID <= value <= MAX_ID
+    return isinstance(value, float) and value.is_integer() and abs(value) <= MAX_FLOAT_ID
 
 
 def _is_coordinate(value: Any) -> bool:

@@ -6,12 +6,13 @@ from pathlib import Path
 from evmamba.errors import UserError
 from evmamba.tasks.check import Check, Looker, count_classes, look_at_images, warn_unlearnt
 from evmamba.tasks.data import SPLITS, Split
-from evmamba.tasks.detection.annotations import CocoAnnotations, NoMasksError, read_annotations
+from evmamba.tasks.detection.annotations import CocoAnnotations, ImageRecord, NoMasksError, read_annotations
 from evmamba.tasks.detection.data import find_split
 from evmamba.tasks.detection.yolo import find_yolo
 from evmamba.tasks.findings import Findings, count_of
 from evmamba.tasks.images import is_image_file
 from evmamba.tasks.inspection import Place
+from evmamba.tasks.plain_files import is_file
 
 
 def has_layout(root: Path) -> bool:
@@ -22,6 +23,7 @@ def has_layout(root: Path) -> bool:
 def look(findings: Findings, looker: Looker) -> None:
     """Read both annotation files and look at every image that they name."""
     read: dict[Split, CocoAnnotations] = {}
+    records: dict[Split, list[ImageRecord]] = {split: [] for split in SPLITS}
     places: dict[Split, list[Place]] = {split: [] for split in SPLITS}
     for split in SPLITS:
         try:
@@ -48,7 +50,7 @@ def look(findings: Findings, looker: Looker) -> None:
                 f"{count_of(counts['without_mask'], 'box')} without a mask in {file.name}; not for Mask R-CNN"
             )
         named = {record.file_name for record in annotations.images}
-        missing = [name for name in sorted(named) if not (folder / name).is_file()]
+        missing = [name for name in sorted(named) if not is_file(folder / name)]
         if missing:
             findings.error(f"{count_of(missing, 'image')} named in {file} and not in {folder}", missing)
         if len(named) < len(annotations.images):
@@ -57,8 +59,9 @@ def look(findings: Findings, looker: Looker) -> None:
         if unnamed:
             findings.warn(f"{count_of(unnamed, 'image')} in {folder} and not named in {file.name}", unnamed)
         absent = set(missing)
-        records = [record for record in annotations.images if record.file_name not in absent]
-        places[split] = [Place(str(folder / record.file_name), folder / record.file_name) for record in records]
+        records[split] = [record for record in annotations.images if record.file_name not in absent]
+        files = [folder / record.file_name for record in records[split]]
+        places[split] = [Place(str(file), file) for file in files]
     if len(read) == len(SPLITS):
         ours, theirs = (set(zip(a.category_ids, a.class_names, strict=True)) for a in read.values())
         if ours != theirs:
@@ -67,17 +70,13 @@ def look(findings: Findings, looker: Looker) -> None:
         count_classes(findings, {split: _boxes_per_class(annotations) for split, annotations in read.items()})
         warn_unlearnt(findings, "boxes")
     for split, looks in look_at_images(findings, looker, places).items():
-        if split in read:
-            sizes = {record.file_name: (record.width, record.height) for record in read[split].images}
-            folder = find_split(findings.root, split)[0]
-            pairs = [(place, look, sizes[str(place.file.relative_to(folder))]) for place, look in looks]
-            wrong = [
-                f"{place.name} is {look.width}x{look.height}, annotated as {size[0]}x{size[1]}"
-                for place, look, size in pairs
-                if look.error is None and size not in look.sizes
-            ]
-            if wrong:
-                findings.error(f"{count_of(wrong, 'image')} of {split} of another size than annotated", wrong)
+        wrong = [
+            f"{place.name} is {look.width}x{look.height}, annotated as {record.width}x{record.height}"
+            for (place, look), record in zip(looks, records[split], strict=True)
+            if look.error is None and (record.width, record.height) not in look.sizes
+        ]
+        if wrong:
+            findings.error(f"{count_of(wrong, 'image')} of {split} of another size than annotated", wrong)
 
 
 def _annotations(findings: Findings, file: Path) -> CocoAnnotations:

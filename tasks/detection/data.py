@@ -29,8 +29,9 @@ from evmamba.tasks.detection.annotations import (
     to_rle,
 )
 from evmamba.tasks.detection.yolo import find_yolo, yolo_split
-from evmamba.tasks.images import BadImagePolicy, is_turned, read_image
+from evmamba.tasks.images import FORMATS, BadImagePolicy, is_turned, read_image
 from evmamba.tasks.module import TaskModule
+from evmamba.tasks.plain_files import is_file
 from evmamba.tasks.training.samplers import OrientedTrainingSampler, TrainingSampler
 
 
@@ -162,13 +163,13 @@ class DetectionData(TaskDataModule):
     def _listed_images(self, split: Split) -> list[Path]:
         folder, file = self.splits[split]
         paths = [folder / image["file_name"] for image in load_coco_json(file)["images"]]
-        missing = [path.name for path in paths if not path.is_file()]
+        missing = [path.name for path in paths if not is_file(path)]
         if missing and self.on_bad_image == "stop":
             raise UserError(
                 f"{file} names {len(missing)} images that are not in {folder} ({first_few(missing, 3)}); add them, or "
                 "leave them out with data.on_bad_image=skip"
             )
-        return [path for path in paths if path.is_file()] if missing else paths
+        return [path for path in paths if is_file(path)] if missing else paths
 
     def _read(self, split: Split, masks: bool) -> "CocoDataset":
         folder, file = self.splits[split]
@@ -249,7 +250,7 @@ def find_split(root: Path, split: Split) -> tuple[Path, Path]:
         (root / "images" / split, root / "annotations" / f"instances_{split}.json"),
     )
     for folder, file in layouts:
-        if file.is_file():
+        if is_file(file):
             if not folder.is_dir():
                 raise UserError(f"{file} is there, but its image folder {folder} is not")
             return folder, file
@@ -282,7 +283,7 @@ def check_sizes(folder: Path, records: Sequence[ImageRecord], file: Path) -> Non
     """
 
     def wrong(record: ImageRecord) -> str | None:
-        with Image.open(folder / record.file_name) as image:
+        with Image.open(folder / record.file_name, formats=FORMATS) as image:
             width, height = image.size
             turned = is_turned(image)
         annotated = (record.width, record.height)

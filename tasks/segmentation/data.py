@@ -1,5 +1,6 @@
 """Images with a label file of the same name, in ADE20K's layout."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from evmamba.errors import UserError, first_few
+from evmamba.errors import UserError, first_few, printable
 from evmamba.tasks.data import TaskDataModule
 from evmamba.tasks.images import BadImagePolicy, handle_unreadable, is_image_file, read_image
+from evmamba.tasks.plain_files import is_file, read_text
 from evmamba.tasks.segmentation.augment import TrainingAugmentation, normalise
 from evmamba.tasks.segmentation.label_index import Pair, index_labels
 from evmamba.tasks.segmentation.labels import LabelMap, read_label
@@ -216,6 +218,8 @@ def _by_stem(folder: Path, what: str, wanted: Callable[[Path], bool]) -> dict[st
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not wanted(path):
             continue
+        if not is_file(path):
+            raise UserError(f"{path} has the name of one of the {what}, but is no file, or a link that leads nowhere")
         if path.stem in found:
             raise UserError(f"{found[path.stem]} and {path.name} have the same name, so their label is not clear")
         found[path.stem] = path
@@ -230,16 +234,14 @@ def read_class_names(root: Path) -> list[str]:
     Raises:
         UserError: an empty file, an empty line between names, a name that stands twice, or a file that is not UTF-8.
     """
-    try:
-        if (file := root / "classes.txt").is_file():
-            names = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
-        elif (file := root / "objectInfo150.txt").is_file():  # columns: Idx, Ratio, Train, Val, Name
-            rows = file.read_text(encoding="utf-8-sig").strip().splitlines()[1:]
-            names = [row.split("\t")[-1].split(",")[0].strip() for row in rows]
-        else:
-            return []
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text: {error}") from error
+    if os.path.lexists(file := root / "classes.txt"):
+        names = [line.strip() for line in read_text(file).rstrip().splitlines()]
+    elif os.path.lexists(file := root / "objectInfo150.txt"):  # columns: Idx, Ratio, Train, Val, Name
+        rows = read_text(file).strip().splitlines()[1:]
+        names = [row.split("\t")[-1].split(",")[0].strip() for row in rows]
+    else:
+        return []
+    names = [printable(name) for name in names]
     if not any(names):
         raise UserError(f"{file} is empty; write one class name a line, line k for label k")
     if "" in names:

@@ -17,7 +17,7 @@ from rich.progress import track
 from evmamba.errors import UserError, first_few
 from evmamba.files import replacing
 from evmamba.tasks.cache import cache_folder
-from evmamba.tasks.images import is_turned
+from evmamba.tasks.images import FORMATS, is_turned
 from evmamba.tasks.segmentation.labels import LabelMap, read_label
 
 INDEX_VERSION = 1
@@ -122,7 +122,7 @@ def look_at_pair(pair: Pair) -> tuple[str, str, list[int]]:
 def image_sizes(path: Path) -> list[tuple[int, int]]:
     """Width and height as seen, and as stored where EXIF orientation swaps them; nothing if the header is damaged."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             turned = is_turned(image)
     except Exception:
@@ -141,5 +141,5 @@ def _cache_file(pairs: Sequence[Pair]) -> Path:
     for pair in pairs:
         for path in pair:
             status = path.stat()
-            digest.update(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n"))
     return cache_folder() / "label_indexes" / f"{digest.hexdigest()[:24]}.json"

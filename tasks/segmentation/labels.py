@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from evmamba.errors import UserError
+from evmamba.tasks.images import FORMATS
 from evmamba.tasks.segmentation.metrics import IGNORE_INDEX
 
 MAX_CLASSES = IGNORE_INDEX  # indices 0..254, 255 stands for "counts nowhere"
@@ -23,7 +24,7 @@ def read_label(path: Path) -> np.ndarray:
         UserError: missing or damaged file, RGB or 16-bit masks, lossy formats; names the file.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.format == "JPEG":
                 raise UserError(f"label {path} is a JPEG, whose compression changes labels; save it as PNG")
             if image.mode not in ("1", "L", "P"):

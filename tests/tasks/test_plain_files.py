@@ -45,6 +45,13 @@ def test_json_is_read_with_and_without_a_byte_order_mark(tmp_path: Path):
     assert read_json(write(tmp_path, b"\xef\xbb\xbf[]")) == []
 
 
+def test_nan_passes_where_the_caller_looks_for_it_and_half_characters_do_not(tmp_path: Path):
+    assert read_json(write(tmp_path, b"[Infinity, 1]"), allow_nan=True) == [float("inf"), 1]
+    for content in (b'[NaN, "\\ud800"]', b"[NaN", b"[NaN, " + b"[" * 100_000):
+        with pytest.raises(UserError, match="no valid JSON"):
+            read_json(write(tmp_path, content), allow_nan=True)
+
+
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")

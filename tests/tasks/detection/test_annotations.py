@@ -9,7 +9,14 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from evmamba.errors import UserError
-from evmamba.tasks.detection.annotations import categories, has_mask, load_coco_json, read_annotations, to_rle
+from evmamba.tasks.detection.annotations import (
+    _rle_fault,
+    categories,
+    has_mask,
+    load_coco_json,
+    read_annotations,
+    to_rle,
+)
 
 IMAGES = [
     {"id": 5, "file_name": "a.jpg", "width": 100, "height": 50},
@@ -188,11 +195,39 @@ FAULTS = {
         {"annotations": [annotation(4, segmentation={"size": [50, 100], "counts": [10, 20]})]},
         "annotation 4: the RLE's counts do not add up to the image's 5000 pixels",
     ),
+    "absolute name": (
+        {"annotations": [], "images": [IMAGE | {"file_name": "/etc/x.jpg"}]},
+        "leads out of the image fo",
+    ),
+    "name upwards": ({"annotations": [], "images": [IMAGE | {"file_name": "a/../../x.jpg"}]}, "leads out of the image"),
+    "long id": ({"annotations": [annotation(10**30)]}, "id is not a whole number"),
+    "float id": ({"annotations": [annotation(1e300)]}, "id is not a whole number"),  # type: ignore[arg-type]
+    "long area": ({"annotations": [annotation(4, area=10**60)]}, "annotation 4: area is not a number"),
+    "far polygon": (
+        {"annotations": [annotation(4, segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]])]},
+        "annotation 4: a polygon reaches far beyond its image of 100x50",
+    ),
+    "long counts": (
+        {"annotations": [annotation(4, segmentation={"size": [50, 100], "counts": "oooooo0"})]},
+        "annotation 4: the RLE's counts are damaged",
+    ),
     "null counts": (
         {"annotations": [annotation(4, segmentation={"size": [50, 100], "counts": None})]},
         "annotation 4: the RLE's counts are neither",
     ),
 }
+
+
+def test_compressed_masks_are_told_from_damaged_ones():
+    """pycocotools writes as many pixels as the counts say, wherever that leads."""
+    rng = np.random.default_rng(0)
+    for size in ((1, 1), (7, 3), (64, 48), (3, 1000), (300, 300)):
+        for share in (0.0, 0.02, 0.5, 1.0):
+            mask = np.asfortranarray(rng.random(size) < share, dtype=np.uint8)
+            counts = mask_utils.encode(mask)["counts"].decode()
+            for text in (counts, counts[:-1], counts + "1", counts[:-1] + chr(ord(counts[-1]) ^ 1)):
+                fault = _rle_fault({"size": list(size), "counts": text}, size)
+                assert (fault is None) == (text == counts), (size, share, text)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -207,7 +242,7 @@ def test_faults_are_named_in_one_line_with_the_file(tmp_path: Path, fault: str) 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{broken", "not readable as JSON"), ("[1, 2]", "holds a list"), ('{"images": []}', "'images' is empty")],
+    [("{broken", "no valid JSON"), ("[1, 2]", "holds a list"), ('{"images": []}', "'images' is empty")],
     ids=["broken", "list", "no annotations"],
 )
 def test_files_that_are_not_coco_are_refused(tmp_path: Path, text: str, message: str) -> None:
