@@ -20,7 +20,7 @@ from evmamba.tasks import TASKS
 from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.gallery import Gallery
 from evmamba.tasks.training.depth import classifier_of, freeze_stages, lr_factors
-from evmamba.tasks.training.distributed import fix_bucket_order, is_finite, shard, share_buffers
+from evmamba.tasks.training.distributed import fix_bucket_order, fix_gradient_strides, is_finite, shard, share_buffers
 from evmamba.tasks.training.loops import make_resumable
 from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, scaled_lr
 from evmamba.tasks.training.randomness import seed_step
@@ -92,6 +92,7 @@ class TaskModule(L.LightningModule):
     def on_train_start(self) -> None:
         assert self.trainer.strategy.model is not None
         fix_bucket_order(self.trainer.strategy.model)
+        fix_gradient_strides(self.trainer.strategy.model)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         seed_step(self._seed, self.current_epoch, batch_idx, self.global_rank)

@@ -6,6 +6,7 @@ Everything here is collective: all processes call it, in the same order.
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -45,6 +46,28 @@ def fix_bucket_order(wrapped: nn.Module) -> None:
     zero = sum((parameter.sum() * 0 for parameter in wrapped.parameters() if parameter.requires_grad), torch.zeros(()))
     zero.backward()
     wrapped.zero_grad(set_to_none=True)
+
+
+def fix_gradient_strides(wrapped: nn.Module) -> None:
+    """Let gradients have the strides of their parameters under DDP, which compares them; else do nothing.
+
+    The weight of a depthwise convolution, `[C, 1, k, k]`, and that of a 1x1 convolution have axes of size one, whose
+    strides mean nothing: a backward pass through channels_last maps gives them others than the parameter has. The
+    memory is the same, so the gradient is only viewed anew; DDP would warn that the two do not match.
+    """
+    if not isinstance(wrapped, DistributedDataParallel):
+        return
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad and 1 in parameter.shape:
+            parameter.register_hook(partial(_with_strides, parameter.stride()))
+
+
+def _with_strides(strides: tuple[int, ...], gradient: Tensor) -> Tensor | None:
+    """The gradient with these strides; None, for as it is, where that would need a copy or nothing is to be done."""
+    own = gradient.stride()
+    if own == strides or any(size > 1 and a != b for size, a, b in zip(gradient.shape, own, strides, strict=True)):
+        return None
+    return gradient.as_strided(gradient.shape, strides)
 
 
 def shard(module: nn.Module, mesh: DeviceMesh, entry_points: Iterable[str] = ()) -> None:

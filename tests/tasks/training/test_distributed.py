@@ -1,4 +1,4 @@
-"""Parameters that FSDP2 splits, in a group of one process: whole during an evaluation, split again after it."""
+"""A group of one process: parameters that FSDP2 splits, gradients that DDP takes without a warning."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from evmamba.tasks.training import distributed
-from evmamba.tasks.training.distributed import shard, unsharded
+from evmamba.tasks.training.distributed import fix_gradient_strides, shard, unsharded
 
 
 @pytest.fixture
@@ -39,3 +39,24 @@ def test_after_an_evaluation_every_unit_is_split_again_and_frees_its_parameters_
     assert all(isinstance(parameter, DTensor) for parameter in network.parameters())
     assert torch.equal(network(x), expected)
     assert all(isinstance(parameter, DTensor) for parameter in network.parameters())
+
+
+def test_gradients_have_the_strides_of_their_parameters_so_that_ddp_has_nothing_to_warn_of(
+    mesh: DeviceMesh, recwarn: pytest.WarningsRecorder
+):
+    """Depthwise and 1x1 weights have axes of size one, to which channels_last maps give other strides."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 4, 3))
+    image = torch.rand(2, 8, 9, 9).contiguous(memory_format=torch.channels_last)
+    network(image).sum().backward()
+    expected = [parameter.grad.clone() for parameter in network.parameters()]
+    assert network[0].weight.grad.stride() != network[0].weight.stride()  # without the hook
+    network.zero_grad()
+
+    wrapped = nn.parallel.DistributedDataParallel(network)
+    fix_gradient_strides(wrapped)
+    wrapped(image).sum().backward()
+    for parameter, gradient in zip(network.parameters(), expected, strict=True):
+        assert parameter.grad.stride() == parameter.stride()
+        assert torch.equal(parameter.grad, gradient)
+    assert not [str(warning.message) for warning in recwarn if "strides" in str(warning.message)]
