@@ -26,6 +26,7 @@ __all__ = [
     "list_models",
     "load_checkpoint",
     "save_checkpoint",
+    "train",
 ]
 
 _MODULES = {
@@ -36,6 +37,8 @@ _MODULES = {
     "list_models": "evmamba.variants",
     "load_checkpoint": "evmamba.checkpoints",
     "save_checkpoint": "evmamba.checkpoints",
+    # Above this floor: nothing here imports it; whoever asks for the name does.
+    "train": "evmamba.launch.bench.finetune",
 }
 
 

@@ -18,7 +18,7 @@ from evmamba.launch.store.results import check_writable
 from evmamba.launch.store.spec import CostSpec, Settings, Spec, Timing, TrainingSpec
 from evmamba.tasks import TASKS
 
-PRESETS = ("tiny", "small", "paper")
+PRESETS = ("tiny", "small", "finetune", "paper")
 # Images of a timed step, of a timed training step, and the largest batch that a suite's sweep tries.
 TIMINGS = {
     "cpu": Timing(batch_size=4, training_batch=4, max_batch=8),
@@ -45,7 +45,8 @@ class BenchOptions:
         tasks: which tasks; None: those with a data folder, or the suite's or all on embedded data if there is none.
         data: task -> data folder; embedded data for the others.
         heads: task -> which heads; of a task that is not there its default head, or those of the suite.
-        preset: recipe of a run; None: small (suite paper: paper) for a task with a data folder, tiny for embedded data.
+        preset: recipe of a run, one of `PRESETS`; None: small (suite paper: paper) for a task with a data folder, tiny
+            for embedded data.
         seeds: of everything; every training is repeated with each, the cost is measured once.
         device: "auto", "cpu" or "cuda".
         precision: Lightning's name; None: bf16-mixed on a GPU that has it, elsewhere the recipe's.

@@ -41,7 +41,9 @@ def add_bench_options(parser: Parser) -> None:
         parser.add_argument(
             f"--{option}", help=f"with commas: {keys} (default: {record.default_head.key}, or the suite's)"
         )
-    parser.add_argument("--preset", help="tiny, small or paper (default: small with a data folder, tiny without)")
+    parser.add_argument(
+        "--preset", help="tiny, small, finetune or paper (default: small with a data folder, tiny without)"
+    )
     parser.add_argument("--output", type=Path, default=Path("bench"), metavar="DIR", help="default: %(default)s")
     parser.add_argument(
         "--seeds", "--seed", default="0", help="with commas: every training once with each (default: %(default)s)"

@@ -37,7 +37,7 @@ def find_recipe(name: str) -> Path:
 
 
 def recipe_of(task: str, preset: str, head: str, model: str, schedule: str | None = None) -> Path:
-    """The recipe of a preset: tiny.yaml, small.yaml, or for "paper" the model's own.
+    """The recipe of a preset: tiny.yaml, small.yaml, finetune.yaml, or for "paper" the model's own.
 
     Ablated networks have that of the published one. Networks of others have that of the variant which is nearest in
     parameters, and so the same as their equals; the recipes of T, S and B differ in nothing but the

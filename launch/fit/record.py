@@ -20,6 +20,7 @@ from evmamba.tasks import TASKS
 from evmamba.tasks.data import TaskDataModule
 from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.module import TaskModule
+from evmamba.tasks.training.callbacks import BestCheckpoint
 
 CURVE_POINTS = 200
 NOT_EVALUATED = Evaluation()
@@ -128,8 +129,10 @@ def result_of(
 
 def weights_in_memory(trainer: L.Trainer) -> str:
     """Which weights the module holds after training."""
-    averaged = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    return f"{'EMA of the ' if averaged else ''}last epoch"
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    averaged = any(isinstance(callback, WeightAveraging) for callback in callbacks)
+    best = [callback.monitor for callback in callbacks if isinstance(callback, BestCheckpoint) and callback.restore]
+    return f"{'EMA of the ' if averaged else ''}{f'best epoch by {best[0]}' if best else 'last epoch'}"
 
 
 def add_callbacks(trainer: L.Trainer, *callbacks: Callback) -> None:

@@ -49,9 +49,9 @@ def yolo_split(description: Path, split: Split) -> tuple[Path, Path]:
     content = _read_description(description)
     root = description.parent
     images = list(_images(content, description, split))
-    lines = [(image, _label_file(image)) for image in images]
+    classes = len(content["names"])
     with ThreadPoolExecutor() as pool:
-        read = list(pool.map(lambda pair: _read_image(*pair, len(content["names"])), lines))
+        read = list(pool.map(lambda image: _read_image(image, _label_file(image), classes), images))
     document: dict[str, Any] = {
         "images": [],
         "annotations": [],

@@ -24,6 +24,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from evmamba.errors import UserError
 from evmamba.files import replacing, write_errors
 from evmamba.tasks.training.checkpoint_files import LAST, RUN_KEY, replace_last
+from evmamba.tasks.training.checkpoint_safety import load_plain
 from evmamba.tasks.training.interruption import SIGNALS, Agreement, requeue_job, stop
 from evmamba.tasks.training.loops import StepCallback
 from evmamba.tasks.training.metrics_log import MetricsLog
@@ -60,8 +61,7 @@ class WeightEMA(WeightAveraging):
         get_ema_multi_avg_fn(decay)(averaged, current, steps)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        strategy = trainer.strategy
-        if getattr(strategy, "zero_stage_3", False) or isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+        if _is_partitioned(trainer):
             # The callback would copy empty tensors: every rank holds only a part of each parameter.
             raise UserError(
                 "averaged weights (EMA) do not work with partitioned parameters; use ZeRO stage 1 or 2, or DDP"
@@ -75,6 +75,11 @@ class WeightEMA(WeightAveraging):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
+
+
+def _is_partitioned(trainer: L.Trainer) -> bool:
+    strategy = trainer.strategy
+    return getattr(strategy, "zero_stage_3", False) or isinstance(strategy, FSDPStrategy | ModelParallelStrategy)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -109,9 +114,14 @@ class BestCheckpoint(ModelCheckpoint):
         monitor: logged name, e.g. ``val/top1``, ``val/AP``, ``val/mIoU``.
         mode: "max" or "min".
         dirpath: folder; by default ``checkpoints`` in the trainer's default_root_dir.
+        restore: leave these weights in the module when training has ended, in place of the last ones. Put it after
+            WeightEMA then.
+
+    Raises:
+        UserError: `restore` under a strategy that writes checkpoints as folders.
     """
 
-    def __init__(self, monitor: str, mode: str = "max", dirpath: str | None = None) -> None:
+    def __init__(self, monitor: str, mode: str = "max", dirpath: str | None = None, restore: bool = False) -> None:
         super().__init__(
             dirpath,
             filename="best",
@@ -120,10 +130,18 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=False,  # but after the validation, a moment that a training can continue from
         )
+        self.restore = restore
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.restore and (_is_partitioned(trainer) or hasattr(trainer.strategy, "zero_stage_3")):
+            raise UserError("BestCheckpoint(restore) reads one file, and DeepSpeed and FSDP write folders; use DDP")
         self.dirpath = str(_prepare(trainer, self.dirpath))
         super().setup(trainer, pl_module, stage)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Without a validation there is no best one; a training that was interrupted goes on.
+        if self.restore and self.best_model_path and not trainer.interrupted:
+            pl_module.load_state_dict(load_plain(Path(self.best_model_path))["state_dict"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the best score also where the run's folder was moved; Lightning would forget it."""

@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.strategies import FSDPStrategy
 
 from evmamba.errors import UserError
 from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.training.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, WeightEMA
+from evmamba.tasks.training.checkpoint_files import candidates, newest_whole
 
 from ..toy import ToyData, ToyModule, quiet_trainer
 
@@ -117,6 +119,41 @@ def test_best_keeps_the_best_and_last_the_newest(tmp_path: Path):
     epochs = {path.name: torch.load(path)["epoch"] for path in tmp_path.glob("*.ckpt")}
     assert epochs == {"best.ckpt": 0, "last.ckpt": 2, "previous.ckpt": 2}
     assert trainer.checkpoint_callback.best_model_path == str(tmp_path / "best.ckpt")
+
+
+def test_a_training_that_stops_early_ends_with_its_best_weights_and_is_finished(tmp_path: Path):
+    """The weight rises towards 1, the score falls from the third epoch on: patience 2 ends it after the fifth."""
+
+    class Peaking(ToyModule):
+        def evaluation_end(self, stage: str) -> Evaluation:
+            self.seen = [*getattr(self, "seen", []), self.weight.item()]
+            return Evaluation({"score": -abs(self.current_epoch - 2.0)})
+
+    def run() -> Peaking:
+        module = Peaking()
+        callbacks = [
+            BestCheckpoint("val/score", dirpath=str(tmp_path / "checkpoints"), restore=True),
+            EarlyStopping("val/score", mode="max", patience=2),
+            LastCheckpoint(str(tmp_path / "checkpoints")),
+        ]
+        found = newest_whole(candidates(tmp_path))[0] if candidates(tmp_path) else None
+        trainer = quiet_trainer(tmp_path, max_epochs=9, callbacks=callbacks)
+        trainer.fit(module, ToyData(tmp_path, [1.0] * 4), ckpt_path=found and str(found.path), weights_only=True)
+        return module
+
+    module = run()
+    assert len(module.seen) == 5
+    assert module.weight.item() == module.seen[2] != module.seen[4]
+    (last, _) = newest_whole(candidates(tmp_path))
+    assert last is not None
+    assert last.ended == {"max_epochs": 9, "max_steps": -1}
+    assert run().weight.item() == module.weight.item()  # started again, it has nothing to do but that
+
+
+@pytest.mark.parametrize("strategy", [SimpleNamespace(zero_stage_3=False), FSDPStrategy.__new__(FSDPStrategy)])
+def test_best_weights_in_folders_are_not_restored(strategy):
+    with pytest.raises(UserError, match="write folders; use DDP"):
+        BestCheckpoint("val/score", restore=True).setup(SimpleNamespace(strategy=strategy), ToyModule(), "fit")
 
 
 def test_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
