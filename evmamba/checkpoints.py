@@ -91,7 +91,7 @@ def load_checkpoint(
     left_out = _left_out(model, weights, expected)
     weights = {name: value for name, value in weights.items() if name not in left_out}
     kept = [n for n in expected if n not in weights and (n in left_out or n.startswith(model.PYRAMID_ONLY))]
-    _check_fit(weights, expected, kept, where)
+    check_fit(weights, expected, where, kept)
     model.load_state_dict(weights, strict=False)
     done = Loaded(slot, left_out, kept, list(adapted))
     if left_out or kept or adapted:
@@ -157,16 +157,17 @@ def read_file(path: Path, *, weights_only: bool = True) -> Mapping[str, Any]:
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=weights_only)
     except pickle.UnpicklingError as error:
-        if weights_only and "Weights only load failed" in str(error) and start[:2] in (b"PK", b"\x80\x02"):
+        # Its text is torch's advice to read the file all the same.
+        if weights_only and start[:2] in (b"PK", b"\x80\x02"):
             raise UserError(
-                f"the checkpoint {path} holds Python objects besides tensors, and reading those can run code; if you "
-                "trust its author, load it with weights_only=False"
+                f"the checkpoint {path} holds Python objects besides tensors, and reading those could run code of "
+                "whoever wrote it; it is not read: ask for the weights alone, as safetensors"
             ) from error
-        raise _broken(path, error) from error
+        raise _broken(path, "no pickle") from error
     except (ImportError, AttributeError) as error:
         raise UserError(f"the checkpoint {path} needs a Python package that is not installed: {error}") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise _broken(path, error) from error
+        raise _broken(path, first_line(error)[:120]) from error
     if isinstance(content, nn.Module):
         return content.state_dict()
     if not isinstance(content, Mapping):
@@ -174,8 +175,7 @@ def read_file(path: Path, *, weights_only: bool = True) -> Mapping[str, Any]:
     return content
 
 
-def _broken(path: Path, error: Exception) -> UserError:
-    reason = first_line(error)[:120]
+def _broken(path: Path, reason: str) -> UserError:
     return UserError(f"cannot read the checkpoint {path}: torn, or no checkpoint at all ({reason})")
 
 
@@ -228,14 +228,25 @@ def _left_out(model: Backbone, weights: Mapping[str, Tensor], expected: Mapping[
     return linear if other_classes else []
 
 
-def _check_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], kept: Iterable[str], where: str) -> None:
+def check_fit(weights: Mapping[str, Any], expected: Mapping[str, Any], where: str, kept: Iterable[str] = ()) -> None:
+    """Compare the names and shapes of weights with a network's.
+
+    Args:
+        weights: to be loaded.
+        expected: the network's `state_dict()`.
+        where: the weights come from, for the message.
+        kept: names that may be missing.
+
+    Raises:
+        UserError: they differ.
+    """
     groups = {
         "missing": [name for name in expected if name not in weights and name not in kept],
         "unexpected": [name for name in weights if name not in expected],
         "of another shape": [
             f"{name} {list(value.shape)} (model: {list(expected[name].shape)})"
             for name, value in weights.items()
-            if name in expected and value.shape != expected[name].shape
+            if isinstance(value, Tensor) and name in expected and value.shape != expected[name].shape
         ],
     }
     if any(groups.values()):

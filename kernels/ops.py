@@ -37,7 +37,7 @@ def es2d_scan(
     Ds: Tensor,
     step: int = 2,
 ) -> Tensor:
-    """Efficient 2D scanning: four atrous groups of the map, each scanned once (arXiv 2403.09977, section 3.2).
+    """Efficient 2D scanning: four atrous groups of the map, each scanned once (arXiv 2403.09977, section 4.1, eq. 5).
 
     x `[B, H, W, D]` float32, float64, bfloat16 or float16, any strides, any H and W; parameters as in the module's
     docstring, of any floating type. The projections take x's type; the scan runs in float32 (float64 for float64 x),

@@ -15,12 +15,12 @@ import evmamba
 from evmamba.checkpoints import read_file
 from evmamba.errors import UserError, first_line, unknown_name
 from evmamba.pretrained import fetch, parse_source
+from evmamba.tasks import TASKS
 from evmamba.tasks.own_modules import import_own
 from evmamba.variants import split_name
 
 STRIDES = (4, 8, 16, 32)
 PRETRAINED = "pretrained"  # in place of a checkpoint: the weights published under the backbone's name
-PREFIX = "network."  # before the names of a classifier's weights in the checkpoints of its training
 
 # Some timm families fix the input size unless told otherwise; the first set of options that a model accepts is used.
 FLEXIBLE_SIZE_OPTIONS: tuple[dict[str, Any], ...] = (
@@ -148,12 +148,16 @@ def _create_timm(name: str, options: dict[str, Any], checkpoint: str | None) -> 
 
 
 def _weights_of_training(checkpoint: str) -> dict[str, Any] | None:
-    """The network's own weights, if the file is a classifier's training checkpoint or was consolidated of one."""
+    """The network's own weights, if a training left the file whose network others start from."""
     if Path(checkpoint).suffix not in (".ckpt", ".safetensors"):
         return None
     content = read_file(Path(checkpoint))
     weights = content.get("state_dict", content)
-    return {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)} or None
+    for task in TASKS.values():
+        prefix = f"{task.backbone_at}."
+        if TASKS.starts_others(task.name) and any(name.startswith(prefix) for name in weights):
+            return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    return None
 
 
 def _create_flexible(name: str, options: dict[str, Any]) -> nn.Module:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from evmamba.checkpoints import check_fit
 from evmamba.errors import UserError, first_few
 from evmamba.tasks import TASKS
 from evmamba.tasks.evaluation import Evaluation
@@ -51,6 +52,16 @@ class TaskModule(L.LightningModule):
         self.gallery = Gallery()
         self._seed = 0
         self._frozen: list[nn.Module] = []
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, those of a checkpoint say.
+
+        Raises:
+            UserError: they are of another network (with `strict`).
+        """
+        if strict:
+            check_fit(state_dict, self.state_dict(), "the checkpoint")
+        return super().load_state_dict(state_dict, strict, assign)
 
     def training_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scalar loss of a batch and its parts by name (logged as ``train/<name>``)."""

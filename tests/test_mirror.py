@@ -27,7 +27,6 @@ ELSEWHERE = {
     "launch/commands/submit.py",
     "launch/commands/training.py",
     "launch/fit/record.py",
-    "launch/fit/weights.py",
     "launch/measure/original.py",
     "launch/measure/profile_parts.py",
     "launch/measure/profile_report.py",

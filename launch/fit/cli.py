@@ -225,17 +225,8 @@ def train(args: Sequence[str]) -> None:
     quiet_warnings()
     if args[:1] == ["fit"]:
         requeue_on_signals()
-    try:
-        with failures.reported_once():
-            EvmambaCLI(args)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        if not lines or "loading state_dict" not in lines[0]:
-            raise
-        more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
-        raise UserError(
-            f"the checkpoint does not fit this model: {lines[1]}{more}; was it trained with other options?"
-        ) from error
+    with failures.reported_once():
+        EvmambaCLI(args)
 
 
 def resolve_configs(args: Sequence[str]) -> tuple[list[str], str | None]:

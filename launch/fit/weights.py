@@ -9,12 +9,9 @@ after the last training step, so a run that finds them may start. To continue a 
 
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
-
 import evmamba
 from evmamba.backbone import Backbone
-from evmamba.checkpoints import write_safetensors
+from evmamba.checkpoints import check_fit, read_file, write_safetensors
 from evmamba.errors import UserError
 from evmamba.tasks import TASKS
 from evmamba.tasks.module import TaskModule
@@ -48,8 +45,6 @@ def load_weights(module: TaskModule, folder: Path) -> None:
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise UserError(f"no {WEIGHTS_FILE} in {folder}: its training has not finished")
-    try:
-        module.load_state_dict(safetensors.torch.load_file(path))
-    except (safetensors.SafetensorError, RuntimeError) as error:
-        first = [line.strip() for line in str(error).splitlines() if line.strip()][:2]
-        raise UserError(f"{path} does not fit the model: {' '.join(first)}") from error
+    weights = read_file(path)
+    check_fit(weights, module.state_dict(), str(path))
+    module.load_state_dict(weights)

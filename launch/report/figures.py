@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evmamba.launch.report.curves import Curve
-from evmamba.launch.report.paper import label_of, paper, published
+from evmamba.launch.report.paper import OURS, label_of, paper, published, split_tags
 from evmamba.launch.report.table import Group, Table
 
 # Placeholders that matplotlib can parse; each becomes a CSS variable of the page.
@@ -242,7 +242,7 @@ def _measured(table: Table, group: Group, costs: Mapping[str, float]) -> list[Po
     for row in table.rows:
         cell = row.cells[g][0]
         if row.kind == "measured" and row.model in costs and cell.value is not None:
-            ours = row.model.startswith("efficientvmamba")
+            ours = split_tags(row.model)[0] in OURS
             points.append(Point(_short(row.label), costs[row.model], cell.value, cell.half_width, ours))
     return points
 

@@ -10,8 +10,6 @@ import yaml
 
 from evmamba.tasks import TASKS
 
-# The paper's own networks.
-OURS = ("efficientvmamba_t", "efficientvmamba_s", "efficientvmamba_b")
 # What the tags of an ablated network's name mean (`evmamba.variants.TAGS`), for people.
 TAGS = {"ss2d": "SS2D", "nofusion": "without fusion", "step1": "step 1", "step4": "step 4"}
 
@@ -43,6 +41,10 @@ class Claim:
 def paper() -> dict[str, Any]:
     """The whole file."""
     return yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text(encoding="utf-8"))
+
+
+# The paper's own networks.
+OURS: tuple[str, ...] = tuple(row["model"] for row in paper()["variants"]["rows"])
 
 
 def split_tags(model: str) -> tuple[str, frozenset[str]]:
