@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Test processes share the cores; more threads each would only fight.
 JOBS ?= 2
 
-.PHONY: bench test gpu mutants cluster cluster-stop package lint docs release format clean help
+.PHONY: bench test gpu mutants cluster cluster-stop package lint docs release hub-kernel format clean help
 
 help:
 	@echo "make bench    train, evaluate and measure EfficientVMamba-T on three tasks; print one table"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint     ruff (format and check) and mypy"
 	@echo "make docs     build the documentation into site/, failing on broken links"
 	@echo "make release  build wheel and sdist and try them in an environment of their own"
+	@echo "make hub-kernel  write the scans as a kernel repository of the Hugging Face hub into hub-kernel/"
 	@echo "make format   let ruff rewrite the files"
 	@echo "make cluster  bring up a SLURM cluster of two nodes on this machine; make cluster-stop ends it"
 	@echo "make clean    remove the environment and build leftovers"
@@ -65,6 +66,10 @@ release: $(READY)
 	cd dist && venv/bin/python -c 'import evmamba, torch; print(evmamba.create_model("efficientvmamba_t").eval()(torch.zeros(1, 3, 64, 64)).shape)'
 	rm -rf dist/venv
 	@ls -l dist
+
+hub-kernel: $(READY)
+	rm -rf hub-kernel
+	$(BIN)/python -m evmamba.launch.use.hub_kernel hub-kernel
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -270,6 +270,12 @@ def _formulas(tally: Counter[str]) -> dict[Any, Callable[..., int]]:
     for op in (torch.ops.evmamba.scan2d, torch.ops.evmamba.scan2d_train):
         formulas[op] = _scan_formula(flop_counter.flop_registry[op], tally)
 
+    def sequences(*tensors: Any, **options: Any) -> int:
+        return counted("scan", flop_counter.flop_registry[torch.ops.evmamba.selective_scan](*tensors, **options))
+
+    sequences._get_raw = True  # type: ignore[attr-defined]  # as in `_scan_formula`
+    formulas |= dict.fromkeys((torch.ops.evmamba.selective_scan, torch.ops.evmamba.selective_scan_train), sequences)
+
     def fused_norm(shape: Any, *_: Any, **__: Any) -> int:
         tally["layer_norm"] += 5 * math.prod(shape)  # as if it were F.layer_norm, which runs where this operator cannot
         return 0  # PyTorch's counter, like the paper's plain count, has no norms

@@ -44,18 +44,10 @@ def forward(
     y = x.new_empty(x.shape, dtype=weights.A.dtype)
     states = y.new_empty(states_shape(B, H, W, D, N, pattern) if save else (0,))
     order = _order(H, W, pattern, x.device)
-    for block in _blocks(B, weights.A.numel()):
+    for block in blocks(B, weights.A.numel()):
         tokens = order.gather(x[block]).to(y.dtype)
         steps = _project(tokens, weights)
-        walk = _Walk(steps, weights.A)
-        y_tokens = torch.empty_like(tokens)
-        for c, now in enumerate(_chunks(tokens.shape[0])):
-            if save:
-                states[c, block] = walk.h_of[0]
-            walk.chunk(now)
-            n = now.stop - now.start
-            torch.bmm(steps.Ct[now].view(-1, 1, N), walk.h[1 : n + 1].view(-1, N, D), out=y_tokens[now].view(-1, 1, D))
-            walk.h_of[0].copy_(walk.h_of[n])
+        y_tokens, _ = walk(steps, weights.A, states[:, block] if save else None)
         y[block] = order.merge(y_tokens.addcmul_(tokens, weights.skip)).view(y[block].shape)
     return y, states
 
@@ -76,10 +68,10 @@ def backward(
     )
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     order = _order(x.shape[1], x.shape[2], pattern, x.device)
-    for block in _blocks(x.shape[0], weights.A.numel()):
+    for block in blocks(x.shape[0], weights.A.numel()):
         tokens, dy_tokens = (order.gather(t[block]).to(weights.A.dtype) for t in (x, dy))
         steps = _project(tokens, weights)
-        d_delta, d_u, dB, dC = _walk_back(dy_tokens, steps, states[:, block], weights.A, d_A if want_A else None)
+        d_delta, d_u, dB, dC = walk_back(dy_tokens, steps, states[:, block], weights.A, d_A if want_A else None)
         if want_skip:
             d_skip += (dy_tokens * tokens).sum((0, 1))
         d_logit = d_delta.addcmul_(d_u, tokens).mul_(torch.sigmoid(steps.logit))
@@ -120,23 +112,27 @@ class _Weights:
 
 
 @dataclass(frozen=True)
-class _Steps:
+class Steps:
     """What the recurrence is made of: h_t = exp(delta_t A) h_{t-1} + B_t u_t, y_t = C_t h_t."""
 
-    dt_low: Tensor  # [L, b, K, R]
-    logit: Tensor  # [L, b, K, D], delta before softplus
     delta: Tensor  # [L, b, K, D]
     u: Tensor  # [L, b, K, D], delta x
     Bt: Tensor  # [L, b, K, N]
     Ct: Tensor  # [L, b, K, N]
 
 
-def _project(tokens: Tensor, weights: _Weights) -> _Steps:
+@dataclass(frozen=True)
+class _ProjectedSteps(Steps):
+    dt_low: Tensor  # [L, b, K, R]
+    logit: Tensor  # [L, b, K, D], delta before softplus
+
+
+def _project(tokens: Tensor, weights: _Weights) -> _ProjectedSteps:
     R, N = weights.dt_proj.shape[1], weights.A.shape[1]
     dt_low, Bt, Ct = _product(tokens, weights.x_proj).split([R, N, N], dim=-1)
     logit = _product(dt_low, weights.dt_proj).add_(weights.bias)
     delta = _softplus(logit)
-    return _Steps(dt_low, logit, delta, delta * tokens, Bt.contiguous(), Ct.contiguous())
+    return _ProjectedSteps(delta, delta * tokens, Bt.contiguous(), Ct.contiguous(), dt_low, logit)
 
 
 def _softplus(v: Tensor) -> Tensor:
@@ -161,7 +157,7 @@ def _weight_gradient(tokens: Tensor, d_out: Tensor) -> Tensor:
 class _Walk:
     """The recurrence, one chunk at a time, in buffers that all chunks share."""
 
-    def __init__(self, steps: _Steps, A: Tensor) -> None:
+    def __init__(self, steps: Steps, A: Tensor) -> None:
         L, b = steps.u.shape[:2]
         T = min(CHUNK, L)
         self.steps, self.A = steps, A
@@ -179,26 +175,48 @@ class _Walk:
             self.h_of[t + 1].addcmul_(self.a_of[t], self.h_of[t])
 
 
-def _walk_back(
-    dy: Tensor, steps: _Steps, states: Tensor, A: Tensor, d_A: Tensor | None
+def walk(steps: Steps, A: Tensor, states: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The recurrence from end to end: y `[L, b, K, D]` and the state after the last token `[b, K, N, D]`.
+
+    A `[K, N, D]` in bits (times log2(e)). The state before every chunk goes to states `[chunks, b, K, N, D]`, if given.
+    """
+    N, D = A.shape[1:]
+    y = torch.empty_like(steps.u, memory_format=torch.contiguous_format)
+    chunks = _Walk(steps, A)
+    for c, now in enumerate(_chunks(len(y))):
+        if states is not None:
+            states[c] = chunks.h_of[0]
+        chunks.chunk(now)
+        n = now.stop - now.start
+        torch.bmm(steps.Ct[now].view(-1, 1, N), chunks.h[1 : n + 1].view(-1, N, D), out=y[now].view(-1, 1, D))
+        chunks.h_of[0].copy_(chunks.h_of[n])
+    return y, chunks.h_of[0]
+
+
+def walk_back(
+    dy: Tensor, steps: Steps, states: Tensor, A: Tensor, d_A: Tensor | None, d_last: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of delta (through the decay only), u, B and C; that of A is added to d_A, if there is one."""
+    """Gradients of delta (through the decay only), u, B and C; that of A is added to d_A, if there is one.
+
+    d_last `[b, K, N, D]` is the gradient of the state after the last token.
+    """
     N, D = A.shape[1:]
     dy, u = dy.contiguous(), steps.u.contiguous()
     d_delta, d_u, dB, dC = (torch.empty_like(t) for t in (dy, u, steps.Bt, steps.Ct))
-    walk = _Walk(steps, A)
-    g_chunk = torch.empty_like(walk.a)  # gradient of the state
+    chunks = _Walk(steps, A)
+    g_chunk = torch.empty_like(chunks.a)  # gradient of the state
     g_of = g_chunk.unbind()
-    carry = torch.zeros_like(g_of[0])  # what the chunk after this one adds to the gradient of this one's last state
+    # What the chunk after this one adds to the gradient of this one's last state.
+    carry = torch.zeros_like(g_of[0]) if d_last is None else d_last.clone()
     for c, now in reversed(list(enumerate(_chunks(dy.shape[0])))):
-        walk.h_of[0].copy_(states[c])
-        walk.chunk(now)
+        chunks.h_of[0].copy_(states[c])
+        chunks.chunk(now)
         n = now.stop - now.start
-        a, h_before, h, g = walk.a[:n], walk.h[:n], walk.h[1 : n + 1], g_chunk[:n]
+        a, h_before, h, g = chunks.a[:n], chunks.h[:n], chunks.h[1 : n + 1], g_chunk[:n]
         torch.mul(steps.Ct[now, ..., None], dy[now, :, :, None], out=g)
         g_of[n - 1].add_(carry)
         for t in range(n - 1, 0, -1):
-            g_of[t - 1].addcmul_(walk.a_of[t], g_of[t])
+            g_of[t - 1].addcmul_(chunks.a_of[t], g_of[t])
         torch.mul(a[0], g[0], out=carry)
         torch.bmm(dy[now].view(-1, 1, D), h.view(-1, N, D).mT, out=dC[now].view(-1, 1, N))
         torch.bmm(u[now].view(-1, 1, D), g.view(-1, N, D).mT, out=dB[now].view(-1, 1, N))
@@ -251,7 +269,7 @@ def _order(H: int, W: int, pattern: str, device: torch.device) -> _Order:
         )
 
 
-def _blocks(B: int, elements: int) -> Iterator[slice]:
+def blocks(B: int, elements: int) -> Iterator[slice]:
     """Cut the batch so that about BLOCK state elements of a token are walked together."""
     size = max(1, BLOCK // elements)
     return (slice(start, min(start + size, B)) for start in range(0, B, size))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops import backend_name
+from .ops import NAMESPACE, backend_name
 from .reference import scan_type
 
 
@@ -40,13 +40,13 @@ def _kernels() -> Any:
     return importlib.import_module(".triton_norm", __package__)
 
 
-@torch.library.custom_op("evmamba::norm_gate", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::norm_gate", mutates_args=())
 def fused_norm_gate(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """The Triton kernel behind `norm_gate`."""
     return _kernels().forward(y, z, weight, bias, eps)
 
 
-@torch.library.custom_op("evmamba::norm_gate_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::norm_gate_backward", mutates_args=())
 def fused_norm_gate_backward(
     dout: Tensor, y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -25,6 +25,8 @@ from .paths import PATTERNS, es2d_pattern, fold_step, path_length, pattern_named
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("reference", "torch", "numba", "triton")
+# Of the operators: loaded from elsewhere (a kernel repository of the hub) the files must not take the package's place.
+NAMESPACE = "evmamba" if __package__ == "evmamba.kernels" else f"evmamba_{__package__}"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -248,7 +250,7 @@ def _check(
             raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
 
 
-@torch.library.custom_op("evmamba::scan2d", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::scan2d", mutates_args=())
 def scan2d(
     x: Tensor,
     x_proj_weight: Tensor,
@@ -264,7 +266,7 @@ def scan2d(
     return y
 
 
-@torch.library.custom_op("evmamba::scan2d_train", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::scan2d_train", mutates_args=())
 def scan2d_train(
     x: Tensor,
     x_proj_weight: Tensor,
@@ -279,7 +281,7 @@ def scan2d_train(
         return _backend(x).forward(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, pattern, save=True)
 
 
-@torch.library.custom_op("evmamba::scan2d_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::scan2d_backward", mutates_args=())
 def scan2d_backward(
     dy: Tensor,
     x: Tensor,
@@ -363,5 +365,6 @@ def _backward_flops(
     return 2 * _flops(x_shape, x_proj_shape, dt_shape, bias_shape, A_shape, D_shape, pattern)
 
 
-register_flop_formula([torch.ops.evmamba.scan2d, torch.ops.evmamba.scan2d_train])(_flops)
-register_flop_formula(torch.ops.evmamba.scan2d_backward)(_backward_flops)
+_ops = getattr(torch.ops, NAMESPACE)
+register_flop_formula([_ops.scan2d, _ops.scan2d_train])(_flops)
+register_flop_formula(_ops.scan2d_backward)(_backward_flops)

@@ -61,14 +61,24 @@ def scan(
     tokens = tokens.to(dtype)
     A = -A_logs.to(dtype).exp().view(K, D, N)
 
-    h = tokens.new_zeros(x.shape[0], K, D, N)
-    outputs = []
-    for t in range(paths.shape[1]):
-        decay = torch.exp(delta[:, :, t, :, None] * A)
-        h = decay * h + (delta * tokens)[:, :, t, :, None] * Bt[:, :, t, None]
-        outputs.append((h * Ct[:, :, t, None]).sum(-1))
-    y = torch.stack(outputs, dim=2) + tokens * Ds.to(dtype).view(K, 1, D)
+    y, _ = recurrence(tokens, delta, A, Bt, Ct)
+    y = y + tokens * Ds.to(dtype).view(K, 1, D)
     return merge_tokens(y, paths, H, W)
+
+
+def recurrence(x: Tensor, delta: Tensor, A: Tensor, Bt: Tensor, Ct: Tensor) -> tuple[Tensor, Tensor]:
+    """`y_t = C_t . h_t` with `h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t`, and the state after the last token.
+
+    x and delta `[B, K, L, D]`, A `[K, D, N]`, Bt and Ct `[B, K, L, N]`, all of one type. Returns `[B, K, L, D]` and
+    `[B, K, D, N]`.
+    """
+    h = x.new_zeros(x.shape[0], *A.shape)
+    outputs = []
+    for t in range(x.shape[2]):
+        decay = torch.exp(delta[:, :, t, :, None] * A)
+        h = decay * h + (delta * x)[:, :, t, :, None] * Bt[:, :, t, None]
+        outputs.append((h * Ct[:, :, t, None]).sum(-1))
+    return torch.stack(outputs, dim=2), h
 
 
 def step_sizes(

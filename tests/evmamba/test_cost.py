@@ -13,7 +13,7 @@ from torchvision.models.detection import retinanet_resnet50_fpn
 
 from evmamba import EfficientVMamba, create_model
 from evmamba.cost import count_macs, count_parameters, measure_inference, measure_training
-from evmamba.kernels import gated_norm
+from evmamba.kernels import gated_norm, selective_scan_fn
 
 # Our kinds of operation by the original's.
 KINDS = {
@@ -47,6 +47,14 @@ def test_padding_tokens_of_odd_maps_count():
     odd, even = count_macs(model, (3, 36, 44)), count_macs(model, (3, 40, 48))  # maps 9x11 and 10x12
     assert odd.by_op["scan"] == even.by_op["scan"] == 10 * 12 * (9 * 32 * 16 + 32)
     assert odd.by_op["conv_depthwise"] < even.by_op["conv_depthwise"]
+
+
+def test_the_scan_of_others_networks_counts_as_a_scan():
+    class Sequence(nn.Module):
+        def forward(self, u: torch.Tensor) -> torch.Tensor:
+            return selective_scan_fn(u, u.abs(), -torch.ones(3, 4), torch.ones(1, 4, 10), torch.ones(1, 4, 10))
+
+    assert count_macs(Sequence(), inputs=(torch.ones(1, 3, 10),)).by_op == {"scan": 9 * 3 * 10 * 4}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,14 @@ import triton.language as tl  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from evmamba.kernels import triton_backward, triton_es2d, triton_forward, triton_norm, triton_project  # noqa: E402
+from evmamba.kernels import (  # noqa: E402
+    triton_backward,
+    triton_es2d,
+    triton_forward,
+    triton_norm,
+    triton_project,
+    triton_selective_scan,
+)
 from evmamba.kernels.paths import PATTERNS  # noqa: E402
 from evmamba.kernels.tuning import Tuning  # noqa: E402
 
@@ -31,11 +38,14 @@ POINTERS = dict.fromkeys(("x", "dx", "dx_scan", "dproj", "z", "dz", "out", "dout
     "table": "*i32",
 }
 SCALARS = dict.fromkeys(("B", "H", "W", "HW", "L", "LP", "NC", "M", "segments", "tokens", "rows", "z_stride"), "i32")
+SCALARS |= dict.fromkeys(triton_selective_scan.VARYING, "i32")
 NOT_ALIGNED = ("decay", "states", "starts", "ends")  # do_not_specialize_on_alignment of the forward kernels
 
 FORWARD = {"K": 4, "N": 16, "NP": 16, "START": False, "PER_GROUP": False, "DTYPE": tl.bfloat16, "IN_REGISTERS": True}
 T_STAGE_1 = {**FORWARD, "D": 96, "R": 3, "S": 36, "BD": triton_es2d.BLOCK}
 BACKWARD = {"K": 4, "D": 96, "N": 16, "R": 3, "S": 36, "SG": 40, "PER_GROUP": False, "DTYPE": tl.bfloat16}
+
+SEQUENCES = {"N": 16, "NP": 16, "T": 64, "B_t": 1, "C_t": 1}  # of mamba_ssm's layout
 
 DOTS = {"BM": 64, "BS": 64, "BD": 64}
 
@@ -151,6 +161,8 @@ OTHER_KERNELS = {
         {**SIZES, **DOTS, "K": 4, "SG": 40, "NB": 3, "PER_GROUP": False, "DTYPE": tl.bfloat16},
     ),
     "weight gradient": (triton_project.weight_gradient_kernel, {**SIZES, **DOTS, "K": 4, "SG": 40, "NB": 3, "NS": 1}),
+    "sequences": (triton_selective_scan.forward_kernel, {**SEQUENCES, "SAVE": True}),
+    "sequences backward": (triton_selective_scan.backward_kernel, {**SEQUENCES, "CHANNELS": 16}),
     "norm": (triton_norm.norm_gate_kernel, {"D": 96, "BM": 16, "BD": 128}),
     "norm backward": (triton_norm.norm_gate_backward_kernel, {"D": 96, "BM": 16, "BD": 128}),
 }
@@ -163,6 +175,14 @@ def test_gradients_of_the_projections_are_loaded_sixteen_bytes_at_a_time(name):
     loads = Counter(re.findall(r"ld\.global[\w.:]*\.(\w+) ", ptx))
     assert loads.keys() == {"b32"}  # of which the table's pixels one by one, all else by vectors of four
     assert len(re.findall(r"ld\.global[\w.:]*\.v4\.b32", ptx)) >= 16
+
+
+@reached_with_triton_3_8
+@pytest.mark.parametrize(("name", "num_warps", "registers"), [("sequences", 4, 96), ("sequences backward", 8, 128)])
+def test_the_scan_of_sequences_stays_in_registers(name, num_warps, registers, tmp_path):
+    used, stack, _ = disassemble(compile_for(90, *OTHER_KERNELS[name], num_warps=num_warps), tmp_path)
+    assert used <= registers
+    assert stack == 0
 
 
 @pytest.mark.parametrize("target", [80, 100, "gfx942"], ids=str)
