@@ -28,8 +28,11 @@ def look(findings: Findings, looker: Looker) -> None:
     for split in SPLITS:
         try:
             folder, file = find_split(findings.root, split)
-            inside = folder.relative_to(findings.root).as_posix().replace(split, "{train,val}")
-            findings.layout = "YOLO" if find_yolo(findings.root) else f"COCO, {inside}"
+            if find_yolo(findings.root):
+                findings.layout = "YOLO"
+            else:
+                inside = folder.relative_to(findings.root).as_posix().replace(split, "{train,val}")
+                findings.layout = f"COCO, {inside}"
             row = looker.bar.add_task(f"{split} annotations", total=1)
             read[split] = annotations = _annotations(findings, file)
             looker.bar.advance(row)

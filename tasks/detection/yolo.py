@@ -13,14 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
-from evmamba.errors import UserError, first_line
+from evmamba.errors import UserError, first_line, printable
 from evmamba.files import write_text
 from evmamba.tasks.cache import cache_folder
 from evmamba.tasks.data import Split
-from evmamba.tasks.images import is_image_file, is_turned
+from evmamba.tasks.images import FORMATS, is_image_file, is_turned
+from evmamba.tasks.plain_files import is_file, read_text, read_yaml
 
 NAMES = ("data.yaml", "dataset.yaml")
 BOX = 5  # numbers of a line that is a box
@@ -30,7 +30,7 @@ ROUNDING = 1e-3
 
 def find_yolo(root: Path) -> Path | None:
     """The file that describes a data set in this layout, if `root` has one."""
-    return next((path for name in NAMES if (path := root / name).is_file()), None)
+    return next((path for name in NAMES if is_file(path := root / name)), None)
 
 
 def yolo_split(description: Path, split: Split) -> tuple[Path, Path]:
@@ -47,8 +47,9 @@ def yolo_split(description: Path, split: Split) -> tuple[Path, Path]:
         UserError: a broken description, missing images, a line that is no annotation; names file and line.
     """
     content = _read_description(description)
-    root = description.parent
     images = list(_images(content, description, split))
+    # A description may name folders elsewhere (`path`), a COCO file may not.
+    root = Path(os.path.commonpath([description.parent.absolute(), *(image.parent for image in images)]))
     classes = len(content["names"])
     with ThreadPoolExecutor() as pool:
         read = list(pool.map(lambda image: _read_image(image, _label_file(image), classes), images))
@@ -59,6 +60,8 @@ def yolo_split(description: Path, split: Split) -> tuple[Path, Path]:
     }
     for number, (image, (width, height, annotations)) in enumerate(zip(images, read, strict=True), start=1):
         name = Path(os.path.relpath(image, root)).as_posix()
+        if name != printable(name):
+            raise UserError(f"{image}: its name has characters that JSON cannot hold or nobody can read; rename it")
         document["images"].append({"id": number, "file_name": name, "width": width, "height": height})
         for annotation in annotations:
             numbered = {"id": len(document["annotations"]) + 1, "image_id": number, "iscrowd": 0}
@@ -77,19 +80,16 @@ def yolo_split(description: Path, split: Split) -> tuple[Path, Path]:
 
 def _read_description(path: Path) -> dict[str, Any]:
     """The description, with ``names`` as class -> name from 0 on."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: no valid YAML ({first_line(error)})") from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or any(key not in content for key in ("train", "val", "names")):
         raise UserError(f"{path}: a YOLO data set has train, val and names there")
     if content.get("kpt_shape"):
         raise UserError(f"{path}: a data set of keypoints (kpt_shape); boxes and polygons are read")
     names = content["names"]
     names = dict(enumerate(names)) if isinstance(names, list) else names
-    if not isinstance(names, dict) or sorted(names) != list(range(len(names))) or not names:
+    if not isinstance(names, dict) or not names or set(names) != set(range(len(names))):
         raise UserError(f"{path}: names must be a list, or number the classes from 0 on without gaps")
-    return content | {"names": {k: str(names[k]) for k in sorted(names)}}
+    return content | {"names": {k: printable(str(names[k])) for k in sorted(names)}}
 
 
 def _images(content: dict[str, Any], description: Path, split: Split) -> Iterator[Path]:
@@ -102,9 +102,12 @@ def _images(content: dict[str, Any], description: Path, split: Split) -> Iterato
         if path.is_dir():
             listed = [file for file in path.rglob("*") if is_image_file(file)]
         else:
-            names = path.read_text(encoding="utf-8").split("\n")
+            names = read_text(path).split("\n")
             listed = [_existing([path.parent, *bases], name.strip(), str(path)) for name in names if name.strip()]
-        found |= dict.fromkeys(file.absolute() for file in listed)
+        for file in listed:
+            if not is_file(file):
+                raise UserError(f"{file} has the name of an image, but is no file, or a link that leads nowhere")
+            found[Path(os.path.normpath(file.absolute()))] = None
     if not found:
         raise UserError(f"{description}: no image under {', '.join(map(str, places))} ({split})")
     yield from sorted(found)
@@ -114,7 +117,7 @@ def _existing(bases: list[Path], place: str, where: str) -> Path:
     # Roboflow writes ../train/images for a folder beside the description.
     for name in dict.fromkeys((place, place.removeprefix("../"))):
         for base in bases:
-            if (base / name).exists():
+            if os.path.exists(base / name):  # noqa: PTH110 (Path.exists raises for names that are too long)
                 return base / name
     raise UserError(f"{where} names {place}, which is not there (looked in {bases[0]})")
 
@@ -130,14 +133,14 @@ def _label_file(image: Path) -> Path:
 def _read_image(path: Path, labels: Path, classes: int) -> tuple[int, int, list[dict[str, Any]]]:
     """Width and height of the upright image, and its annotations without ids."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             width, height = image.size[::-1] if is_turned(image) else image.size
     except Exception as error:  # whatever a decoder raises on a damaged file
         raise UserError(f"cannot read image {path}: {first_line(error)}") from error
-    if not labels.is_file():
+    if not os.path.lexists(labels):
         return width, height, []
     annotations = []
-    for number, line in enumerate(labels.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(labels).splitlines(), start=1):
         if line.strip():
             annotations.append(_read_line(line, f"{labels}, line {number}", width, height, classes))
     return width, height, annotations

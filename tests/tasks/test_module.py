@@ -105,6 +105,8 @@ def test_a_checkpoint_of_another_network_is_told_in_one_line(tmp_path: Path):
 
     data = ToyData(tmp_path, [1.0] * 2)
     quiet_trainer(tmp_path, max_epochs=1, callbacks=[LastCheckpoint(str(tmp_path))]).fit(ToyModule(), data)
-    with pytest.raises(UserError, match=r"missing: more.weight, more.bias; 1 of another shape: weight \[1, 1\] \(model: \[2\]\)") as error:
+    with pytest.raises(
+        UserError, match=r"missing: more.weight, more.bias; 1 of another shape: weight \[1, 1\] \(model: \[2\]\)"
+    ) as error:
         quiet_trainer(tmp_path).validate(Wider(), data, ckpt_path=str(tmp_path / "last.ckpt"))
     assert "\n" not in str(error.value)

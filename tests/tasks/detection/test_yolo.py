@@ -11,7 +11,7 @@ from evmamba.errors import UserError
 from evmamba.tasks.check import recognise
 from evmamba.tasks.detection import DetectionData
 
-from ..damage import found
+from ..damage import check, found
 
 
 def as_yolo(coco: Path, root: Path, polygons: bool) -> Path:
@@ -108,3 +108,6 @@ def test_images_may_be_listed_and_lie_elsewhere(coco: Path, tmp_path: Path):
     data = DetectionData(str(root), num_workers=0)
     train, _ = data.image_paths()
     assert [path.resolve() for path in train] == [moved / "images" / "train" / f"000{k}.jpg" for k in (1, 2)]
+    data.setup("fit")
+    assert len(data.train_set) == 2  # type: ignore[arg-type]
+    assert check(root).errors == 0
