@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from evmamba.launch.cli import COMMANDS, main
+from evmamba.launch.fit.cli import settings_of
+from evmamba.launch.fit.recipes import find_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,6 +40,30 @@ constants.HF_HUB_CACHE = "cache"
 content = Path("the/weights.pth").read_bytes()
 hub.add("TerryPei/EfficientVMamba-Tiny", "main", "efficient_vmamba_tiny.ckpt", content)
 hub.add("user/name", "main", "weights.ckpt", content)
+""",
+    "finetune.md": f"""
+import atexit, sys
+from pathlib import Path
+import evmamba, pytest
+import numpy as np
+from PIL import Image
+from huggingface_hub import constants
+sys.path.append({str(ROOT / "tests" / "evmamba")!r})
+import hub_server
+evmamba.save_checkpoint(evmamba.create_model("efficientvmamba_t"), "weights.ckpt")
+for k, split in enumerate(["train", "train", "train", "val"] * 2):
+    path = Path("photos", split, ["ant", "bee"][k % 2 if split == "train" else k // 4], f"{{k}}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(k).integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(path)
+server = hub_server.serving()
+hub = server.__enter__()
+atexit.register(server.__exit__, None, None, None)
+hub_server.point_at(hub.endpoint, pytest.MonkeyPatch())
+# The training is a process of its own.
+import os
+os.environ |= {{"HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(Path("cache").absolute())}}
+constants.HF_HUB_CACHE = os.environ["HF_HUB_CACHE"]
+hub.add("TerryPei/EfficientVMamba-Tiny", "main", "efficient_vmamba_tiny.ckpt", Path("weights.ckpt").read_bytes())
 """,
     "use.md": """
 import subprocess, sys
@@ -92,6 +118,21 @@ def test_commands_and_their_options_exist(page, line, capsys):
         main([command, *([arguments[0]] if command == "data" else []), "--help"])
     help_text = capsys.readouterr().out
     assert all(option in help_text for option in options), f"{page}: {line}"
+
+
+def training_lines() -> Iterator[tuple[str, str]]:
+    return (
+        (page, line) for page, line in command_lines() if re.match(r"evmamba (fit|validate|test) +--config conf/", line)
+    )
+
+
+@pytest.mark.parametrize(("page", "line"), sorted(set(training_lines())))
+def test_options_of_trainings_are_options_of_their_recipes(page, line):
+    _, recipe, *options = line.replace("--config ", "--config=").split()[1:]
+    joined = re.sub(r"(--\S+?)[ =](?=\S)", r"\1=", " ".join(options))
+    told = [tuple(option.removeprefix("--").split("=", 1)) for option in joined.split() if option.startswith("--")]
+    own = [(name, value) for name, value in told if name.split(".")[0] in ("model", "data", "trainer")]
+    assert settings_of(find_recipe(recipe.removeprefix("--config=")), own)["model"], f"{page}: {line}"
 
 
 def test_links_of_the_readme_lead_to_files():
