@@ -98,6 +98,11 @@ class TaskDataModule(L.LightningDataModule):
         """An evaluation image by the name that its batch gave it, for pictures of predictions."""
         return read_image(path)
 
+    def image_name(self, path: str) -> str:
+        """The name of an image wherever the data set lies: its path below the root, with forward slashes."""
+        place, root = Path(path), self.root
+        return place.relative_to(root).as_posix() if place.is_relative_to(root) else place.as_posix()
+
     def image_paths(self) -> tuple[list[Path], list[Path]]:
         """Return the training and the validation image files (known from the constructor on)."""
         raise NotImplementedError

@@ -21,7 +21,14 @@ from evmamba.tasks import TASKS
 from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.gallery import Gallery
 from evmamba.tasks.training.depth import classifier_of, freeze_stages, lr_factors
-from evmamba.tasks.training.distributed import fix_bucket_order, fix_gradient_strides, is_finite, shard, share_buffers
+from evmamba.tasks.training.distributed import (
+    fix_bucket_order,
+    fix_gradient_strides,
+    gather_to_first,
+    is_finite,
+    shard,
+    share_buffers,
+)
 from evmamba.tasks.training.loops import make_resumable
 from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig, build_optimizer, build_scheduler, scaled_lr
 from evmamba.tasks.training.randomness import seed_step
@@ -50,6 +57,7 @@ class TaskModule(L.LightningModule):
         self.schedule_config = schedule
         self.evaluation = Evaluation()
         self.gallery = Gallery()
+        self._kept: dict[str, Any] = {}
         self._seed = 0
         self._frozen: list[nn.Module] = []
 
@@ -74,6 +82,16 @@ class TaskModule(L.LightningModule):
     def evaluation_end(self, stage: str) -> Evaluation:
         """Reduce the metric objects over all ranks, reset them, and return what they say (without pictures)."""
         raise NotImplementedError
+
+    def keep(self, path: str, found: Any) -> None:
+        """Remember what a test found on an image, until `kept`."""
+        data: Any = getattr(self._trainer, "datamodule", None)
+        self._kept[path if data is None else data.image_name(path)] = found
+
+    def kept(self) -> dict[str, Any] | None:
+        """Return what all processes have kept, by image, and forget it; None but on rank 0. Collective."""
+        found, self._kept = gather_to_first(self._kept), {}
+        return found
 
     def configure_model(self) -> None:
         """Split the parameters among the processes where the strategy wants that (FSDP2: it has made a mesh)."""
@@ -140,6 +158,7 @@ class TaskModule(L.LightningModule):
     def on_test_epoch_start(self) -> None:
         share_buffers(self)
         self._reset_metrics()
+        self._kept = {}
         loader: Any = self.trainer.test_dataloaders
         images = min(len(loader.sampler), int(sum(self.trainer.num_test_batches)) * loader.batch_size)
         self.gallery.start(images if self.trainer.is_global_zero else 0)

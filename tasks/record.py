@@ -86,6 +86,7 @@ class Task:
         head_option: the module's argument that chooses among several.
         metrics: in the order of the table's columns; the first is plotted.
         class_metric: the number in ``details["per_class"][name]`` that tells how good a class is; None: there is none.
+        per_image: reference of the `PerImage` that a test leaves as ``per_image.npz``; None: it leaves none.
         protocol_options: arguments of module or data that say how an image becomes a prediction (its size, say).
         recipes: ``package:folder`` of ``tiny.yaml`` (embedded data), ``small.yaml`` (small real data) and the paper's.
         paper_recipe: name of the paper's recipes there, with ``{head}`` and ``{variant}``; None: the paper has none.
@@ -116,6 +117,7 @@ class Task:
     backbone_at: str
     head_option: str | None = None
     class_metric: str | None = None
+    per_image: str | None = None
     protocol_options: tuple[str, ...] = ()
     paper_recipe: str | None = None
     starts_from: str | None = None

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 
 from evmamba.launch.fit.settings import beyond_defaults
 from evmamba.launch.store.progress import write_progress
-from evmamba.launch.store.results import Result, device_name, git_state, provenance, write_result
+from evmamba.launch.store.results import Result, device_name, file_hash, git_state, provenance, write_result
 from evmamba.launch.store.sweeps import Point
 from evmamba.tasks import TASKS
 from evmamba.tasks.data import TaskDataModule
@@ -72,6 +72,8 @@ class ResultWriter(Callback):
             evaluation: Evaluation = pl_module.evaluation  # type: ignore[assignment]
             result = result_of(trainer, pl_module, data, self.background, evaluation)  # type: ignore[arg-type]
             result.gallery = evaluation.write(self.folder)
+            if evaluation.files:
+                result.details["sha256"] = {name: file_hash(self.folder / name) for name in evaluation.files}
             write_result(result, self.folder)
 
 

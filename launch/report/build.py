@@ -9,9 +9,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from evmamba.files import write_text
+from evmamba.launch.report.cells import Table
 from evmamba.launch.report.formats import to_csv, to_json, to_latex, to_markdown
 from evmamba.launch.report.page import to_html
-from evmamba.launch.report.table import Table, build_table
+from evmamba.launch.report.table import build_table
 from evmamba.launch.store.results import find_results, read_result, write_json
 
 STYLES = {

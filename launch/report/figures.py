@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evmamba.launch.report.cells import Group, Table
 from evmamba.launch.report.curves import Curve
 from evmamba.launch.report.paper import OURS, label_of, paper, published, split_tags
-from evmamba.launch.report.table import Group, Table
 
 # Placeholders that matplotlib can parse; each becomes a CSS variable of the page.
 INK, MUTED, ACCENT, LINE = "#010101", "#020202", "#030303", "#040404"
@@ -42,7 +42,7 @@ SEQUENTIAL = (0.05, 0.52, 0.52)  # of the confusion matrix; its opacity is the s
 
 @dataclass(frozen=True)
 class Point:
-    """A model in a plane of cost and quality; `half_width` is half of the quality's 95 % interval over seeds."""
+    """A model in a plane of cost and quality; `half_width` is half of the quality's 95 % interval."""
 
     label: str
     x: float

@@ -5,8 +5,8 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
+from evmamba.launch.report.cells import Cell, Row, Table
 from evmamba.launch.report.paper import label_of
-from evmamba.launch.report.table import Cell, Row, Table
 
 REPORT_SCHEMA = 3
 LATEX = {
@@ -71,8 +71,8 @@ def to_csv(table: Table) -> str:
 
 
 def to_json(table: Table) -> dict[str, Any]:
-    """The table as data: the printed text beside the number in the printed unit, half of its 95 % interval, its seeds
-    and its runs."""
+    """The table as data: the printed text beside the number in the printed unit, half of its 95 % interval (over seeds,
+    of a single one over the test images), its seeds and its runs."""
 
     def cell(cell: Cell) -> dict[str, Any]:
         return {
@@ -85,6 +85,7 @@ def to_json(table: Table) -> dict[str, Any]:
             "best": cell.best,
             "tied": cell.tied,
             "like": cell.like,
+            "apart": cell.apart,
             "difference": cell.difference,
             "runs": cell.runs,
             "source": cell.source,

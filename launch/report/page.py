@@ -7,12 +7,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from evmamba.launch.report.cells import Table
 from evmamba.launch.report.columns import columns_of, title_of
 from evmamba.launch.report.curves import Curve, batch_curves, devices, size_curves, training_curves, validation_curves
 from evmamba.launch.report.figures import confusion_figure, cost_quality_figures, curve_figure, exponent
 from evmamba.launch.report.paper import label_of, paper
 from evmamba.launch.report.run_details import confusion, facts_of, per_class, pictures, title_of_run
-from evmamba.launch.report.table import DASH, Table
+from evmamba.launch.report.table import DASH
 from evmamba.launch.store.results import Result
 
 # Costs over the input's size, on logarithmic axes: key, axis, unit's factor.

@@ -27,7 +27,7 @@ class Difference:
 
     Attributes:
         mean: of the difference.
-        low, high: its 95 % interval (Welch), not corrected for the number of pairs.
+        low, high: its 95 % interval, not corrected for the number of pairs.
         p: corrected by Holm over all pairs that were compared together.
     """
 
@@ -73,14 +73,22 @@ def differences(samples: Mapping[str, Sequence[float]]) -> dict[tuple[str, str],
         reach = stats.t.ppf(1 - LEVEL / 2, degrees) * np.sqrt(e1 + e2)
     same = (e1 + e2 == 0) & (gap == 0)
     p, reach = np.where(same, 1.0, p), np.where(same, 0.0, reach)
-    told = np.isfinite(p)
-    corrected = np.full(len(pairs), np.nan)
-    corrected[told] = holm(p[told])
+    return corrected(
+        {
+            pair: Difference(d, d - r, d + r, q)
+            for pair, d, r, q in zip(pairs, gap.tolist(), reach.tolist(), p.tolist(), strict=True)
+        }
+    )
+
+
+def corrected(pairs: Mapping[tuple[str, str], Difference]) -> dict[tuple[str, str], Difference]:
+    """Correct the p-values of pairs that were compared together by Holm, leave out those that are NaN, and add each
+    pair's other order."""
+    told = {pair: difference for pair, difference in pairs.items() if math.isfinite(difference.p)}
     found: dict[tuple[str, str], Difference] = {}
-    for (a, b), d, r, q in zip(pairs, gap.tolist(), reach.tolist(), corrected.tolist(), strict=True):
-        if math.isfinite(q):
-            found[a, b] = Difference(d, d - r, d + r, q)
-            found[b, a] = Difference(-d, -d - r, -d + r, q)
+    for ((a, b), d), p in zip(told.items(), holm([d.p for d in told.values()]).tolist(), strict=True):
+        found[a, b] = Difference(d.mean, d.low, d.high, p)
+        found[b, a] = Difference(-d.mean, -d.high, -d.low, p)
     return found
 
 

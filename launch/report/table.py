@@ -7,18 +7,20 @@ cannot disagree. Published numbers (paper.yaml) stand in rows of their own and a
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+from evmamba.launch.report import over_images
+from evmamba.launch.report.cells import Cell, Group, Row, State, Table
 from evmamba.launch.report.columns import Column, columns_of, head_of, title_of
 from evmamba.launch.report.notes import Notes, budgets, caption, memory, other_trainings, sizes
-from evmamba.launch.report.paper import OURS, claims, comparable, label_of, paper, published, split_tags
+from evmamba.launch.report.paper import claims, comparable, label_of, paper, published, split_tags
 from evmamba.launch.report.seeds import Estimate, Repetitions, repetitions
-from evmamba.launch.report.significance import ENOUGH, RULE, differences
+from evmamba.launch.report.verdicts import mark_best, verdict_notes
 from evmamba.launch.store.precision import in_words
 from evmamba.launch.store.results import COST, Result
 from evmamba.tasks import TASKS
+from evmamba.tasks.per_image import PerImage
 
 DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
@@ -29,92 +31,6 @@ CLASSIFIER_SIZE = [3, 224, 224]
 
 # Columns whose header says the batch they were measured with.
 BATCHES = {"images_per_s": "batch_size", "train_images_per_s": "train_batch_size"}
-
-State = Literal["measured", "published", "failed", "missing", "undefined", "blank", "elsewhere"]
-
-
-@dataclass
-class Group:
-    """Columns that come from one kind of run: a cost, or one task with one head on one data set."""
-
-    task: str
-    head: str | None
-    title: str
-    columns: list[Column]
-    data: dict[str, Any] | None = None
-    comparable: bool = False
-    """Whether the paper's numbers are on the same data: as many classes and validation images as its set has."""
-    schedule: str | None = None
-    """The paper's name of the training schedule, where it has several."""
-
-    @property
-    def schedules(self) -> Mapping[str, int]:
-        """The paper's schedules of a training of this kind, where it has several."""
-        head = None if self.task == COST else head_of(self.task, self.head)
-        return head.schedules if head else {}
-
-
-@dataclass
-class Cell:
-    """One number.
-
-    Attributes:
-        text: as printed.
-        value: the mean over seeds in the printed unit.
-        half_width: half of the 95 % interval of the mean over the seeds, None for a single run.
-        values: one a seed, in the printed unit.
-        best: better than every other measured number of its column. Of what is trained that is a verdict
-            (`significance`); what is counted or timed is compared as it is.
-        tied: one of those that cannot be told apart from the highest mean of its column.
-        like: names of all the models that cannot be told apart from this one, where enough seeds ran to try.
-        difference: of a published number: measured - published, as printed.
-        runs: names of the runs behind it.
-        source: of what was not measured here: who says so.
-    """
-
-    text: str
-    state: State
-    value: float | None = None
-    half_width: float | None = None
-    values: list[float] = field(default_factory=list)
-    best: bool = False
-    tied: bool = False
-    like: list[str] = field(default_factory=list)
-    difference: str | None = None
-    runs: list[str] = field(default_factory=list)
-    source: str | None = None
-
-    @property
-    def count(self) -> int:
-        """How many seeds stand behind the number."""
-        return len(self.values)
-
-    @property
-    def full_text(self) -> str:
-        """With the difference, for people."""
-        return f"{self.text} ({self.difference})" if self.difference else self.text
-
-
-@dataclass
-class Row:
-    """One line: `cells` holds one list a group, one cell a column."""
-
-    model: str
-    label: str
-    kind: Literal["measured", "published"]
-    cells: list[list[Cell]]
-
-
-@dataclass
-class Table:
-    caption: str
-    groups: list[Group]
-    rows: list[Row]
-    notes: list[str] = field(default_factory=list)
-    results: list[Result] = field(default_factory=list)
-    """The results behind the cells, in the table's order."""
-    ablations: "Table | None" = None
-    """The same for variants of a model, beside the model itself."""
 
 
 def build_table(results: Iterable[Result], models: Sequence[str] | None = None) -> Table:
@@ -158,17 +74,21 @@ def _table(results: list[Result], models: Sequence[str] | None = None) -> Table:
     notes = Notes()
     used: list[Result] = []
     members: dict[tuple[str, ...], list[Result]] = {key: [] for key, _ in groups}
+    images: list[dict[str, PerImage]] = [{} for _ in groups]
     older = 0
     for model in list(models) if models else _by_size(results):
         label = label_of(model)
         measured: list[list[Cell]] = []
-        for key, group in groups:
+        for g, (key, group) in enumerate(groups):
             same = [r for r in results if (r.model, r.task, r.head) == (model, group.task, group.head)]
             # A failed run may not know its data: it counts where nothing else does.
             own = [r for r in same if _group_key(r) == key] or [r for r in same if not r.finished]
             runs, left_out = repetitions(own)
             older += left_out
-            measured.append(_measured_cells(runs, group, label, notes))
+            single = over_images.kept(runs.finished[0]) if len(runs.finished) == 1 else None
+            if single:
+                images[g][label] = single
+            measured.append(_measured_cells(runs, group, label, notes, single))
             used += [run for run in runs.all if run not in used]
             members[key] += runs.all
         rows.append(Row(model, label, "measured", measured))
@@ -177,8 +97,8 @@ def _table(results: list[Result], models: Sequence[str] | None = None) -> Table:
             rows.append(Row(model, "published", "published", cells))
 
     plain_groups = [group for _, group in groups]
-    _mark_best(rows, plain_groups)
-    lines = notes.lines() + _verdict_notes(rows, plain_groups)
+    mark_best(rows, plain_groups, images)
+    lines = notes.lines() + verdict_notes(rows, plain_groups, images)
     for key, group in groups:
         lines += budgets(group.title, members[key])
         lines += sizes(group.title, members[key])
@@ -293,7 +213,7 @@ def _numbers(result: Result) -> dict[str, Any]:
     return result.cost if result.task == "cost" else result.metrics
 
 
-def _measured_cells(runs: Repetitions, group: Group, label: str, notes: "Notes") -> list[Cell]:
+def _measured_cells(runs: Repetitions, group: Group, label: str, notes: Notes, single: PerImage | None) -> list[Cell]:
     names = [run.run for run in runs.all]
     reasons: dict[str, list[str]] = {}
     for failed in runs.failed:
@@ -320,8 +240,11 @@ def _measured_cells(runs: Repetitions, group: Group, label: str, notes: "Notes")
             undefined.append(column)
         else:
             number = Estimate(tuple(value * column.scale for value in number.values))
-            text = _with_interval(number, column, counted=group.task == "cost")
-            cells.append(Cell(text, "measured", number.mean, number.half_width, list(number.values), runs=names))
+            half_width = number.half_width
+            if single is not None and (over := over_images.half_width(single, column.key)) is not None:
+                half_width = over * column.scale
+            text = _with_interval(number, half_width, column, counted=group.task == "cost")
+            cells.append(Cell(text, "measured", number.mean, half_width, list(number.values), runs=names))
     if undefined:
         columns = ", ".join(column.header.split(" (")[0] for column in undefined)
         # A task leaves out what its data does not define, e.g. APs without small objects.
@@ -331,13 +254,13 @@ def _measured_cells(runs: Repetitions, group: Group, label: str, notes: "Notes")
     return cells
 
 
-def _with_interval(number: Estimate, column: Column, counted: bool) -> str:
+def _with_interval(number: Estimate, half_width: float | None, column: Column, counted: bool) -> str:
     """A mean, half of its 95 % interval and the number of seeds. An interval too narrow to be printed is no zero."""
     text = column.show(number.mean)
-    if number.half_width is None or (counted and not number.half_width):
+    if half_width is None or (counted and not half_width):
         return text  # parameters and MACs are the same for every seed
-    if number.half_width:
-        shown = column.show(number.half_width)
+    if half_width:
+        shown = column.show(half_width)
         text += f" ± {shown}" if float(shown) else f" ± <{column.show(0.0)[:-1]}1"
     return f"{text} ({number.count})"
 
@@ -380,54 +303,6 @@ def _signed(difference: float, column: Column) -> str:
     text = column.show(abs(difference))
     sign = "" if float(text) == 0 else "+" if difference > 0 else MINUS
     return sign + text
-
-
-def _mark_best(rows: list[Row], groups: list[Group]) -> None:
-    for g, group in enumerate(groups):
-        for c, column in enumerate(group.columns):
-            cells = {
-                row.label: row.cells[g][c]
-                for row in rows
-                if row.kind == "measured" and row.cells[g][c].value is not None
-            }
-            if len({cell.value for cell in cells.values()}) < 2:
-                continue
-            top = (max if column.better == "max" else min)(cells, key=lambda label: cells[label].value or 0.0)
-            if group.task == "cost":
-                for cell in cells.values():
-                    cell.best = cell.value == cells[top].value
-                continue
-            told = differences({label: cell.values for label, cell in cells.items()})
-            for label, cell in cells.items():
-                cell.like = [other for other in cells if (d := told.get((label, other))) and not d.real]
-            others = [told.get((top, other)) for other in cells if other != top]
-            cells[top].best = all(difference is not None and difference.real for difference in others)
-            for label in cells[top].like:
-                cells[label].tied = cells[top].tied = True
-
-
-def _verdict_notes(rows: list[Row], groups: list[Group]) -> list[str]:
-    """Who cannot be told from the highest mean of a group's first metric, and from our own networks, and of whom
-    nothing is said for want of seeds; the rule behind it."""
-    notes = []
-    repeated = False
-    for g, group in enumerate(groups):
-        if group.task == "cost":
-            continue
-        entries = [(row, row.cells[g][0]) for row in rows if row.kind == "measured"]
-        repeated |= any(cell.count > 1 for _, cell in entries)
-        tied = [cell for _, cell in entries if cell.tied]
-        top = max(tied, key=lambda cell: cell.value or 0.0, default=None)
-        for row, cell in entries:
-            if cell.like and (cell is top or row.model in OURS):
-                of = f"{row.label}, the highest mean" if cell is top else row.label
-                notes.append(f"{group.title}: not told apart from {of}: {', '.join(cell.like)}")
-        few = [row.label for row, cell in entries if 0 < cell.count < ENOUGH]
-        if sum(cell.count > 0 for _, cell in entries) > 1 and few:
-            notes.append(f"{group.title}: no verdict below {ENOUGH} seeds: {', '.join(few)}")
-    if repeated:
-        notes.insert(0, RULE)
-    return notes
 
 
 def _by_size(results: list[Result]) -> list[str]:

@@ -50,7 +50,7 @@ class Result:
             MB, images/s.
         protocol: input size, test-time augmentation, which weights were tested.
         training: epochs, steps, images/s, loss curve as ``[[step, loss], ...]``.
-        details: what a task adds: per-class metrics, confusion matrix, counts, file names.
+        details: what a task adds: per-class metrics, confusion matrix, counts, file names and their hashes.
         gallery: pictures of predictions, relative to the folder of the result.
         provenance: see `provenance`. Results that differ in its ``seed`` alone are repetitions of one thing.
         suite: which suite asked for the run, e.g. ``"main"``; None for a run by hand.
@@ -191,6 +191,12 @@ def trained_from_scratch(result: Result) -> bool | None:
     if arguments is None or not result.training.get("steps"):
         return None
     return not (origin.get("init_from") or arguments.get("checkpoint"))
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def config_hash(config: Any) -> str:

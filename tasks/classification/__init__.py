@@ -11,6 +11,7 @@ TASK = Task(
     heads=(Head("linear", "linear"),),
     metrics=(Metric("top1", "top-1 (%)"), Metric("top5", "top-5 (%)")),
     class_metric="accuracy",
+    per_image=f"{_HERE}.per_image:Right",
     protocol_options=("image_size",),
     recipes="evmamba.conf:classification",
     paper_recipe="imagenet_{variant}",

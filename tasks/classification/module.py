@@ -15,8 +15,10 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from evmamba.errors import UserError
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.classification.gallery import draw_prediction
+from evmamba.tasks.classification.per_image import Right
 from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.module import TaskModule
+from evmamba.tasks.per_image import PER_IMAGE_FILE
 from evmamba.tasks.training.optim import DEFAULT_OPTIMIZER, DEFAULT_SCHEDULE, OptimizerConfig, ScheduleConfig
 
 # A larger matrix would make result files of many megabytes that nobody reads.
@@ -120,6 +122,10 @@ class ClassificationModule(TaskModule):
         losses = F.cross_entropy(logits, labels, reduction="none")
         self.mean_loss.update(losses)
         if stage == "test":
+            first = logits.argmax(1) == labels
+            among = (logits.topk(min(5, self.num_classes), dim=1).indices == labels[:, None]).any(1)
+            for path, right in zip(batch["path"], torch.stack([first, among], 1).tolist(), strict=True):
+                self.keep(path, tuple(right))
             cases = zip(batch["path"], logits.softmax(1), labels.tolist(), losses.tolist(), strict=True)
             for path, scores, label, loss in cases:
                 draw = functools.partial(self._draw, path, scores, label)
@@ -147,7 +153,9 @@ class ClassificationModule(TaskModule):
         if self.num_classes <= MAX_CONFUSION_CLASSES:
             details["confusion"] = confusion.tolist()
         # Beyond six digits float32 logits depend on which images share a batch, and so on the number of processes.
-        return Evaluation({**values, "loss": round(float(loss), 6)}, details)
+        found = self.kept() if stage == "test" else None
+        files = {} if found is None else {PER_IMAGE_FILE: Right.of(found).write}
+        return Evaluation({**values, "loss": round(float(loss), 6)}, details, files=files)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Return ``path``, ``label`` (class names), ``score`` of it, and ``probabilities`` [B, num_classes]."""

@@ -19,6 +19,7 @@ TASK = Task(
     ),
     head_option="detector",
     metrics=tuple(Metric(key, key) for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")),
+    per_image=f"{_HERE}.per_image:Matches",
     class_metric="AP",
     protocol_options=("min_size", "max_size", "rules"),
     recipes="evmamba.conf:detection",

@@ -3,12 +3,12 @@
 import contextlib
 import io
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from evmamba.files import write_text
 from evmamba.tasks.detection.annotations import categories, has_mask, load_coco_json
+from evmamba.tasks.detection.per_image import matches_of
+from evmamba.tasks.training.distributed import gather_to_first
 
 # COCOeval.stats[:6]; the other six are recalls.
 PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -33,11 +35,13 @@ class CocoScores:
         stats: its twelve numbers, as it prints them; -1 where the data has no such objects.
         per_class: AP and AP50 in [0, 1] by class name; None for a class without objects.
         images: how many the annotation file has.
+        matches: arrays of `per_image.Matches`, where they are asked for.
     """
 
     stats: list[float]
     per_class: dict[str, dict[str, float | None]]
     images: int
+    matches: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """AP, AP50, AP75, APs, APm, APl in [0, 1], without those that the data has no objects for."""
@@ -70,14 +74,10 @@ class CocoDetections:
             On rank 0 the ids of the images seen, and COCO result entries with boxes and with masks; else None. Boxes
             and masks are apart because pycocotools takes an entry's box area for its mask's where both are given.
         """
-        parts: list[dict] | None = [self._found]
-        if dist.is_available() and dist.is_initialized():
-            parts = [{} for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
-            dist.gather_object(self._found, parts, dst=0)
+        found = gather_to_first(self._found)
         self._found = {}
-        if parts is None:
+        if found is None:
             return None
-        found = {image_id: value for part in parts for image_id, value in part.items()}
         image_ids = sorted(found)
         boxes, masks = _entries(found, category_ids)
         return image_ids, boxes, masks
@@ -88,7 +88,9 @@ class CocoDetections:
         return _entries(found, category_ids)
 
 
-def evaluate_coco(annotation_file: Path, detections: list[dict], image_ids: list[Any], iou_type: str) -> CocoScores:
+def evaluate_coco(
+    annotation_file: Path, detections: list[dict], image_ids: list[Any], iou_type: str, keep: bool = False
+) -> CocoScores:
     """Run COCOeval.
 
     Args:
@@ -96,6 +98,7 @@ def evaluate_coco(annotation_file: Path, detections: list[dict], image_ids: list
         detections: COCO result entries; not changed.
         image_ids: images to count, normally all of the file.
         iou_type: "bbox" or "segm".
+        keep: return how every detection was matched, too.
     """
     content = load_coco_json(annotation_file, masks=iou_type == "segm")
     if iou_type == "segm":
@@ -116,7 +119,8 @@ def evaluate_coco(annotation_file: Path, detections: list[dict], image_ids: list
     per_class = {}
     for k, name in enumerate(categories(content)[1]):
         per_class[name] = {"AP": _mean(precision[:, :, k]), "AP50": _mean(precision[0, :, k])}
-    return CocoScores([float(value) for value in run.stats], per_class, len(truth.imgs))
+    stats = [float(value) for value in run.stats]
+    return CocoScores(stats, per_class, len(truth.imgs), matches_of(run) if keep else {})
 
 
 def write_detections(path: Path, detections: list[dict]) -> None:

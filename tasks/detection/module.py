@@ -1,10 +1,11 @@
 """Detection: a detector over any backbone, trained on boxes (and masks), measured by COCO AP."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -14,8 +15,10 @@ from evmamba.tasks.detection.data import DetectionData
 from evmamba.tasks.detection.detectors import DetectorName, Rules, build_detector
 from evmamba.tasks.detection.gallery import draw_comparison, error_share
 from evmamba.tasks.detection.metrics import CocoDetections, evaluate_coco, write_detections
+from evmamba.tasks.detection.per_image import MASKS, Matches
 from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.module import TaskModule
+from evmamba.tasks.per_image import PER_IMAGE_FILE
 from evmamba.tasks.training.optim import DEFAULT_OPTIMIZER, DEFAULT_SCHEDULE, OptimizerConfig, ScheduleConfig
 
 # Result files; two, because pycocotools mistakes box areas for mask areas where an entry has both.
@@ -123,8 +126,9 @@ class DetectionModule(TaskModule):
         files: dict[str, Callable[[Path], None]] = {}
         if gathered is not None:
             image_ids, boxes, masks = gathered
-            metrics, details = self._evaluate(image_ids, boxes, masks)
+            metrics, details, matches = self._evaluate(image_ids, boxes, masks, keep=stage == "test")
             if stage == "test":  # a validation's are not kept: they are large
+                files[PER_IMAGE_FILE] = Matches.of(image_ids, matches).write
                 files[BOX_FILE] = functools.partial(write_detections, detections=boxes)
                 if self.wants_masks:
                     files[MASK_FILE] = functools.partial(write_detections, detections=masks)
@@ -155,21 +159,23 @@ class DetectionModule(TaskModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def _evaluate(
-        self, image_ids: list[int | str], boxes: list[dict], masks: list[dict]
-    ) -> tuple[dict[str, Tensor | float], dict[str, Any]]:
-        """Metrics and details, on rank 0."""
+        self, image_ids: list[int | str], boxes: list[dict], masks: list[dict], keep: bool
+    ) -> tuple[dict[str, Tensor | float], dict[str, Any], dict[str, Mapping[str, np.ndarray]]]:
+        """Metrics and details, on rank 0, and with `keep` what `Matches.of` takes."""
         file = self._data.annotation_file
-        score = evaluate_coco(file, boxes, image_ids, "bbox")
+        score = evaluate_coco(file, boxes, image_ids, "bbox", keep)
+        matches = {"": score.matches}
         metrics: dict[str, Tensor | float] = dict(score.metrics())
         per_class = score.per_class
         details: dict[str, Any] = {"coco_stats": score.stats, "images": len(image_ids), "images_in_file": score.images}
         if self.wants_masks:
-            mask_score = evaluate_coco(file, masks, image_ids, "segm")
+            mask_score = evaluate_coco(file, masks, image_ids, "segm", keep)
             metrics |= {f"mask_{name}": value for name, value in mask_score.metrics().items()}
             details["coco_mask_stats"] = mask_score.stats
+            matches[MASKS] = mask_score.matches
             for name, values in mask_score.per_class.items():
                 per_class[name] |= {f"mask_{key}": value for key, value in values.items()}
         details |= {"per_class": per_class, "detections": len(boxes), "annotations": self._data.counts}
         if len(image_ids) < score.images and not self.trainer.sanity_checking:
             rank_zero_warn(f"AP is over {len(image_ids)} of the {score.images} images of {file.name} only")
-        return metrics, details
+        return metrics, details, matches

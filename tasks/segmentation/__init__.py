@@ -11,6 +11,7 @@ TASK = Task(
     heads=(Head("upernet", "UPerNet"),),
     metrics=(Metric("mIoU", "mIoU (%)"), Metric("mIoU_ms", "mIoU ms (%)", optional=True)),
     class_metric="IoU",
+    per_image=f"{_HERE}.per_image:Overlaps",
     protocol_options=("inference",),
     recipes="evmamba.conf:segmentation",
     paper_recipe="ade20k_{head}_{variant}",

@@ -42,11 +42,7 @@ class SegmentationMetrics(Metric):
             prediction: class indices ``0..C-1``, any shape, integer.
             label: same shape; ``0..C-1`` or ``ignore_index``, integer.
         """
-        if prediction.shape != label.shape:
-            raise ValueError(f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape")
-        counted = label != self.ignore_index
-        pair = label[counted].long() * self.num_classes + prediction[counted].long()
-        self.confusion += torch.bincount(pair, minlength=self.num_classes**2).view_as(self.confusion)
+        self.confusion += confusion_matrix(prediction, label, self.num_classes, self.ignore_index)
 
     def compute(self) -> dict[str, Tensor]:
         """Fractions in [0, 1].
@@ -68,3 +64,12 @@ class SegmentationMetrics(Metric):
             "acc": acc,
             "confusion": self.confusion.clone(),
         }
+
+
+def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Count pixels, int64 [truth, prediction]; arguments as of `SegmentationMetrics.update`."""
+    if prediction.shape != label.shape:
+        raise ValueError(f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape")
+    counted = label != ignore_index
+    pair = label[counted].long() * num_classes + prediction[counted].long()
+    return torch.bincount(pair, minlength=num_classes**2).view(num_classes, num_classes)

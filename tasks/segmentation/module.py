@@ -15,6 +15,7 @@ from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.images import read_image
 from evmamba.tasks.module import TaskModule
+from evmamba.tasks.per_image import PER_IMAGE_FILE
 from evmamba.tasks.segmentation.gallery import draw_comparison
 from evmamba.tasks.segmentation.inference import (
     MULTI_SCALE_RATIOS,
@@ -22,6 +23,7 @@ from evmamba.tasks.segmentation.inference import (
     predict_labels,
 )
 from evmamba.tasks.segmentation.metrics import IGNORE_INDEX, SegmentationMetrics
+from evmamba.tasks.segmentation.per_image import Overlaps, overlap
 from evmamba.tasks.segmentation.upernet import UPerNet, resize
 from evmamba.tasks.training.optim import DEFAULT_OPTIMIZER, DEFAULT_SCHEDULE, OptimizerConfig, ScheduleConfig
 
@@ -113,10 +115,14 @@ class SegmentationModule(TaskModule):
         predicted = predict_labels(self, images, size, self.inference)
         metric = self._metric(stage)
         metric.update(predicted, labels)
-        if stage == "test" and self.multi_scale:
-            config = InferenceConfig(**{**vars(self.inference), "scales": MULTI_SCALE_RATIOS, "flip": True})
-            self._metric("test_ms").update(predict_labels(self, images, size, config), labels)
         if stage == "test":
+            found = {"mIoU": predicted}
+            if self.multi_scale:
+                config = InferenceConfig(**{**vars(self.inference), "scales": MULTI_SCALE_RATIOS, "flip": True})
+                found["mIoU_ms"] = predict_labels(self, images, size, config)
+                self._metric("test_ms").update(found["mIoU_ms"], labels)
+            for i, path in enumerate(batch["path"]):
+                self.keep(path, {name: overlap(p[i], labels[i], self.num_classes) for name, p in found.items()})
             draw = functools.partial(self._draw, batch["path"][0], labels[0], predicted[0])
             labelled = labels[0] != IGNORE_INDEX
             self.gallery.offer(draw, (predicted[0] != labels[0])[labelled].float().mean().item())
@@ -132,7 +138,9 @@ class SegmentationModule(TaskModule):
             metrics["mIoU_ms"] = self._metric("test_ms").compute()["mIoU"]
             self._metric("test_ms").reset()
             protocol = {"test_time_augmentation": "multi-scale and flip for mIoU ms"}
-        return Evaluation(metrics, details, protocol)
+        found = self.kept() if stage == "test" else None
+        files = {} if found is None else {PER_IMAGE_FILE: Overlaps.of(found).write}
+        return Evaluation(metrics, details, protocol, files)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
         """Return ``path`` and ``label`` (uint8 [h, w], numbered as the annotation files are) of every image."""

@@ -4,9 +4,10 @@ Everything here is collective: all processes call it, in the same order.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+K = TypeVar("K")
+V = TypeVar("V")
 # Elements. A unit is gathered by one collective; below this size that costs more time in latency than in transfer.
 MIN_UNIT = 2**18
 
@@ -29,6 +32,15 @@ def share_buffers(module: nn.Module) -> None:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
+
+
+def gather_to_first(found: Mapping[K, V]) -> dict[K, V] | None:
+    """All processes' entries together, on rank 0; None on the others."""
+    parts: list[Mapping[K, V]] | None = [found]
+    if dist.is_available() and dist.is_initialized():
+        parts = [{} for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
+        dist.gather_object(found, parts, dst=0)
+    return None if parts is None else {key: value for part in parts for key, value in part.items()}
 
 
 def fix_bucket_order(wrapped: nn.Module) -> None:

@@ -47,6 +47,8 @@ def evaluate(processes: int, checkpoint: Path, output: Path, root: Path) -> dict
     held = numbers(trainer)
     trainer.test(module, data, verbose=False)
     held |= numbers(trainer) | {"confusion": module.evaluation.details["confusion"]}
+    if module.evaluation.files:  # the first process's
+        module.evaluation.write(output / root.name)
 
     # Training validates too, there through DDP's wrapper: it must neither hang nor differ between ranks.
     trainer = L.Trainer(**options, max_epochs=1, num_sanity_val_steps=1)

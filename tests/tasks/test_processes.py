@@ -13,6 +13,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from evmamba.tasks.classification import ClassificationModule
+from evmamba.tasks.classification.per_image import Right
+from evmamba.tasks.per_image import PER_IMAGE_FILE
 
 from .evaluation_run import BACKBONE, data_module
 
@@ -83,4 +85,9 @@ def test_metrics_do_not_depend_on_the_number_of_processes(
                 assert held[f"{stage}/top5"] == 1.0
                 assert held[f"{stage}/loss"] == pytest.approx(loss, rel=1e-6)
             assert held["confusion"] == confusion
+        kept = Right.read(tmp_path / root.name / PER_IMAGE_FILE)
+        assert len(kept.images) == VAL_IMAGES[root.name]
+        assert kept.images[0] == "val/ant/00.png"
+        assert kept.metric("top1", np.ones((1, len(kept.images))))[0] == pytest.approx(top1)
+        for held in (rank[root.name] for rank in ranks):
             assert held["after training"] == ranks[0][root.name]["after training"]

@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 from evmamba.tasks.detection.annotations import load_coco_json, read_annotations
 from evmamba.tasks.detection.data import CocoDataset, find_split
 from evmamba.tasks.detection.metrics import CocoDetections, evaluate_coco, write_detections
+from evmamba.tasks.detection.per_image import Matches
 
 from .handmade import box, coco_images, write_coco
 
@@ -68,11 +69,15 @@ def test_ap_equals_pycocotools_on_the_dumped_file(
     image_ids, boxes, with_masks = gathered
     for entries, iou_type in ((boxes, "bbox"), (with_masks, "segm"))[: 1 + masks]:
         write_detections(tmp_path / f"{iou_type}.json", entries)
-        ours = evaluate_coco(file, entries, image_ids, iou_type)
+        ours = evaluate_coco(file, entries, image_ids, iou_type, keep=True)
         assert ours.stats == plain_coco_stats(file, tmp_path / f"{iou_type}.json", iou_type)
         assert 0.1 < ours.metrics()["AP"] < 0.9
         defined = [value["AP"] for value in ours.per_class.values() if value["AP"] is not None]
         assert np.mean(defined) == pytest.approx(ours.stats[0], abs=1e-12)
+        kept = Matches.of(image_ids, {"": ours.matches})
+        for metric, expected in zip(kept.metrics, ours.stats, strict=False):
+            found = kept.metric(metric, np.ones((1, len(image_ids))))[0]
+            assert (np.isnan(found) and expected == -1) or found == pytest.approx(expected, abs=1e-12)
 
 
 def test_perfect_predictions_reach_what_the_data_allows(real_data: Callable[[str], Path]) -> None:
