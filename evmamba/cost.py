@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -27,6 +28,8 @@ from torch.utils._pytree import tree_leaves
 import evmamba.kernels  # noqa: F401  (registers the scan and its FLOP formula)
 
 MEBIBYTE = 2**20
+# How often models that take turns have theirs.
+ROUNDS = 5
 
 # Multiply-accumulates per element of the input, which the paper's counter (fvcore) gives to these operations.
 NORMS_AND_POOLS: dict[Callable[..., Any], tuple[str, int]] = {
@@ -62,6 +65,19 @@ class Timing(TypedDict):
     images_per_s: float
     peak_memory_mb: float
     peak_memory_kind: str
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What `take_turns` says of one model.
+
+    Attributes:
+        timing: over all its timed steps.
+        rounds: seconds of the steps of each round.
+    """
+
+    timing: Timing
+    rounds: list[list[float]]
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -131,11 +147,7 @@ def measure_inference(
         the start, so without the model itself. `peak_memory_kind` says which.
     """
     place = torch.device(device) if device is not None else _device(model)
-    with _restored(model), torch.no_grad():
-        model.to(place).eval()
-        arguments = inputs if inputs is not None else (_images(batch_size, input_size, place),)
-
-        step = inference_step(model, arguments, amp)
+    with ready_for_inference(model, input_size, batch_size, inputs=inputs, device=place, amp=amp) as step:
         return _measure(step, batch_size, warmup, steps, place)
 
 
@@ -156,11 +168,103 @@ def measure_training(
     :func:`measure_inference`; parameters, gradients, buffers and random state are left as they were.
     """
     place = torch.device(device) if device is not None else _device(model)
-    with _restored(model), torch.enable_grad(), torch.random.fork_rng():
-        model.to(place).train()
-        arguments = inputs if inputs is not None else (_images(batch_size, input_size, place),)
-        step, _ = training_step(model, arguments, amp)
+    with ready_for_training(model, input_size, batch_size, inputs=inputs, device=place, amp=amp) as step:
         return _measure(step, batch_size, warmup, steps, place)
+
+
+@contextlib.contextmanager
+def ready_for_inference(
+    model: nn.Module,
+    input_size: tuple[int, int, int],
+    batch_size: int,
+    *,
+    inputs: tuple[Any, ...] | None = None,
+    device: str | torch.device,
+    amp: torch.dtype | None = None,
+) -> Iterator[Callable[[], None]]:
+    """A forward pass to be timed, of a model that is put back afterwards; arguments as of :func:`measure_inference`."""
+    with _restored(model):
+        model.to(device).eval()
+        arguments = inputs if inputs is not None else (_images(batch_size, input_size, torch.device(device)),)
+        yield inference_step(model, arguments, amp)
+
+
+@contextlib.contextmanager
+def ready_for_training(
+    model: nn.Module,
+    input_size: tuple[int, int, int],
+    batch_size: int,
+    *,
+    inputs: tuple[Any, ...] | None = None,
+    device: str | torch.device,
+    amp: torch.dtype | None = None,
+) -> Iterator[Callable[[], None]]:
+    """A training step to be timed, of a model that is put back afterwards; arguments as of :func:`measure_training`."""
+    with _restored(model), torch.random.fork_rng():
+        model.to(device).train()
+        arguments = inputs if inputs is not None else (_images(batch_size, input_size, torch.device(device)),)
+        step, _ = training_step(model, arguments, amp)
+        yield step
+
+
+def take_turns(
+    ready: Sequence[Callable[[], AbstractContextManager[Callable[[], None]]]],
+    batch_size: int,
+    *,
+    warmup: int,
+    steps: int,
+    device: str | torch.device,
+) -> list[Turns | Exception]:
+    """Time several models side by side: all are ready at once and take turns, so that what else a machine does falls on
+    all of them alike.
+
+    Args:
+        ready: what gives each model's step, `ready_for_inference` or `ready_for_training` with their arguments; called
+            twice, as the first step of all is only there to compile what it needs.
+        batch_size: images of a step.
+        warmup: steps of each model before the clock starts.
+        steps: timed steps of each model, shared by `ROUNDS` rounds (at least one in each).
+        device: where they run.
+
+    Returns:
+        For each model what was measured, as :func:`measure_inference` does, or the error that ended it. The peak memory
+        is that of the warm-up.
+    """
+    place = torch.device(device)
+    results: list[Turns | Exception] = [RuntimeError("not measured")] * len(ready)
+    taking: dict[int, tuple[Callable[[], None], int, str]] = {}
+    seconds: dict[int, list[list[float]]] = {}
+    with contextlib.ExitStack() as stack:
+        for k, enter in enumerate(ready):
+            try:
+                with enter() as step:
+                    step()
+                before = _allocated(place)
+                peak = watch_memory(place)
+                step = stack.enter_context(enter())
+                for _ in range(max(1, warmup)):
+                    step()
+                memory, kind = peak()
+                taking[k], seconds[k] = (step, memory - before, kind), []
+            except Exception as error:  # somebody's model may fail in any way
+                results[k] = error
+        for _ in range(min(ROUNDS, steps)):
+            for k in list(taking):
+                try:
+                    step = taking[k][0]
+                    step()  # what the others left in the caches is theirs
+                    seconds[k].append([timed(step, place) for _ in range(max(1, steps // ROUNDS))])
+                except Exception as error:  # those prepared after it may have left too little memory
+                    results[k] = error
+                    del taking[k]
+        for k, (_, memory, kind) in taking.items():
+            results[k] = Turns(_timing([s for turn in seconds[k] for s in turn], batch_size, memory, kind), seconds[k])
+        taking.clear()
+    return results
+
+
+def _allocated(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def inference_step(
@@ -356,8 +460,11 @@ def _measure(step: Callable[[], None], batch_size: int, warmup: int, steps: int,
     for _ in range(warmup):
         step()
     seconds = [timed(step, device) for _ in range(steps)]
+    return _timing(seconds, batch_size, *peak_memory())
+
+
+def _timing(seconds: Sequence[float], batch_size: int, peak: int, kind: str) -> Timing:
     median, p95 = np.percentile(seconds, [50, 95])
-    peak, kind = peak_memory()
     return Timing(
         latency_ms_median=1e3 * float(median),
         latency_ms_p95=1e3 * float(p95),

@@ -17,6 +17,7 @@ class WholeNetwork:
         inputs: from one image ``[3, *size]`` to the arguments of `model`.
         size: height and width [pixels].
         num_classes: of the head.
+        protocol: what else a result says of how it was built.
         also_counted: other countings by name, likewise.
     """
 
@@ -25,4 +26,5 @@ class WholeNetwork:
     inputs: Callable[[Tensor], tuple[Any, ...]]
     size: tuple[int, int]
     num_classes: int
+    protocol: Mapping[str, Any] = field(default_factory=dict)
     also_counted: Mapping[str, nn.Module] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from evmamba.errors import UserError
 from evmamba.launch.bench.progress import RunProgress
 from evmamba.launch.store.progress import last_words
 from evmamba.launch.store.results import FILE_NAME, Result, git_state, read_result, write_result
-from evmamba.launch.store.spec import LOG_FILE, RUNS_FOLDER, SPEC_FILE, Spec, failed_result, why_not_started
+from evmamba.launch.store.spec import LOG_FILE, RUNS_FOLDER, SPEC_FILE, CostSpec, Spec, failed_result, why_not_started
 
 POLL_SECONDS = 0.2
 # In a failed result's provenance: ended from outside; started again, the run goes on.
@@ -37,14 +37,17 @@ def run_here(
     """
     results: list[Result] = []
     failed: dict[str, Result] = {}
+    started: set[str] = set()
     interrupted = False
     elsewhere: str | None = None
     with _terminated_is_interrupted(), progress:
         for spec in specs:
             folder = output / RUNS_FOLDER / spec.name
-            previous = None if force else finished_before(spec, folder)
+            # The first of a table's networks has just measured this one too.
+            measured = isinstance(spec, CostSpec) and not started.isdisjoint(spec.needs)
+            previous = finished_before(spec, folder) if measured or not force else None
             if previous is not None:
-                progress.skip(spec)
+                progress.skip(spec, "measured in turns" if measured else "finished before")
                 elsewhere = elsewhere or _other_commit(previous)
                 results.append(previous)
                 continue
@@ -52,7 +55,13 @@ def run_here(
             if interrupted:
                 results.append(failed_result(spec, "interrupted", start))
                 continue
+            if measured and (result := _result_of(spec, folder)) is not None:
+                failed[spec.name] = result
+                progress.finish(spec, result)
+                results.append(result)
+                continue
             progress.start(spec)
+            started.add(spec.name)
             lacking = next((failed[name] for name in spec.needs if name in failed), None)
             try:
                 if lacking is not None:
@@ -76,13 +85,18 @@ def run_here(
 
 def finished_before(spec: Spec, folder: Path) -> Result | None:
     """The finished result of the same spec, if there is one; a broken file is none."""
+    result = _result_of(spec, folder)
+    return result if result is not None and result.finished else None
+
+
+def _result_of(spec: Spec, folder: Path) -> Result | None:
     if not (folder / FILE_NAME).exists():
         return None
     try:
         result = read_result(folder / FILE_NAME)
     except UserError:
         return None
-    return result if result.finished and result.provenance.get("spec_hash") == spec.hash else None
+    return result if result.provenance.get("spec_hash") == spec.hash else None
 
 
 def _other_commit(result: Result) -> str | None:

@@ -114,18 +114,26 @@ def plan(options: BenchOptions) -> list[Spec]:
     for model in models:
         _check_backbone(model, any(TASKS[e.task].pyramid for e in entries if e.model == model), options.pretrained)
 
+    costs: list[CostSpec] = []
+    for model in models:
+        heads = dict.fromkeys(
+            e.head for e in entries if e.model == model and suite and suite.whole and TASKS[e.task].whole
+        )
+        bare = CostSpec(
+            model=model,
+            seed=options.seeds[0],
+            device=device,
+            precision=precision,
+            suite=options.suite,
+            timing=timing,
+        )
+        costs += [bare, *(_whole_spec(bare, head) for head in heads)]
     specs: dict[str, Spec] = {}  # by name: without the paper's recipes its schedules are one run
     for seed in dict.fromkeys(options.seeds):
         for model in models:
-            own = [entry for entry in entries if entry.model == model]
             if seed == options.seeds[0]:
-                heads = dict.fromkeys(e.head for e in own if suite and suite.whole and TASKS[e.task].whole)
-                bare = CostSpec(
-                    model=model, seed=seed, device=device, precision=precision, suite=options.suite, timing=timing
-                )
-                for cost in (bare, *(_whole_spec(bare, head) for head in heads)):
-                    specs[cost.name] = cost
-            for entry in own:
+                specs |= {cost.name: cost for cost in in_turns(costs) if cost.model == model}
+            for entry in (entry for entry in entries if entry.model == model):
                 spec = _training_spec(options, entry, seed, device, precision, overrides, suite)
                 if (entry.task, entry.head) not in checked:
                     # Once a task and head: a large annotation file should not be read for every backbone.
@@ -134,6 +142,21 @@ def plan(options: BenchOptions) -> list[Spec]:
                 spec = structs.replace(spec, data_fingerprint=fingerprints[entry.task])
                 specs[spec.name] = spec
     return list(specs.values())
+
+
+def in_turns(costs: Sequence[CostSpec]) -> list[CostSpec]:
+    """The same measurements, those of one kind in turns with each other; each kind's first comes first."""
+    kinds: dict[str | None, dict[str, CostSpec]] = {}
+    for cost in costs:
+        kinds.setdefault(cost.head, {})[cost.model] = cost
+    return [
+        member
+        for kind in kinds.values()
+        for first in [next(iter(kind.values()))]
+        for member in structs.replace(
+            first, together={model: cost.head_options for model, cost in kind.items()} if len(kind) > 1 else {}
+        ).members
+    ]
 
 
 def backbones_of(options: BenchOptions) -> list[str]:

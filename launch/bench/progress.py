@@ -83,8 +83,9 @@ class RunProgress:
             count = f" {state.done}/{state.total}" if state.total else ""
             self._print(f"{self._name}: {state.phase}{count}{loss}")
 
-    def skip(self, spec: Spec) -> None:
-        self._advance(f"{name_of(spec)}: finished before")
+    def skip(self, spec: Spec, why: str = "finished before") -> None:
+        """Say why a finished run is not started."""
+        self._advance(f"{name_of(spec)}: {why}")
 
     def finish(self, spec: Spec, result: Result) -> None:
         seconds = time.monotonic() - self._began

@@ -19,7 +19,16 @@ from evmamba.launch.fit.launchers import node_name, process_rank
 from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
 from evmamba.launch.store.progress import write_progress
 from evmamba.launch.store.results import write_result
-from evmamba.launch.store.spec import LOG_FILE, CostSpec, EvaluationSpec, Spec, TrainingSpec, failed_result, read_spec
+from evmamba.launch.store.spec import (
+    LOG_FILE,
+    CostSpec,
+    EvaluationSpec,
+    Spec,
+    TrainingSpec,
+    failed_result,
+    read_spec,
+    reason_of,
+)
 from evmamba.tasks.training import slurm_job
 
 
@@ -90,13 +99,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except UserError as error:
-        reason = " ".join(str(error).split())
+        reason = reason_of(error)
     except Exception as error:
         # The log keeps the whole story, the table its first line.
         print(f"{who} failed:\n{traceback.format_exc()}" if who else traceback.format_exc(), file=sys.stderr, end="")
-        first = str(error).strip().splitlines()
         where = f"{who}, " if who else ""
-        reason = f"{type(error).__name__}{': ' + first[0] if first else ''} ({where}see {folder / LOG_FILE})"
+        reason = f"{reason_of(error)} ({where}see {folder / LOG_FILE})"
     else:
         return 0
     print(f"failed: {reason}", file=sys.stderr, flush=True)

@@ -24,7 +24,7 @@ from evmamba.launch.cluster.settings import Cluster
 from evmamba.launch.cluster.slurm import SCRIPT_FILE
 from evmamba.launch.store.progress import PROGRESS_FILE
 from evmamba.launch.store.results import FILE_NAME
-from evmamba.launch.store.spec import RUNS_FOLDER, Resources, Spec, TrainingSpec
+from evmamba.launch.store.spec import RUNS_FOLDER, CostSpec, Resources, Spec, TrainingSpec
 from evmamba.tasks import TASKS
 
 REPORT_SCRIPT = "report.sbatch"
@@ -118,13 +118,15 @@ class Step:
 
     Attributes:
         spec: the run.
-        action: "submit", or why not: "finished", or "queued as job 12", "running as job 12".
+        action: "submit", or why not: "finished", "queued as job 12", "running as job 12", "measured by RUN".
         needs: of those it needs, the runs that are not finished yet.
+        measured_by: the run that is submitted and measures this one too: its job is this one's.
     """
 
     spec: Spec
     action: str
     needs: tuple[str, ...] = ()
+    measured_by: str | None = None
 
 
 def steps(specs: Sequence[Spec], output: Path, book: JobBook) -> tuple[list[Step], dict[str, int]]:
@@ -148,6 +150,8 @@ def steps(specs: Sequence[Spec], output: Path, book: JobBook) -> tuple[list[Step
         # A job that waits for one that has failed never starts; SLURM may take a while to cancel it.
         elif spec.name in live and not (waits and anew.intersection(spec.needs)):
             actions.append(Step(spec, f"{'queued' if waits else 'running'} as job {live[spec.name]}"))
+        elif isinstance(spec, CostSpec) and (first := anew.intersection(spec.needs)):
+            actions.append(Step(spec, f"measured by {min(first)}", measured_by=min(first)))
         else:
             anew.add(spec.name)
             actions.append(Step(spec, "submit", tuple(name for name in spec.needs if name not in finished)))
@@ -214,6 +218,8 @@ def _submit(specs: Sequence[Spec], output: Path, cluster: Cluster, resume: bool,
     for step in actions:
         if step.action == "submit":
             _write_run(step.spec, output, cluster)
+        elif step.measured_by:
+            prepare(step.spec, output / RUNS_FOLDER / step.spec.name)
     write_text(output / REPORT_SCRIPT, slurm.report_script(output, cluster["report"]))
     book.order, book.cluster = [spec.name for spec in specs], dict(cluster.given)
     book.write()
@@ -230,6 +236,9 @@ def _submit(specs: Sequence[Spec], output: Path, cluster: Cluster, resume: bool,
                 book.add(name, live[name])
                 done[name] = f"submitted as job {live[name]}"
                 count += 1
+            elif step.measured_by:
+                live[name] = live[step.measured_by]
+                book.add(name, live[name])
         report = _submit_report(output, book, live, anew=any(step.action == "submit" for step in actions))
     except UserError as error:
         raise UserError(f"{error}; {count} jobs were submitted before that, --resume goes on") from error
@@ -246,7 +255,7 @@ def _submit_report(output: Path, book: JobBook, live: dict[str, int], anew: bool
         return "finished"
     if waiting is not None:
         slurm.cancel([waiting])  # it does not know of the new jobs
-    book.add(REPORT, slurm.submit(output / REPORT_SCRIPT, sorted(live.values()), "afterany"))
+    book.add(REPORT, slurm.submit(output / REPORT_SCRIPT, sorted(set(live.values())), "afterany"))
     return f"submitted as job {book.job_of(REPORT)}, after all others have ended"
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evmamba.cost import MEBIBYTE, inference_step, timed, training_step, watch_memory
+from evmamba.cost import MEBIBYTE, ROUNDS, inference_step, timed, training_step, watch_memory
 from evmamba.errors import UserError, unknown_name
 from evmamba.launch.store.precision import MEASURED, autocast_to
 from evmamba.launch.store.results import device_name, git_state, versions
@@ -33,7 +33,6 @@ MODES = ("eager", "compiled", "graph")
 PHASES = ("inference", "training")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 NUM_CLASSES = 1000
-ROUNDS = 5
 WARMUP_STEPS = 3
 STEP_LIMIT = 30.0  # seconds; a sweep to the end of memory stops at slower steps
 

@@ -46,6 +46,9 @@ class Cell:
         tied: one of those that cannot be told apart from the highest mean of its column.
         like: names of all the models that cannot be told apart from this one, where enough seeds ran to try.
         apart: of a single run, names of the models with single runs too whose weights the test images tell from these.
+        exact: counted, or memory of tensors: the same whenever it is measured.
+        turns: of what is timed, in which turns with other networks; None: alone.
+        rounds: the number in each of these turns, in the printed unit.
         difference: of a published number: measured - published, as printed.
         runs: names of the runs behind it.
         source: of what was not measured here: who says so.
@@ -60,6 +63,9 @@ class Cell:
     tied: bool = False
     like: list[str] = field(default_factory=list)
     apart: list[str] = field(default_factory=list)
+    exact: bool = False
+    turns: str | None = None
+    rounds: list[float] = field(default_factory=list)
     difference: str | None = None
     runs: list[str] = field(default_factory=list)
     source: str | None = None

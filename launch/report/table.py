@@ -16,6 +16,7 @@ from evmamba.launch.report.columns import Column, columns_of, head_of, title_of
 from evmamba.launch.report.notes import Notes, budgets, caption, memory, other_trainings, sizes
 from evmamba.launch.report.paper import claims, comparable, label_of, paper, published, split_tags
 from evmamba.launch.report.seeds import Estimate, Repetitions, repetitions
+from evmamba.launch.report.turns import COUNTED
 from evmamba.launch.report.verdicts import mark_best, verdict_notes
 from evmamba.launch.store.precision import in_words
 from evmamba.launch.store.results import COST, Result
@@ -244,7 +245,10 @@ def _measured_cells(runs: Repetitions, group: Group, label: str, notes: Notes, s
             if single is not None and (over := over_images.half_width(single, column.key)) is not None:
                 half_width = over * column.scale
             text = _with_interval(number, half_width, column, counted=group.task == "cost")
-            cells.append(Cell(text, "measured", number.mean, half_width, list(number.values), runs=names))
+            cell = Cell(text, "measured", number.mean, half_width, list(number.values), runs=names)
+            if group.task == COST:
+                _add_turns(cell, runs.finished[-1], column)
+            cells.append(cell)
     if undefined:
         columns = ", ".join(column.header.split(" (")[0] for column in undefined)
         # A task leaves out what its data does not define, e.g. APs without small objects.
@@ -252,6 +256,16 @@ def _measured_cells(runs: Repetitions, group: Group, label: str, notes: Notes, s
         why = "not measured" if unmeasured else "undefined on this data"
         notes.undefined.setdefault(f"{group.title}: {columns} {why}", []).append(label)
     return cells
+
+
+def _add_turns(cell: Cell, result: Result, column: Column) -> None:
+    """What tells whether a cost differs from another one by more than the machine's moods."""
+    memory = column.key.endswith("memory_mb") and result.cost.get("peak_memory_kind") == "CUDA tensors"
+    cell.exact = column.key in COUNTED or memory
+    turns = result.provenance.get("turns") or {}
+    if len(turns.get("runs", ())) > 1:
+        cell.turns = f"{turns['runs'][0]} {turns['start']}"
+        cell.rounds = [value * column.scale for value in (result.details.get("rounds") or {}).get(column.key, ())]
 
 
 def _with_interval(number: Estimate, half_width: float | None, column: Column, counted: bool) -> str:

@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from evmamba.launch.report import over_images
-from evmamba.launch.report.cells import Group, Row
+from evmamba.launch.report.cells import Cell, Group, Row
+from evmamba.launch.report.columns import Column
 from evmamba.launch.report.paper import OURS
 from evmamba.launch.report.significance import ENOUGH, RULE, differences
+from evmamba.launch.report.turns import drift, first_of
+from evmamba.launch.store.results import COST
 from evmamba.tasks.per_image import PerImage
 
 
@@ -26,9 +29,8 @@ def mark_best(rows: list[Row], groups: list[Group], images: Sequence[Mapping[str
             if len({cell.value for cell in cells.values()}) < 2:
                 continue
             top = (max if column.better == "max" else min)(cells, key=lambda label: cells[label].value or 0.0)
-            if group.task == "cost":
-                for cell in cells.values():
-                    cell.best = cell.value == cells[top].value
+            if group.task == COST:
+                _mark_cost(list(cells.values()), cells[top], column)
                 continue
             told = differences({label: cell.values for label, cell in cells.items()})
             for label, cell in cells.items():
@@ -42,6 +44,17 @@ def mark_best(rows: list[Row], groups: list[Group], images: Sequence[Mapping[str
                 cells[label].tied = cells[top].tied = True
 
 
+def _mark_cost(cells: list[Cell], top: Cell, column: Column) -> None:
+    """What is exact is compared as it is; what is timed only where all had their turns together."""
+    if all(cell.exact for cell in cells):
+        for cell in cells:
+            cell.best = cell.value == top.value
+    elif len({cell.turns for cell in cells}) == 1 and all(cell.rounds for cell in cells):
+        first = first_of([cell.rounds for cell in cells], column.better)
+        if first is not None:
+            cells[first].best = True
+
+
 def verdict_notes(rows: list[Row], groups: list[Group], images: Sequence[Mapping[str, PerImage]]) -> list[str]:
     """Who cannot be told from the highest mean of a group's first metric, and from our own networks, and of whom
     nothing is said for want of seeds; what the test images tell of single runs; the rules behind it. Arguments as of
@@ -49,7 +62,8 @@ def verdict_notes(rows: list[Row], groups: list[Group], images: Sequence[Mapping
     notes = []
     repeated = single = False
     for g, group in enumerate(groups):
-        if group.task == "cost":
+        if group.task == COST:
+            notes += _cost_notes(rows, group, g)
             continue
         entries = [(row, row.cells[g][0]) for row in rows if row.kind == "measured"]
         repeated |= any(cell.count > 1 for _, cell in entries)
@@ -74,3 +88,22 @@ def verdict_notes(rows: list[Row], groups: list[Group], images: Sequence[Mapping
                     notes.append(f"{group.title}, these weights on {number} test images: {label} differs from {others}")
     rules = [RULE] if repeated else []
     return [*rules, *([over_images.RULE] if single else []), *notes]
+
+
+def _cost_notes(rows: list[Row], group: Group, g: int) -> list[str]:
+    """How far timed numbers drifted, or that their networks had no turns together."""
+    timed = {
+        row.label: [cell for cell in row.cells[g] if cell.value is not None and not cell.exact]
+        for row in rows
+        if row.kind == "measured"
+    }
+    cells = [cell for own in timed.values() for cell in own]
+    if sum(bool(own) for own in timed.values()) < 2:
+        return []
+    if len({cell.turns for cell in cells}) > 1 or cells[0].turns is None:
+        return [f"{group.title}: not all networks were timed in turns with each other, so no time is marked"]
+    drifts = [drift(cell.rounds) for cell in cells if cell.rounds]
+    return [
+        f"{group.title}: timed in turns; a number drifted over the rounds by ±{100 * max(drifts):.0f}% at most, and "
+        "what lies within its drift is not marked"
+    ]

@@ -158,16 +158,35 @@ class CostSpec(BaseSpec, frozen=True, kw_only=True, tag="cost"):
         precision: Lightning's name, e.g. ``"bf16-mixed"``; None: float32.
         timing: see `Timing`.
         head_options: options of the head as the paper's recipe has them, e.g. the decoder's width.
+        together: the networks of a table, by model, each with its `head_options`: they are measured in turns by the run
+            of the first; with other networks it is another measurement. Empty: this one alone.
     """
 
     task: ClassVar[str] = COST
     precision: str | None = None
     timing: Timing = Timing()
     head_options: dict[str, Any] = {}
+    together: dict[str, dict[str, Any]] = {}
 
     @property
     def kind(self) -> str:
         return self.task
+
+    @property
+    def leads(self) -> bool:
+        """Whether this run measures the others of its table too."""
+        return next(iter(self.together), self.model) == self.model
+
+    @property
+    def members(self) -> list["CostSpec"]:
+        """The runs of its table, this one among them; all but the first need that one."""
+        if not self.together:
+            return [self]
+        first, *others = (
+            structs.replace(self, model=model, head_options=options, needs=())
+            for model, options in self.together.items()
+        )
+        return [first, *(structs.replace(other, needs=(first.name,)) for other in others)]
 
 
 class TaskSpec(BaseSpec, frozen=True, kw_only=True):
@@ -295,6 +314,14 @@ def failed_result(spec: Spec, reason: str, start: datetime.datetime, blocked_by:
         provenance=origin | {"spec_hash": spec.hash},
         suite=spec.suite,
     )
+
+
+def reason_of(error: Exception) -> str:
+    """Why a run failed, as one line."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    first = str(error).strip().splitlines()
+    return f"{type(error).__name__}{': ' + first[0] if first else ''}"
 
 
 def origin_of(spec: Spec) -> dict[str, Any]:

@@ -133,7 +133,11 @@ def matches_of(run: Any) -> dict[str, np.ndarray]:
     parameters."""
     images, categories = len(run.params.imgIds), len(run.params.catIds)
     largest = run.params.maxDets[-1]
-    pairs, scores, matched, ignored, objects = [], [], [], [], []
+    pairs: list[np.ndarray] = []
+    scores: list[np.ndarray] = []
+    matched: list[np.ndarray] = []
+    ignored: list[np.ndarray] = []
+    objects: list[list[int]] = []
     for k in range(categories):
         for i in range(images):
             areas = [run.evalImgs[(k * AREAS + a) * images + i] for a in range(AREAS)]

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from evmamba.tasks.detection.detectors import DetectorName, build_detector
+from evmamba.tasks.detection.detectors import DetectorName, Rules, build_detector
 from evmamba.tasks.whole import WholeNetwork
 
 # Input and classes of the paper's tables 3 and 7.
@@ -13,10 +13,10 @@ SIZE, CLASSES = (800, 1280), 80
 REGIONS, MASKS = 1000, 100
 
 
-def whole_network(head: DetectorName, backbone: str) -> WholeNetwork:
-    """Build a detector on a backbone."""
-    model = build_detector(head, backbone, CLASSES, min_size=(SIZE[0],), max_size=1333)
-    return WholeNetwork(model, DenseParts(model), lambda image: ([image],), SIZE, CLASSES)
+def whole_network(head: DetectorName, backbone: str, rules: Rules = "mmdetection") -> WholeNetwork:
+    """Build a detector on a backbone; see `build_detector`."""
+    model = build_detector(head, backbone, CLASSES, rules=rules, min_size=(SIZE[0],), max_size=1333)
+    return WholeNetwork(model, DenseParts(model), lambda image: ([image],), SIZE, CLASSES, {"rules": rules})
 
 
 class DenseParts(nn.Module):

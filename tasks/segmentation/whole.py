@@ -14,7 +14,7 @@ def whole_network(head: str, backbone: str, decoder_channels: int = 256) -> Whol
     """Build UPerNet on a backbone; a prediction is counted, without the head that only training uses."""
     model = UPerNet(build_backbone(backbone, features_only=True), CLASSES, decoder_channels)
     also = {"macs_with_auxiliary_head": WithAuxiliary(model)}
-    return WholeNetwork(model, model, lambda image: (image[None],), SIZE, CLASSES, also)
+    return WholeNetwork(model, model, lambda image: (image[None],), SIZE, CLASSES, also_counted=also)
 
 
 class WithAuxiliary(nn.Module):

@@ -62,6 +62,30 @@ def test_a_failing_run_does_not_stop_the_others_and_finished_ones_are_not_repeat
     assert ran[4:] == ["cost", "cost"]
 
 
+def test_networks_that_another_run_measured_in_turns_are_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = made_spec("cost", together={"resnet18": {}, "efficientvmamba_t": {}})
+    specs = first.members
+    ran: list[str] = []
+
+    def run_one(spec: Spec, folder: Path, while_waiting) -> Result:
+        ran.append(spec.model)
+        for member in specs if spec.leads else [spec]:
+            result = finished(member)
+            if member.model == "efficientvmamba_t":
+                result.status, result.reason = "failed", "no such network"
+            write_result(result, folder.parent / member.name)
+        return read_result(folder / "result.json")
+
+    monkeypatch.setattr(local, "run_one", run_one)
+    results, _ = run_here(specs, tmp_path, quiet(2))
+    assert [result.status for result in results] == ["finished", "failed"]
+    assert ran == ["resnet18"]
+    run_here(specs, tmp_path, quiet(2))
+    assert ran == ["resnet18", "efficientvmamba_t"]  # what failed is tried again, by itself
+    run_here(specs, tmp_path, quiet(2), force=True)
+    assert ran == ["resnet18", "efficientvmamba_t", "resnet18"]
+
+
 def test_ctrl_c_keeps_what_is_finished_and_starts_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     specs = [made_spec("cost"), made_spec("classification"), made_spec("segmentation")]
     write_result(finished(specs[2]), tmp_path / "runs" / specs[2].name)

@@ -34,6 +34,8 @@ def test_the_plan_has_a_cost_and_every_task_for_every_backbone(tmp_path: Path):
     ]
     assert len({spec.hash for spec in specs}) == len({spec.name for spec in specs}) == 10
     assert specs[0].timing == Timing(timed_steps=1, warmup_steps=0, batch_size=1, training_batch=0)
+    assert [specs[k].needs for k in (0, 5)] == [(), (specs[0].name,)]  # one run measures both, in turns
+    assert list(specs[5].together) == ["efficientvmamba_t", "resnet18"]
     assert setting(specs[6].settings, "model.init_args.backbone") == "resnet18"
     assert setting(specs[8].settings, "model.init_args.detector") == "fasterrcnn"
     assert [setting(specs[k].settings, "trainer.max_steps") for k in (6, 9)] == [2, 1]

@@ -166,6 +166,26 @@ def test_resume_submits_what_failed_and_leaves_what_is_finished_or_on_its_way(
     assert len(fake.calls("sbatch")) == 8  # all on their way
 
 
+def test_networks_that_take_turns_are_one_job(tmp_path: Path, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch):
+    output = tmp_path / "out"
+
+    def members(options: BenchOptions) -> list[Spec]:
+        together: dict[str, dict] = {"resnet18": {}, "resnet50": {}}
+        return made_spec("cost", seed=options.seeds[0], device=options.device, together=together).members
+
+    monkeypatch.setattr(submission, "plan", members)
+    assert submit(output, NO_GPUS) == 0
+    first, second = jobs.read_specs(output).values()
+    assert len(fake.calls("sbatch")) == 2  # and the report
+    assert fake.calls("sbatch")[1].startswith("--parsable --dependency=afterany:100 ")
+    assert jobs.JobBook.read(output).submitted[second.name] == [100]
+    finish(output, first)
+    fake.forget(100)
+    fake.forget(101)
+    assert submit(output, "--resume") == 0  # the second failed: it is measured by itself
+    assert fake.calls("sbatch")[2] == f"--parsable {output / 'runs' / second.name / 'job.sbatch'}"
+
+
 def test_resume_waits_for_a_need_that_is_on_its_way(tmp_path: Path, fake: FakeSlurm):
     output = tmp_path / "out"
     submit(output, NO_GPUS)

@@ -60,6 +60,7 @@ def test_detectors_count_as_published(tmp_path: Path, model: str, head: str, par
     assert round(result.cost["parameters"] / 1e6) == parameters
     assert round(result.cost["macs"] / 1e9) == macs
     assert result.protocol["input_size"] == [3, 800, 1280]
+    assert result.protocol["rules"] == "mmdetection"
     assert "latency_ms_median" not in result.cost  # on a CPU it would take minutes
 
 
@@ -83,6 +84,39 @@ def test_a_cost_run_measures_what_it_is_asked(tmp_path: Path):
     assert large["macs"] / small["macs"] == pytest.approx((96 / 64) ** 2, rel=0.1)
     assert {"latency_ms_median", "images_per_s", "peak_memory_mb"} <= set(small)
     assert sum(result.details["macs_by_op"].values()) == result.cost["macs"]
+
+
+def test_the_networks_of_a_table_take_turns_and_one_that_fails_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    together: dict[str, dict] = {"resnet10t": {}, "no_such_network": {}, "mobilenetv3_small_050": {}}
+    monkeypatch.setattr(measure, "SIZE", (32, 32))
+    quick = Timing(**QUICK | {"timed_steps": 5, "training_batch": 2})
+    first = CostSpec(model="resnet10t", seed=0, device="cpu", timing=quick, together=together)
+    assert first.leads
+    assert [member.needs for member in first.members] == [(), (first.name,), (first.name,)]
+    measure_cost(first, tmp_path / first.name)
+    found = {spec.model: read_result(tmp_path / spec.name / "result.json") for spec in first.members}
+    assert not found.pop("no_such_network").finished
+    (turns,) = {tuple(result.provenance["turns"]["runs"]) for result in found.values()}
+    assert turns == tuple(member.name for member in first.members)
+    for result in found.values():
+        rounds = result.details["rounds"]
+        assert set(rounds) == {
+            "latency_ms_median",
+            "latency_ms_p95",
+            "images_per_s",
+            "train_ms_median",
+            "train_ms_p95",
+            "train_images_per_s",
+        }
+        assert all(len(values) == cost.ROUNDS for values in rounds.values())
+        assert min(rounds["latency_ms_median"]) <= result.cost["latency_ms_median"] <= max(rounds["latency_ms_median"])
+    # Alone, started again by itself, a member measures only itself.
+    last = first.members[-1]
+    assert not last.leads
+    measure_cost(last, tmp_path / last.name)
+    assert read_result(tmp_path / last.name / "result.json").provenance["turns"]["runs"] == [last.name]
 
 
 def test_without_sweeps_there_are_none(tmp_path: Path):
@@ -126,9 +160,9 @@ def test_what_is_measured_is_what_the_result_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str | None, dtype: torch.dtype | None
 ):
     seen = []
-    inference = measure.cost.measure_inference
+    ready = measure.cost.ready_for_inference
     monkeypatch.setattr(
-        measure.cost, "measure_inference", lambda *a, amp, **k: (seen.append(amp), inference(*a, amp=None, **k))[1]
+        measure.cost, "ready_for_inference", lambda *a, amp, **k: (seen.append(amp), ready(*a, amp=None, **k))[1]
     )
     spec = CostSpec(model="resnet10t", seed=0, device="cpu", precision=precision, timing=Timing(**QUICK))
     measure_cost(spec, tmp_path)
