@@ -22,8 +22,8 @@ from evmamba.tasks.per_image import PER_IMAGE_FILE, PerImage
 
 SAMPLES = 1000
 RULE = (
-    "of one seed (1): ± half of the 95% interval over the test images (Wilson's, or by bootstrap); another training "
-    "differs by more. Networks differ on the images by McNemar's test or a paired bootstrap, with Holm's correction"
+    "of one seed (1): ± half of the 95% interval over the test images (Wilson's, or by bootstrap), which tells nothing "
+    "of another training. Networks differ on the images by McNemar's test or a paired bootstrap, corrected by Holm"
 )
 
 
