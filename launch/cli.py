@@ -15,6 +15,7 @@ from evmamba.launch.commands.predict import shows_images
 COMMANDS = {
     "bench": "train briefly, evaluate, measure; ends in one table",
     "profile": "latency, throughput and memory of networks, side by side",
+    "traffic": "bytes, kernels and memory of networks on a GPU, counted without one",
     "submit": "bench as SLURM jobs: a graph that ends in one table",
     "status": "what runs, waits, failed",
     "report": "the table again, from any result files",
