@@ -1,10 +1,13 @@
-"""A folder of results, so that store and report are tested without a training."""
+"""A folder of results, so that store and report are tested without a training; the command as people type it."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from evmamba.launch import cli
 from evmamba.launch.store.results import write_result
 
 from .handmade import HEADS, made_result
@@ -14,6 +17,26 @@ from .handmade import HEADS, made_result
 def result_folder(tmp_path: Path) -> Path:
     """Two models: one complete, one with a failed detection and a segmentation that never ran."""
     return write_two_models(tmp_path / "results")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the repository, as after `pip install`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evmamba"])
+
+
+@pytest.fixture
+def complaint(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must end with exit status 2 and exactly one line on stderr; returns the line."""
+
+    def run(*arguments: str) -> str:
+        assert cli.main(arguments) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Seed set")]
+        assert line.startswith("evmamba: ")
+        return line
+
+    return run
 
 
 def write_two_models(root: Path) -> Path:

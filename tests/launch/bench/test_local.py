@@ -1,7 +1,6 @@
 """Running a benchmark here: it goes on after a failure, and nothing finished is repeated."""
 
 import io
-import json
 import os
 import re
 import signal
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from evmamba.launch import cli
 from evmamba.launch.bench import local
 from evmamba.launch.bench.local import run_here
 from evmamba.launch.bench.progress import RunProgress
@@ -20,8 +18,6 @@ from evmamba.launch.store.results import Result, read_result, write_result
 from evmamba.launch.store.spec import Spec
 
 from ..handmade import made_result, made_spec
-
-QUICK_COST = ("cost.timed_steps=1", "cost.warmup_steps=0", "cost.batch_size=1", "cost.training_batch=0")
 
 
 def quiet(total: int) -> RunProgress:
@@ -168,38 +164,6 @@ def test_a_benchmark_that_is_terminated_takes_its_run_along(tmp_path: Path, monk
     assert results[0].reason == "interrupted"
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
-
-
-@pytest.mark.slow
-def test_a_small_bench_from_command_line_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    options = [
-        f"--output={tmp_path / 'out'}",
-        "--tasks=classification,segmentation",
-        "--set=trainer.max_steps=3",
-        "--set=trainer.limit_test_batches=1",
-        "--set=classification.data.init_args.image_size=32",
-        "--set=segmentation.model.init_args.optimizer.lr=1.0e+30",  # no loss is finite after such a step
-        "--set=segmentation.model.init_args.schedule.warmup_steps=0",
-        *(f"--set={override}" for override in QUICK_COST),
-    ]
-    assert cli.main(["bench", *options]) == 1
-    printed = capsys.readouterr().out
-    assert "failed" in printed
-
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    cells = report["rows"][0]["cells"]
-    assert [part[0]["state"] for part in cells] == ["measured", "measured", "failed"]
-    assert cells[0][0]["text"] == "6.49"
-    assert cells[0][1]["text"] == "0.81"
-    assert any("the loss is" in note or "no longer finite" in note for note in report["notes"])
-
-    results = {path.parent.name.split("-")[0]: read_result(path) for path in tmp_path.rglob("result.json")}
-    trained = results["classification"]
-    assert trained.training["steps"] == 3
-    assert trained.training["curve"]
-    assert trained.protocol["weights"] == "last epoch"
-    assert trained.provenance["spec_hash"]
-    assert results["segmentation"].status == "failed"
 
 
 def test_a_run_that_was_killed_goes_on_from_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,10 +1,7 @@
 """`evmamba status`: what became of every run, from SLURM where it knows, from files where it does not."""
 
 import datetime
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,24 +10,10 @@ from evmamba.launch import cli
 from evmamba.launch.cluster import jobs
 from evmamba.launch.cluster.jobs import JobBook, RunState, record_failures, states
 from evmamba.launch.store.results import read_result, write_result
-from evmamba.launch.store.spec import EvaluationSpec, Spec, Start, failed_result
+from evmamba.launch.store.spec import failed_result
 
-from ..handmade import made_result, made_spec
+from .chain import CHAIN, FIRST, SECOND, THIRD, finish, folder_of, say_progress, submitted
 from .fake_slurm import FakeSlurm, install
-
-FIRST = made_spec("classification")
-SECOND = made_spec("segmentation", test=False).after(FIRST)
-THIRD = EvaluationSpec(
-    task="segmentation",
-    model="resnet18",
-    head="upernet",
-    seed=0,
-    device="cpu",
-    settings={},
-    start=Start.of(SECOND),
-    needs=(SECOND.name,),
-)
-CHAIN = (FIRST, SECOND, THIRD)
 
 
 @pytest.fixture
@@ -40,28 +23,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
-    """Three runs in a row, submitted as jobs 1, 2, 3."""
-    folder = tmp_path / "out"
-    for spec in CHAIN:
-        spec.write(folder / "runs" / spec.name)
-    book = JobBook(folder, order=[spec.name for spec in CHAIN])
-    for job, spec in enumerate(CHAIN, 1):
-        book.add(spec.name, job)
-    return folder
-
-
-def folder_of(output: Path, spec: Spec) -> Path:
-    return output / "runs" / spec.name
-
-
-def say_progress(output: Path, spec: Spec, **fields) -> None:
-    text = json.dumps({"phase": "training", "done": 43, "total": 100, "loss": 1.2345} | fields)
-    (folder_of(output, spec) / "progress.json").write_text(text)
-
-
-def finish(output: Path, spec: Spec) -> None:
-    result = made_result(spec.task, "resnet18", run=spec.name)
-    write_result(result, folder_of(output, spec))
+    return submitted(tmp_path / "out")
 
 
 def by_run(output: Path) -> list[RunState]:
@@ -207,15 +169,6 @@ def test_a_folder_without_jobs_is_read_from_its_files(
     assert len(printed) == 6
 
 
-def test_json_is_for_programs(output: Path, fake: FakeSlurm, capsys: pytest.CaptureFixture[str]):
-    finish(output, FIRST)
-    assert cli.main(["status", str(output), "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert [entry["run"] for entry in document] == [spec.name for spec in CHAIN]
-    assert document[0]["metrics"]["top1"] == 0.81337
-    assert document[0]["state"] == "finished"
-
-
 def test_the_report_is_a_line_too(output: Path, fake: FakeSlurm):
     JobBook.read(output).add(jobs.REPORT, 9)
     fake.set(9, JobState="PENDING", Reason="Dependency")
@@ -224,20 +177,6 @@ def test_the_report_is_a_line_too(output: Path, fake: FakeSlurm):
     assert (states(output)[-1].state, states(output)[-1].said) == ("failed", f"see {output / 'report.log'}")
     (output / "report.md").touch()
     assert states(output)[-1].state == "finished"
-
-
-@pytest.mark.parametrize(("text", "complaint"), [("{", "no valid JSON"), ("{}", "not a list of jobs")])
-def test_a_damaged_list_of_jobs_is_named(output: Path, text: str, complaint: str, capsys: pytest.CaptureFixture[str]):
-    (output / "jobs.json").write_text(text)
-    assert cli.main(["status", str(output)]) == 2
-    error = capsys.readouterr().err
-    assert complaint in error
-    assert str(output / "jobs.json") in error
-
-
-def test_an_empty_folder_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert cli.main(["status", str(tmp_path)]) == 2
-    assert "no runs here" in capsys.readouterr().err
 
 
 def test_a_silent_slurm_is_no_proof_of_an_end_except_in_the_report_job(
@@ -249,18 +188,3 @@ def test_a_silent_slurm_is_no_proof_of_an_end_except_in_the_report_job(
     monkeypatch.setenv("SLURM_JOB_ID", "9")  # a container without squeue, say
     assert len(record_failures(output)) == 3
     assert "there is no result; last words: no log at" in read_result(folder_of(output, FIRST) / "result.json").reason
-
-
-def test_status_does_not_wait_for_torch(output: Path, fake: FakeSlurm):
-    fake.set(1, JobState="RUNNING", Reason="None", NodeList="n1", RunTime="00:01:03")
-    finish(output, FIRST)
-    program = (
-        "import sys\n"
-        "from evmamba.launch.cli import main\n"
-        "assert main(['status', sys.argv[1]]) == 0\n"
-        "print({'torch', 'timm', 'lightning'} & sys.modules.keys())"
-    )
-    command = [sys.executable, "-c", program, str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert FIRST.name[:20] in done.stdout, done.stderr
-    assert done.stdout.splitlines()[-1] == "set()"

@@ -8,7 +8,7 @@ import pytest
 
 from evmamba.errors import UserError
 from evmamba.launch.cluster import slurm
-from evmamba.launch.cluster.settings import Cluster, JobConfig, kinds, read_cluster
+from evmamba.launch.cluster.settings import JobConfig, read_cluster
 
 from ..handmade import made_spec
 from .fake_slurm import install
@@ -119,60 +119,10 @@ def test_the_report_records_what_slurm_ended_before_it_writes_the_table(tmp_path
     )
 
 
-def made(tmp_path: Path, text: str) -> Path:
-    file = tmp_path / "cluster.yaml"
-    file.write_text(text)
-    return file
-
-
-def test_a_cluster_file_says_everything_and_options_win(tmp_path: Path):
-    file = made(
-        tmp_path,
-        "partition: gpu\ntime: 24:00:00\ngpus_per_node: 8\nnodes: 2\nenvironment: [module load cuda]\n"
-        "runs:\n  detection: {nodes: 1, time: 0:30:00}\n  cost: {partition: small}\n",
-    )
-    cluster = read_cluster(file, {"partition": ["long"], "nodes": ["classification=4"], "environment": ["export A=1"]})
-    assert [cluster[kind].partition for kind in kinds()] == ["small", "long", "long", "long", "long", "long"]
-    assert [cluster[kind].nodes for kind in kinds()] == [1, 4, 1, 2, 1, 1]
-    assert [cluster[kind].tasks for kind in kinds()] == [1, 8, 8, 8, 8, 1]
-    assert [cluster[kind].gpus_per_node for kind in kinds()] == [1, 8, 8, 8, 8, 0]
-    assert cluster["classification"].time == "24:00:00"  # not YAML's 86400 seconds
-    assert cluster["detection"].time == "0:30:00"
-    assert cluster["detection"].environment == ("module load cuda", "export A=1")
-
-
-def test_settings_that_were_stored_are_changed_by_new_ones(tmp_path: Path):
-    file = made(tmp_path, "partition: gpu\nruns:\n  detection: {nodes: 2}\n")
-    before = read_cluster(file, {"time": ["10:00"]}).given
-    now: Cluster = read_cluster(None, {"time": ["detection=20:00"], "qos": ["high"]}, before)
-    assert (now["detection"].nodes, now["detection"].time, now["segmentation"].time) == (2, "20:00", "10:00")
-    assert {now[kind].partition for kind in kinds()} == {"gpu"}
-    assert {now[kind].qos for kind in kinds()} == {"high"}
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("gpu_per_node: 8", "unknown key in .*did you mean gpus_per_node"),
-        ("runs: {detektion: {nodes: 1}}", "unknown kind of run in .*did you mean detection"),
-        ("nodes: two", "nodes must be a whole number, not 'two'"),
-        ("nodes: 0", "nodes must be at least 1"),
-        ("time: one day", "time 'one day' is none of SLURM's forms"),
-        ("nodes: [1, 2]", "nodes is one value"),
-        ("sbatch: [constraint=a100]", "must start with a dash"),
-        ("- nodes", "a cluster file holds lines like"),
-        ("nodes: {", "no valid YAML"),
-    ],
-)
-def test_a_wrong_cluster_file_is_told_in_one_line(tmp_path: Path, text: str, complaint: str):
-    with pytest.raises(UserError, match=complaint) as raised:
-        read_cluster(made(tmp_path, text), {})
-    assert "\n" not in str(raised.value)
-
-
 def test_dependencies_and_numbers_of_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fake = install(tmp_path / "slurm", monkeypatch)
-    script = made(tmp_path, "#!/bin/bash\n")
+    script = tmp_path / "job.sbatch"
+    script.write_text("#!/bin/bash\n")
     assert slurm.submit(script) == 100
     assert slurm.submit(script, [100, 7]) == 101
     assert slurm.submit(script, [100], "afterany") == 102

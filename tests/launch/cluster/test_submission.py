@@ -4,7 +4,6 @@ import datetime
 import functools
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -279,20 +278,6 @@ def test_nothing_is_submitted_twice_because_squeue_was_silent(
     assert submit(tmp_path / "out", "--resume") == 2
     assert "squeue does not answer" in capsys.readouterr().err
     assert len(fake.calls("sbatch")) == count
-
-
-def test_without_slurm_the_other_ways_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "git").symlink_to(shutil.which("git") or "/usr/bin/git")
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert submit(tmp_path / "out") == 2
-    assert "there is no sbatch here" in (said := capsys.readouterr().err)
-    assert "--dry-run" in said
-    assert "--local" in said
-    assert submit(tmp_path / "out", "--resume") == 2
-    assert "no sbatch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

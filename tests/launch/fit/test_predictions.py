@@ -9,11 +9,7 @@ import pytest
 from evmamba.launch import cli
 from evmamba.tasks.embedded import ensure_embedded
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["evmamba"])
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def predict(task: str, *options: str) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import json
 import sys
 import time
 import weakref
@@ -11,12 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from torch.autograd import DeviceType
 
 from evmamba.cost import inference_step
 from evmamba.errors import UserError
-from evmamba.launch import cli
-from evmamba.launch.measure import profile_parts, profiling
+from evmamba.launch.measure import profiling
 from evmamba.launch.measure.profiling import Case, ProfileOptions, Row, profile
 
 SLEEP = {"slow": 0.02, "fast": 0.005}
@@ -153,22 +150,6 @@ def test_a_cuda_graph_keeps_the_network_it_reads(monkeypatch):
     assert replayed == [True]
 
 
-def test_a_gpus_kernels_count_once_with_the_operator_that_launched_them(monkeypatch):
-    def event(key, device_type, microseconds):
-        return SimpleNamespace(key=key, device_type=device_type, self_device_time_total=microseconds, count=5)
-
-    events = [
-        event("aten::mm", DeviceType.CPU, 300),
-        event("evmamba::scan2d", DeviceType.CPU, 100),
-        event("gemm_kernel", DeviceType.CUDA, 300),
-        event("scan_forward_kernel", DeviceType.CUDA, 100),
-    ]
-    trace = SimpleNamespace(key_averages=lambda: events)
-    monkeypatch.setattr(profile_parts, "torch_profile", lambda **_: contextlib.nullcontext(trace))
-    shares = profile_parts._operators("net", lambda: None, torch.device("cuda"), 4)
-    assert [(share.name, share.share) for share in shares] == [("aten::mm", 0.75), ("evmamba::scan2d", 0.25)]
-
-
 def test_energy_is_the_rise_of_the_boards_counter(monkeypatch):
     readings = iter([0, 1000, 4000])
     nvml = SimpleNamespace(
@@ -197,42 +178,6 @@ def test_energy_is_the_rise_of_the_boards_counter(monkeypatch):
 def test_options_that_mean_nothing_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         ProfileOptions(**options)
-
-
-def test_the_command_writes_the_same_numbers_everywhere(tmp_path, capsys):
-    command = ["profile", "--backbones", "efficientvmamba_t,resnet18", "--resolutions", "32", "--batch-sizes", "1,2"]
-    command += ["--modes", "eager,graph", "--seconds", "0.02", "--operators", "3", "--device", "cpu"]
-    assert cli.main([*command, "--output", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    document = json.loads((tmp_path / "profile.json").read_text())
-    markdown = (tmp_path / "profile.md").read_text()
-
-    rows = document["rows"]
-    assert [(row["batch_size"], row["mode"], row["backbone"]) for row in rows] == [
-        (batch, mode, name)
-        for batch in (1, 2)
-        for mode in ("eager", "graph")
-        for name in ("efficientvmamba_t", "resnet18")
-    ]
-    for row in rows:
-        if row["mode"] == "eager":
-            shown = f"{row['latency_ms']:.3g}" if row["latency_ms"] < 100 else f"{row['latency_ms']:.0f}"
-            assert f"| {row['backbone']} | {shown} |" in markdown
-            assert shown in printed
-    assert "CUDA graphs need a GPU" in printed
-    assert "CUDA graphs need a GPU" in markdown
-    assert document["about"]["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert {share["kind"] for share in document["shares"]} == {"operator", "part"}
-    for backbone in ("efficientvmamba_t", "resnet18"):
-        assert 0.5 < sum(s["share"] for s in document["shares"] if (s["kind"], s["backbone"]) == ("part", backbone)) < 1
-    assert "evmamba::scan2d" in [share["name"] for share in document["shares"]]
-    assert (tmp_path / "profile.png").stat().st_size > 1000
-
-
-def test_unknown_backbones_end_it_before_anything_is_measured(tmp_path, capsys):
-    assert cli.main(["profile", "--backbones", "resnet18,resnet19", "--output", str(tmp_path)]) == 2
-    assert "resnet19" in capsys.readouterr().err
-    assert not (tmp_path / "profile.json").exists()
 
 
 def test_rows_are_flat_for_json():

@@ -1,6 +1,7 @@
 """A checkpoint of every task, and an image."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,14 +20,22 @@ KINDS: dict[str, type[TaskModule]] = {
 }
 
 
-def checkpoint(task: str, folder: Path, backbone: str = "efficientvmamba_t") -> tuple[Path, TaskModule]:
+def checkpoint(
+    task: str,
+    folder: Path,
+    backbone: str = "efficientvmamba_t",
+    data: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> tuple[Path, TaskModule]:
+    """As a training writes it: weights and description."""
     torch.manual_seed(0)
     kind = KINDS[task]
-    module = kind(num_classes=len(NAMES), backbone=backbone).eval()
+    arguments["backbone"] = backbone
+    module = kind(num_classes=len(NAMES), **arguments).eval()
     description = {
         "task": task,
-        "model": {"class_path": f"evmamba.tasks.{task}.{kind.__name__}", "init_args": {"backbone": backbone}},
-        "data": {},
+        "model": {"class_path": f"evmamba.tasks.{task}.{kind.__name__}", "init_args": arguments},
+        "data": {"init_args": data or {}},
         "class_names": NAMES,
     }
     torch.save({"state_dict": module.state_dict(), KEY: description}, folder / "best.ckpt")

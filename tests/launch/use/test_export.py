@@ -1,4 +1,4 @@
-"""`evmamba export`, `push` and `pull`: what is written is the network that was trained."""
+"""`evmamba export`: what is written is the network that was trained."""
 
 import json
 from pathlib import Path
@@ -47,9 +47,6 @@ def test_weights_of_other_networks_are_readable_for_others_too(tmp_path: Path):
         ("export gone.ckpt -o a.onnx", "no checkpoint file at gone.ckpt"),
         ("export efficientvmamba_t -o a.txt", "unknown file format '.txt'"),
         ("export efficientvmamba_t -o nowhere/a.pt2", "there is no folder nowhere"),
-        ("push resnet18 ./folder", "not a ResNet"),
-        ("pull ./folder -o a.safetensors", "nothing was pushed there"),
-        ("pull a/b/c -o a.safetensors", "cannot fetch a/b/c from the hub"),
     ],
 )
 def test_a_mistake_is_one_line(
