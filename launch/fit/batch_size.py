@@ -72,7 +72,7 @@ def _images_if_it_fits(arguments: Sequence[str], size: int) -> int | None:
             if not is_oom_error(error):
                 raise
         finally:
-            cli = None  # type: ignore[assignment]
+            cli = None
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

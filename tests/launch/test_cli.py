@@ -52,7 +52,7 @@ def test_help_and_version_are_there(capsys: pytest.CaptureFixture[str]):
     assert cli.main([]) == cli.main(["--help"]) == cli.main(["fit", "--help"]) == cli.main(["--version"]) == 0
     printed = capsys.readouterr().out
     assert "bench" in printed
-    assert "conf/segmentation/tiny.yaml" in printed
+    assert "conf/segmentation/ tiny" in printed
 
 
 def test_no_help_waits_for_torch():

@@ -1,5 +1,6 @@
 """`evmamba fit` and its kind: recipes of the package, of the disk, and modules of one's own."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -94,3 +95,24 @@ def test_a_recipe_may_name_classes_of_an_imported_module_that_lies_where_one_sta
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "class_path: my_data.MyData" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_help_of_a_training_fits_a_screen_and_names_every_recipe(command: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.main([command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 100
+    for name in recipes():
+        folder, _, recipe = name.removesuffix(".yaml").rpartition("/")
+        assert f"{folder}/" in printed
+        assert re.sub("_[bst]$", "_{b,s,t}", recipe) in printed
+
+
+def test_the_whole_help_has_the_options_of_a_recipes_classes(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["fit", "--config", "conf/detection/tiny.yaml", "--help-all"]) == 0
+    printed = capsys.readouterr().out
+    assert set(recipes()) <= set(printed.split())
+    for option in ("--trainer.max_epochs", "--model.min_size", "--model.optimizer.layer_decay", "--data.batch_size"):
+        assert option in printed
