@@ -63,6 +63,7 @@ ENDINGS = {
     "FAILED": "ended with exit status {exit} and without a result; last words: {last}",
     "COMPLETED": "ended without a result; last words: {last}",
 }
+SAVED = "saved; --resume goes on"
 
 
 class _Document(msgspec.Struct):
@@ -205,7 +206,7 @@ def record_failures(folder: Path) -> list[str]:
     A run is left alone while its job is live, and where SLURM does not answer, unless this is called in a job: the
     report's, which starts when all others have ended.
     """
-    over = ("failed", "unknown") if slurm_job.job_id() else ("failed",)
+    over = ("failed", "unknown", "stopped") if slurm_job.job_id() else ("failed",)
     told = {state.run: state for state in states(folder)}
     recorded: dict[str, Result] = {}
     for name, spec in read_specs(folder).items():
@@ -263,6 +264,12 @@ def _state(
         state.metrics, state.elapsed = result.metrics, _duration(result.provenance.get("duration_s"))
     elif job is not None and job.live and not (result is not None and job.state == "COMPLETING"):
         _live(state, spec, folder, job, others)
+    elif job is not None and job.saved:
+        state.state, state.said = "stopped", SAVED
+    elif number is not None and (
+        stopped := next((name for name in spec.needs if name in others and others[name].state == "stopped"), None)
+    ):
+        state.state, state.said = "stopped", f"not started: needs {stopped}, which was stopped; --resume goes on"
     elif result is not None:
         state.state, state.said, state.blocked_by = "failed", result.reason or "", result.blocked_by
         state.elapsed = _duration(result.provenance.get("duration_s"))

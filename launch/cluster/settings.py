@@ -14,10 +14,12 @@
     runs:                     # for one kind of run: cost, a task, evaluation, report
       classification: {nodes: 2, time: 48:00:00}
 
-A cost run measures one device, an evaluation stays on one node, a report needs no GPU, unless `runs` says otherwise.
+A cost run measures one device with nobody beside it, an evaluation stays on one node, a report needs no GPU, unless
+`runs` says otherwise.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,13 @@ from evmamba.tasks.plain_files import read_yaml
 
 # SLURM's: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
 TIME = re.compile(r"^(\d+(:\d\d?){0,2}|\d+-\d+(:\d\d?){0,2}|UNLIMITED)$")
+# When the signal comes before the time limit, where nothing else is said; SLURM may send it a minute early.
+WARNING_SECONDS = 90
+EARLY_SECONDS = 60
+# A run that is warned before it has begun to train has nothing to save.
+START_SECONDS = 60
+# Least values of whole numbers.
+LEAST = {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1, "warning": 1}
 
 
 @dataclass(frozen=True)
@@ -53,10 +62,21 @@ class JobConfig:
         mem: memory per node, e.g. "200G"; "0" is all of it.
         strategy: Lightning's or ours, e.g. "ddp", "deepspeed_stage_1".
         interface: network interface of the rendezvous and of gloo and NCCL, e.g. "ib0"; None: they find one.
+        exclusive: whether nobody else's job may be on its nodes.
+        gpus_per_task: 1 asks for a GPU per process (``--gpus-per-task``) where a site wants that in place of
+            ``--gpus-per-node``. Every process still sees its node's GPUs and takes the one of its local rank, so that
+            NCCL reaches the others directly.
+        numa: whether every process keeps to cores and memory of its own, in blocks of neighbours, as GPUs are numbered.
         container: command before python, e.g. "apptainer exec --nv evmamba.sif".
+        apptainer: image for Apptainer (or Singularity); the command is made of it.
+        pyxis: image for NVIDIA's pyxis, which adds ``--container-image`` to srun.
+        mounts: folders that the image sees under the same paths, or as "/here:/there"; that of the run always is.
         python: the interpreter; None: the one that submits (without container), or "python" in a container.
         environment: shell lines before the run: modules, a virtual environment, variables.
-        sbatch: more options, e.g. "--constraint=a100", "--exclusive".
+        sbatch: more options, e.g. "--constraint=a100", "--reservation=night".
+        srun: more options of the command that starts the processes, e.g. "--cpu-bind=cores".
+        warning: seconds before the time limit at which SLURM's signal comes; None: `WARNING_SECONDS`, or more where
+            the run's own checkpoints take long.
     """
 
     account: str | None = None
@@ -71,21 +91,34 @@ class JobConfig:
     mem: str | None = None
     strategy: str | None = None
     interface: str | None = None
+    exclusive: bool = False
+    gpus_per_task: int | None = None
+    numa: bool = False
     container: str | None = None
+    apptainer: str | None = None
+    pyxis: str | None = None
+    mounts: tuple[str, ...] = ()
     python: str | None = None
     environment: tuple[str, ...] = ()
     sbatch: tuple[str, ...] = ()
+    srun: tuple[str, ...] = ()
+    warning: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("nodes", 1), ("gpus_per_node", 0), ("tasks_per_node", 1), ("cpus_per_task", 1)):
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name} must be at least {least}, not {value}")
         if self.time is not None and not TIME.match(self.time):
             raise UserError(f"time '{self.time}' is none of SLURM's forms; write e.g. 24:00:00 or 2-00:00:00")
-        for line in self.sbatch:
-            if not line.startswith("-"):
-                raise UserError(f"sbatch option '{line}' must start with a dash, e.g. --constraint=a100")
+        for program, example in (("sbatch", "--constraint=a100"), ("srun", "--cpu-bind=cores")):
+            for line in getattr(self, program):
+                if not line.startswith("-"):
+                    raise UserError(f"{program} option '{line}' must start with a dash, e.g. {example}")
+        if self.gpus_per_task not in (None, 1):
+            raise UserError(f"gpus_per_task must be 1, a process's own, not {self.gpus_per_task}")
+        if len(images := [key for key in ("container", "apptainer", "pyxis") if getattr(self, key)]) > 1:
+            raise UserError(f"{' and '.join(images)} are two ways into a container; choose one")
 
     @property
     def tasks(self) -> int:
@@ -97,8 +130,10 @@ class JobConfig:
         return Resources(nodes=self.nodes, devices=self.tasks, strategy=self.strategy)
 
 
-INTEGERS = ("nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task")
-LISTS = ("environment", "sbatch")
+INTEGERS = (*LEAST, "gpus_per_task")
+SWITCHES_OF = ("exclusive", "numa")
+SWITCHES = {"true": True, "yes": True, "false": False, "no": False}
+LISTS = ("environment", "sbatch", "srun", "mounts")
 KEYS = tuple(field.name for field in dataclasses.fields(JobConfig))
 
 
@@ -107,20 +142,27 @@ def kinds() -> tuple[str, ...]:
     return (COST, *TASKS, "evaluation", "report")
 
 
-# What a kind of run is without a word about it; what it leaves open comes from the general settings.
+# What a kind of run is without a word about it; what it leaves open comes from the general settings. A measurement has
+# a node to itself, whose memory it does not need. Sites' options for GPU nodes do not fit a report.
 NATURE: dict[str, dict[str, Any]] = {
-    "cost": {"nodes": 1, "tasks_per_node": 1, "strategy": None},
+    "cost": {"nodes": 1, "tasks_per_node": 1, "strategy": None, "exclusive": "true", "mem": None},
     "evaluation": {"nodes": 1, "strategy": None},
     "report": {
         "nodes": 1,
         "tasks_per_node": 1,
         "gpus_per_node": 0,
+        "gpus_per_task": None,
         "gres": None,
-        "time": "30:00",
         "mem": None,
         "cpus_per_task": None,
+        "exclusive": "false",
+        "numa": "false",
+        "sbatch": None,
+        "srun": None,
     },
 }
+# What these kinds of runs need at most, also where others may take days.
+SHORT = {"cost": "4:00:00", "report": "30:00"}
 
 
 @dataclass(frozen=True)
@@ -163,7 +205,39 @@ def read_cluster(
     for kind in kinds():
         settings = general | _nature(kind, general) | special.get(kind, {})
         jobs[kind] = JobConfig(**{key: _typed(key, value) for key, value in settings.items()})
+        if settings.get("gres") and not (settings.get("gpus_per_node") or settings.get("tasks_per_node")):
+            raise UserError(
+                f"gres '{settings['gres']}' does not say how many processes to start: add gpus_per_node, one process "
+                "each, or tasks_per_node"
+            )
+        if kind in TASKS:
+            _check_time(kind, jobs[kind])
     return Cluster(jobs, given)
+
+
+def seconds(time: str | None) -> float:
+    """A time limit in seconds; infinite where there is none.
+
+    Args:
+        time: as SLURM writes it: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
+    """
+    if time is None or not TIME.match(time) or time == "UNLIMITED":
+        return math.inf
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    return 86400 * int(days or 0) + sum(part * unit for part, unit in zip(parts, units, strict=False))
+
+
+def _check_time(kind: str, job: JobConfig) -> None:
+    warning = job.warning or WARNING_SECONDS
+    least = warning + EARLY_SECONDS + START_SECONDS
+    if seconds(job.time) < least:
+        raise UserError(
+            f"time {job.time} of {kind} is too short: the warning comes {warning} s before its end, up to "
+            f"{EARLY_SECONDS} s earlier if SLURM wants, and a start takes {START_SECONDS} s; give at least "
+            f"{math.ceil(least / 60)} minutes"
+        )
 
 
 def _merged(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,6 +267,8 @@ def _lines(value: Any) -> list[str]:
 
 def _nature(kind: str, general: Mapping[str, Any]) -> dict[str, Any]:
     nature = {**(TASKS[kind].cluster if kind in TASKS else {}), **NATURE.get(kind, {})}
+    if kind in SHORT:
+        nature["time"] = min(SHORT[kind], str(general.get("time") or "UNLIMITED"), key=seconds)
     # One device: of a request in the cluster's own words only the number is changed.
     if kind == "cost" and int(general.get("gpus_per_node", 1)) > 0:
         nature["gpus_per_node"] = 1
@@ -221,7 +297,11 @@ def _from_file(file: Path) -> dict[str, Any]:
 
 def _typed(key: str, value: Any) -> Any:
     if value is None or value in ("", "null"):
-        return () if key in LISTS else None
+        return () if key in LISTS else False if key in SWITCHES_OF else None
+    if key in SWITCHES_OF:
+        if str(value).lower() not in SWITCHES:
+            raise UserError(f"{key} is true or false, not '{value}'")
+        return SWITCHES[str(value).lower()]
     if key in LISTS:
         lines = value.splitlines() if isinstance(value, str) else value
         return tuple(str(line) for line in lines)

@@ -5,6 +5,7 @@ and all small ones run without accounting, and then squeue and scontrol remember
 """
 
 import dataclasses
+import os
 import re
 import shlex
 import shutil
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evmamba.errors import UserError
-from evmamba.launch.cluster.settings import JobConfig
+from evmamba.launch.cluster.settings import WARNING_SECONDS, JobConfig
 from evmamba.launch.store.spec import LOG_FILE, SPEC_FILE, Spec
+from evmamba.tasks.registry import IMPORTS_VARIABLE
 
 TEMPLATES = Path(__file__).parent / "scripts"
 SCRIPT_FILE = "job.sbatch"
@@ -31,30 +33,49 @@ def run_script(spec: Spec, folder: Path, job: JobConfig) -> str:
     """The job script of one run, to be read and to be submitted."""
     template = "single_node" if job.nodes == 1 else "multi_node"
     command = [_python(job), "-m", "evmamba.launch.bench.run", str(folder / SPEC_FILE)]
-    settings = [f"command=({shlex.join(command)})", f"container=({job.container or ''})"]
+    settings = [f"folder={shlex.quote(str(folder))}", f"command=({shlex.join(command)})", *_start(job, folder.parent)]
     if job.nodes > 1:
         settings.append(f"interface={shlex.quote(job.interface) if job.interface else ''}")
-    return _render(template, _header(job, spec.name, folder / LOG_FILE), [*settings, *job.environment], job.sbatch)
+    header = _header(job, spec.name, folder / LOG_FILE) | {"signal": f"SIGUSR1@{job.warning or WARNING_SECONDS}"}
+    return _render(template, header, [*settings, *_environment(job)], job.sbatch)
 
 
 def report_script(output: Path, job: JobConfig) -> str:
     """The job script that writes the report of a folder."""
-    settings = [
-        f"output={shlex.quote(str(output))}",
-        f"container=({job.container or ''})",
-        f"python={shlex.quote(_python(job))}",
-    ]
+    settings = [f"output={shlex.quote(str(output))}", *_start(job, output), f"python={shlex.quote(_python(job))}"]
     header = _header(job, "evmamba-report", output / "report.log")
-    return _render("report", header, [*settings, *job.environment], job.sbatch)
+    return _render("report", header, [*settings, *_environment(job)], job.sbatch)
+
+
+def _start(job: JobConfig, folder: Path) -> list[str]:
+    """How processes are started: the command of a container, which sees `folder`, and srun's options."""
+    mounts = [mount if ":" in mount else f"{mount}:{mount}" for mount in dict.fromkeys([*job.mounts, str(folder)])]
+    container, srun = job.container or "", list(job.srun)
+    if job.apptainer:
+        nv = ["--nv"] if job.gpus_per_node or job.gres else []
+        container = shlex.join(["apptainer", "exec", *nv, "--bind", ",".join(mounts), job.apptainer])
+    if job.pyxis:
+        srun += [f"--container-image={job.pyxis}", f"--container-mounts={','.join(mounts)}"]
+    if job.gpus_per_task:
+        srun.append("--gpu-bind=none")
+    if job.numa:
+        srun += ["--cpu-bind=cores", "--mem-bind=local", "--distribution=block:block"]
+    return [f"container=({container})", f"srun=({shlex.join(srun)})"]
+
+
+def _environment(job: JobConfig) -> list[str]:
+    """Shell lines before the run. Modules with tasks of a user's own are named by whoever submits."""
+    modules = os.environ.get(IMPORTS_VARIABLE)
+    return [*([f"export {IMPORTS_VARIABLE}={shlex.quote(modules)}"] if modules else []), *job.environment]
 
 
 def _python(job: JobConfig) -> str:
-    return job.python or ("python" if job.container else sys.executable)
+    return job.python or ("python" if job.container or job.apptainer or job.pyxis else sys.executable)
 
 
 def _header(job: JobConfig, name: str, log: Path) -> dict[str, str | None]:
     """Options of the header; None takes the template's out."""
-    gpus = None if job.gres or not job.gpus_per_node else str(job.gpus_per_node)
+    per_node = None if job.gres or not job.gpus_per_node else str(job.gpus_per_node)
     return {
         "job-name": name,
         "account": job.account,
@@ -62,11 +83,13 @@ def _header(job: JobConfig, name: str, log: Path) -> dict[str, str | None]:
         "qos": job.qos,
         "nodes": str(job.nodes),
         "ntasks-per-node": str(job.tasks),
-        "gpus-per-node": gpus,
+        "gpus-per-node": None if job.gpus_per_task else per_node,
+        "gpus-per-task": per_node and job.gpus_per_task and str(job.gpus_per_task),
         "gres": job.gres,
         "cpus-per-task": None if job.cpus_per_task is None else str(job.cpus_per_task),
         "mem": job.mem,
         "time": job.time,
+        "exclusive": "" if job.exclusive else None,
         "output": str(log).replace("%", "%%"),
     }
 
@@ -95,7 +118,7 @@ def _render(template: str, header: Mapping[str, str | None], settings: Sequence[
 
 
 def _directive(name: str, value: str) -> str:
-    return f"#SBATCH --{name}={shlex.quote(value)}\n"
+    return f"#SBATCH --{name}={shlex.quote(value)}\n" if value else f"#SBATCH --{name}\n"
 
 
 def available() -> bool:
@@ -165,6 +188,11 @@ class Job:
     @property
     def live(self) -> bool:
         return self.state in LIVE
+
+    @property
+    def saved(self) -> bool:
+        """Whether it was stopped from outside and said so: started again, it continues."""
+        return self.state == "FAILED" and self.exit.split(":")[0] == str(os.EX_TEMPFAIL)
 
 
 def jobs(ids: Iterable[int]) -> dict[int, Job] | None:

@@ -28,12 +28,20 @@ CLUSTER_OPTIONS = {
     "tasks_per_node": "processes per node (default: one per GPU)",
     "cpus_per_task": "cores per process, loading included",
     "mem": "memory per node, e.g. 200G; 0 is all",
+    "exclusive": "true: no other job on the nodes (default: for cost runs)",
+    "gpus_per_task": "1: ask for GPUs by the process, where a site wants that",
+    "numa": "true: every process on cores and memory of its own",
     "strategy": "ddp, deepspeed_stage_1, ... (default: DDP)",
     "interface": "network interface between nodes, e.g. ib0",
     "container": "command before python, e.g. 'apptainer exec --nv evmamba.sif'",
+    "apptainer": "image for Apptainer in place of a command",
+    "pyxis": "image for srun --container-image (NVIDIA's pyxis)",
+    "mounts": "a folder for the image, or /here:/there; may be repeated",
     "python": "interpreter (default: this one, in a container: python)",
     "environment": "a shell line before the run, e.g. 'module load cuda'; may be repeated",
     "sbatch": "another option of sbatch, e.g. --sbatch=--constraint=a100; may be repeated",
+    "srun": "another option of srun, e.g. --srun=--cpu-bind=cores; may be repeated",
+    "warning": "seconds before the time limit at which a training saves (default: 90, or what its checkpoints need)",
 }
 
 

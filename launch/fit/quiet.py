@@ -1,7 +1,9 @@
 """Silence what libraries say in every run and nobody here can follow, so that what matters can be seen."""
 
 import logging
+import sys
 import warnings
+from pathlib import Path
 
 
 def quiet_warnings() -> None:
@@ -32,6 +34,15 @@ def _no_advertisement(record: logging.LogRecord) -> bool:
 
 
 def quiet_logs() -> None:
-    """Leave out Lightning's remarks on devices and seeds, which results record."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    """Leave out Lightning's remarks on devices and seeds, which results record; what this project says there stays."""
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_remark)
+
+
+def _no_remark(record: logging.LogRecord) -> bool:
+    lightning = sys.modules.get("lightning")
+    return (
+        record.levelno >= logging.WARNING
+        or lightning is None
+        or not Path(record.pathname).is_relative_to(lightning.__path__[0])
+    )

@@ -10,6 +10,7 @@ import re
 import subprocess
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from evmamba.errors import UserError
 
@@ -18,6 +19,8 @@ log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 # In such jobs somebody types the commands; Lightning starts the processes then.
 INTERACTIVE_JOBS = ("bash", "interactive")
 COMMAND_SECONDS = 30
+# Variable: by which file a process asks the job's script to queue the job again.
+REQUEUE_FILE = "EVMAMBA_REQUEUE_FILE"
 
 
 @dataclass(frozen=True)
@@ -114,14 +117,16 @@ def describe_to_lightning(step: Step | None, environment: MutableMapping[str, st
 def is_preempted() -> bool:
     """Whether SLURM has given this job a time of grace before it makes room for another.
 
-    Only at the end of that time would SLURM requeue it; a job that leaves before has failed in its eyes.
+    Only at the end of that time would SLURM requeue it; a job that leaves before has failed in its eyes. Where scontrol
+    is missing, nobody knows here, and the job's script looks before it does what `requeue` asks of it.
     """
     job = job_id()
     if job is None:
         return False
     try:
-        command = ["scontrol", "show", "job", "--oneliner", job]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS).stdout
+        said = _scontrol("show", "job", "--oneliner", job).stdout
+    except FileNotFoundError:
+        return REQUEUE_FILE in os.environ
     except (OSError, subprocess.TimeoutExpired):
         return False
     words = dict(word.split("=", 1) for word in said.split() if "=" in word)
@@ -132,6 +137,8 @@ def is_preempted() -> bool:
 def requeue() -> bool:
     """Ask SLURM to queue this job (of an array: this task) again; return whether it said yes.
 
+    Where scontrol is missing, as in many containers, the job's script is asked, by a file.
+
     False outside SLURM, and where the cluster does not allow it (``#SBATCH --requeue`` does); then a warning says so.
     """
     job = job_id()
@@ -140,10 +147,18 @@ def requeue() -> bool:
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=COMMAND_SECONDS)
+        done = _scontrol("requeue", job)
     except (OSError, subprocess.TimeoutExpired) as error:
+        if isinstance(error, FileNotFoundError) and (file := os.environ.get(REQUEUE_FILE)):
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            Path(file).touch()
+            return True
         log.warning(f"scontrol requeue {job}: {error}")
         return False
     if done.returncode:
         log.warning(f"scontrol requeue {job}: {' '.join(done.stderr.split()) or f'exit status {done.returncode}'}")
     return done.returncode == 0
+
+
+def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=COMMAND_SECONDS)

@@ -94,6 +94,22 @@ def test_what_slurm_ended_has_its_reason_and_takes_along_what_needs_it(
     assert third == second  # no chain of "needs"
 
 
+def test_a_run_that_saved_and_left_is_stopped_not_failed(
+    output: Path, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+):
+    fake.set(1, JobState="FAILED", ExitCode="75:0")
+    fake.set(2, JobState="CANCELLED", Reason="DependencyNeverSatisfied")
+    first, second, third = said(output)
+    assert first == ("stopped", "saved; --resume goes on")
+    assert second == ("stopped", f"not started: needs {FIRST.name}, which was stopped; --resume goes on")
+    assert third[0] == "stopped"
+    assert record_failures(output) == []
+    monkeypatch.setenv("SLURM_JOB_ID", "9")  # the report's job: the table says it
+    assert len(record_failures(output)) == 3
+    assert read_result(folder_of(output, FIRST) / "result.json").reason == "saved; --resume goes on"
+    assert said(output)[0][0] == "stopped"
+
+
 def test_accounting_answers_for_what_the_controller_forgot(output: Path, fake: FakeSlurm):
     fake.account("1|TIMEOUT|None|n1|01:00:01|0:0|01:00:00")
     assert said(output)[0][1].startswith("time limit of 01:00:00 reached")

@@ -1,11 +1,19 @@
 """Trainings as jobs on two nodes: they train, they end soon when a part fails, they survive being interrupted."""
 
 import re
+import shutil
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+
+from evmamba.launch.cluster.settings import read_cluster
+from evmamba.launch.cluster.slurm import run_script
+from evmamba.launch.fit.cli import settings_of
+from evmamba.launch.store.results import read_result
+from evmamba.launch.store.spec import TrainingSpec
 
 from ..misbehaviour import FAILED
 from ..tiny import EVMAMBA, TASKS, free_port, loopback, run, write_images, write_recipe
@@ -15,6 +23,12 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 # A start takes ten seconds on idle cores; these tests share theirs.
 PATIENCE = 150
+STOPPED = [
+    ("trainer.max_steps", 4),
+    ("trainer.callbacks+", "misbehaviour.Misbehave"),
+    ("trainer.callbacks.rank", 0),
+    ("trainer.callbacks.how", "time_limit"),
+]
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
@@ -98,6 +112,44 @@ def test_requeued_by_the_signal_before_the_time_limit_it_ends_with_the_same_weig
     )
     assert one["global_step"] == other["global_step"] == 6
     assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
+
+
+def test_a_container_without_scontrol_and_a_clean_environment_lose_neither_variables_nor_the_requeue(
+    cluster: Cluster, tmp_path: Path, recipe: Path
+):
+    """The training itself interrupts its first start, finds no scontrol, and its job's script queues it again."""
+    spec = TrainingSpec(
+        task="classification",
+        model="resnet10t",
+        seed=1,
+        device="cpu",
+        test=False,
+        settings=settings_of(recipe, STOPPED),
+    )
+    folder, programs = tmp_path / "runs" / spec.name, tmp_path / "programs"
+    programs.mkdir()
+    (programs / "scancel").symlink_to(shutil.which("scancel", path=cluster.environment()["PATH"]))
+    settings = read_cluster(
+        None,
+        {
+            "gpus_per_node": ["0"],
+            "container": [f"env PATH={programs}"],
+            "python": [sys.executable],
+            "sbatch": ["--export=NONE"],
+            "environment": [f"export {name}={value}" for name, value in loopback_variables().items()]
+            + [f"export SLURM_CONF={cluster.configuration} EVMAMBA_IMPORT=misbehaviour"],
+        },
+    )
+    spec.write(folder)
+    script = folder / "job.sbatch"
+    script.write_text(run_script(spec, folder, settings["classification"]))
+    number = cluster.run("sbatch", "--parsable", str(script))
+    job = cluster.wait_for(number, ended, 2 * PATIENCE)
+    log = (folder / "run.log").read_text()
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log[-3000:]
+    assert re.search(r"stopped by SIGUSR1 at step \d+; saved as .*last.ckpt; the job is queued again", log)
+    assert re.search(r"continuing the training in .* from last.ckpt, step \d+", log)
+    assert read_result(folder / "result.json").finished
 
 
 def test_a_job_whose_node_dies_is_requeued_and_goes_on(cluster: Cluster, tmp_path: Path, recipe: Path):

@@ -1,11 +1,12 @@
 """What a cluster is asked for: options, a file, and what is stored."""
 
+import math
 from pathlib import Path
 
 import pytest
 
 from evmamba.errors import UserError
-from evmamba.launch.cluster.settings import Cluster, kinds, read_cluster
+from evmamba.launch.cluster.settings import Cluster, kinds, read_cluster, seconds
 
 
 def made(tmp_path: Path, text: str) -> Path:
@@ -40,6 +41,14 @@ def test_settings_that_were_stored_are_changed_by_new_ones(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("time", "expected"),
+    [("90", 5400), ("90:30", 5430), ("1:00:30", 3630), ("2-3", 183600), ("1-00:30", 88200), ("UNLIMITED", math.inf)],
+)
+def test_a_time_limit_is_understood_as_slurm_does(time: str, expected: float):
+    assert seconds(time) == expected
+
+
+@pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("gpu_per_node: 8", "unknown key in .*did you mean gpus_per_node"),
@@ -48,7 +57,14 @@ def test_settings_that_were_stored_are_changed_by_new_ones(tmp_path: Path):
         ("nodes: 0", "nodes must be at least 1"),
         ("time: one day", "time 'one day' is none of SLURM's forms"),
         ("nodes: [1, 2]", "nodes is one value"),
-        ("sbatch: [constraint=a100]", "must start with a dash"),
+        ("sbatch: [constraint=a100]", "sbatch option 'constraint=a100' must start with a dash"),
+        ("srun: [label]", "srun option 'label' must start with a dash"),
+        ("gres: gpu:a100:8", "gres 'gpu:a100:8' does not say how many processes to start: add gpus_per_node"),
+        ("exclusive: perhaps", "exclusive is true or false, not 'perhaps'"),
+        ("apptainer: a.sif\npyxis: a.sqsh", "apptainer and pyxis are two ways into a container"),
+        ("gpus_per_task: 2", "gpus_per_task must be 1"),
+        ("time: 3:00", "time 3:00 of classification is too short: the warning comes 90 s .*give at least 4 minutes"),
+        ("time: 10:00\nwarning: 600", "too short.*give at least 12 minutes"),
         ("- nodes", "a cluster file holds lines like"),
         ("nodes: {", "no valid YAML"),
     ],

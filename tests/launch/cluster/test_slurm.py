@@ -33,7 +33,7 @@ def test_a_template_is_a_script_that_bash_understands(name: str):
 def test_the_signal_goes_to_the_processes_and_a_requeued_job_appends_to_its_log(name: str):
     text = (slurm.TEMPLATES / f"{name}.sbatch").read_text()
     assert {"--requeue", "--open-mode=append", "--signal=SIGUSR1@90"} <= set(header(text))  # not B:, the shell's
-    assert "\nsrun --kill-on-bad-exit=1 " in text
+    assert "\nsrun --export=ALL --kill-on-bad-exit=1 " in text
 
 
 def test_a_rendered_script_differs_from_the_persons_in_header_and_settings_only():
@@ -54,7 +54,8 @@ def test_what_is_asked_for_stands_in_the_header_and_nothing_else_does():
         gpus_per_node=["8"],
         cpus_per_task=["12"],
         mem=["0"],
-        sbatch=["--constraint=a100", "--exclusive"],
+        sbatch=["--constraint=a100"],
+        exclusive=["true"],
     )
     assert set(header(text)) == {
         f"--job-name={SPEC.name}", "--account=proj", "--partition=gpu", "--qos=high", "--time=2-00:00:00", "--nodes=4",
@@ -100,11 +101,11 @@ def test_the_script_starts_the_run_in_its_environment_and_container(tmp_path: Pa
         interface=["ib0"],
     )
     assert run_shell(text, tmp_path, SLURM_CPUS_PER_TASK="12") == (
-        f"<--kill-on-bad-exit=1><apptainer><exec><--nv><img.sif><python><-m><evmamba.launch.bench.run><{folder}/spec.json>\n"
+        f"<--export=ALL><--kill-on-bad-exit=1><apptainer><exec><--nv><img.sif><python><-m><evmamba.launch.bench.run><{folder}/spec.json>\n"
         "nccl=ib0 omp=3 cpus=12 mine=1\n"
     )
     plain = run_shell(script_of(folder, python=["/venv/bin/python"]), tmp_path)
-    assert plain.startswith("<--kill-on-bad-exit=1></venv/bin/python><-m>")
+    assert plain.startswith("<--export=ALL><--kill-on-bad-exit=1></venv/bin/python><-m>")
     assert plain.endswith("nccl= omp= cpus= mine=\n")
 
 
@@ -113,10 +114,86 @@ def test_the_report_records_what_slurm_ended_before_it_writes_the_table(tmp_path
     python.parent.mkdir()
     python.symlink_to("/bin/echo")
     text = slurm.report_script(tmp_path / "my out", JobConfig(python=str(python)))
-    assert run_shell(text, tmp_path) == (
-        f"-m evmamba.launch.cli status {tmp_path}/my out --record-failures\n"
-        f"-m evmamba.launch.cli report {tmp_path}/my out/runs --output {tmp_path}/my out\n"
+    first, second = [line for line in run_shell(text, tmp_path).splitlines() if line.startswith("<")]
+    start = f"<--export=ALL><{python}><-m><evmamba.launch.cli>"
+    assert first == f"{start}<status><{tmp_path}/my out><--record-failures>"
+    assert second == f"{start}<report><{tmp_path}/my out/runs><--output><{tmp_path}/my out>"
+
+
+def started(tmp_path: Path, kind: str = "classification", **options: list[str]) -> str:
+    """How srun is called for a kind of run, up to the interpreter."""
+    text = slurm.run_script(SPEC, Path("/out/runs/x"), read_cluster(None, options)[kind])
+    return run_shell(text, tmp_path).partition("<-m>")[0]
+
+
+def test_options_of_srun_and_ways_into_a_container_stand_before_the_command(tmp_path: Path):
+    begin = "<--export=ALL><--kill-on-bad-exit=1>"
+    options = {"srun": ["--cpu-bind=cores", "--label"], "python": ["python"]}
+    assert started(tmp_path, **options) == f"{begin}<--cpu-bind=cores><--label><python>"
+    image = {"apptainer": ["/img/e.sif"], "mounts": ["/data", "/scratch/me:/me"]}
+    mounts = "/data:/data,/scratch/me:/me,/out/runs:/out/runs"  # runs start from others beside them
+    assert started(tmp_path, **image) == f"{begin}<apptainer><exec><--nv><--bind><{mounts}></img/e.sif><python>"
+    assert "<--nv>" not in started(tmp_path, **image, gpus_per_node=["0"])
+    image["pyxis"] = image.pop("apptainer")
+    assert started(tmp_path, **image) == (f"{begin}<--container-image=/img/e.sif><--container-mounts={mounts}><python>")
+
+
+def test_a_gpu_for_every_process_and_its_neighbourhood(tmp_path: Path):
+    bound = started(tmp_path, gpus_per_node=["8"], gpus_per_task=["1"], numa=["true"], python=["python"])
+    assert bound.removeprefix("<--export=ALL><--kill-on-bad-exit=1>") == (
+        "<--gpu-bind=none><--cpu-bind=cores><--mem-bind=local><--distribution=block:block><python>"
     )
+    lines = header(script_of(gpus_per_node=["8"], gpus_per_task=["1"]))
+    assert {"--gpus-per-task=1", "--ntasks-per-node=8"} <= set(lines)
+    assert not any(line.startswith("--gpus-per-node") for line in lines)
+
+
+def test_modules_of_the_submitter_are_imported_by_the_job_whatever_it_inherits(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("EVMAMBA_IMPORT", "my_task,my backbone")
+    assert "\nexport EVMAMBA_IMPORT='my_task,my backbone'\n" in script_of()
+    monkeypatch.delenv("EVMAMBA_IMPORT")
+    assert "EVMAMBA_IMPORT" not in script_of()
+
+
+def test_a_measurement_has_its_node_alone_and_a_report_none_of_the_gpus_options():
+    options = {"mem": ["0"], "time": ["2-00:00:00"], "gpus_per_node": ["8"], "sbatch": ["--constraint=a100"]}
+    cluster = read_cluster(None, options)
+    cost = header(slurm.run_script(SPEC, Path("/x/runs/y"), cluster["cost"]))
+    assert {"--exclusive", "--gpus-per-node=1", "--time=4:00:00", "--constraint=a100"} <= set(cost)
+    assert "--mem=0" not in cost
+    report = header(slurm.report_script(Path("/x"), cluster["report"]))
+    assert "--time=30:00" in report
+    assert not any(re.match("--(constraint|exclusive|gpus|mem)", line) for line in report)
+    short = read_cluster(None, {"time": ["10:00"], "mem": ["cost=20G"], "exclusive": ["cost=false"]})
+    assert (short["cost"].time, short["report"].time) == ("10:00", "10:00")
+    assert (short["cost"].mem, short["cost"].exclusive) == ("20G", False)
+
+
+@pytest.mark.parametrize("task", range(3))
+def test_the_arrays_runs_have_folders_of_their_tasks_even_where_recipes_are_called_alike(tmp_path: Path, task: int):
+    text = (slurm.TEMPLATES / "array.sbatch").read_text()
+    text = re.sub(r"/(imagenet|coco|ade20k)\w+\n", "/tiny\n", text)
+    said = run_shell(f"cd {tmp_path}\n{text}", tmp_path, SLURM_ARRAY_TASK_ID=str(task))
+    name = ("classification", "detection", "segmentation")[task]
+    assert f"<--config><{name}/tiny><--trainer.default_root_dir><{tmp_path}/runs/{name}>" in said
+
+
+@pytest.mark.parametrize(("state", "calls"), [("RUNNING", 1), ("COMPLETING", 0)], ids=["stopped", "cancelled"])
+def test_the_shell_queues_the_job_again_for_a_run_that_has_no_scontrol(tmp_path: Path, state: str, calls: int):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    scontrol = f'#!/bin/sh\n[ "$1" = show ] && echo JobState={state} || echo "$@" >> {tmp_path}/calls\n'
+    for name, text in (("srun", '#!/bin/sh\ntouch "$EVMAMBA_REQUEUE_FILE"\nexit 143\n'), ("scontrol", scontrol)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    variables = {"PATH": f"{programs}:/usr/bin:/bin", "SLURM_JOB_ID": "9"}
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    for more in ({}, array):
+        done = subprocess.run(["bash", "-c", script_of(tmp_path)], env=variables | more, check=False)
+        assert done.returncode == 75  # saved
+        assert not list(tmp_path.glob(".requeue*"))
+    said = (tmp_path / "calls").read_text().splitlines() if calls else []
+    assert said == ["requeue 9", "requeue 7_2"][: 2 * calls]
 
 
 def test_dependencies_and_numbers_of_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,8 +2,11 @@
 
 import logging
 import warnings
+from pathlib import Path
 
+import lightning as L
 import pytest
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
 
@@ -41,8 +44,15 @@ def test_advertisements_are_left_out_and_filters_do_not_pile_up(caplog: pytest.L
     assert [record.getMessage() for record in caplog.records] == ["continuing the training"]
 
 
-def test_a_benchmarks_runs_leave_out_remarks_and_keep_warnings():
+def test_a_benchmarks_runs_leave_out_lightnings_remarks_and_keep_ours_and_warnings(caplog: pytest.LogCaptureFixture):
     quiet_logs()
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    assert not logger.isEnabledFor(logging.INFO)
-    assert logger.isEnabledFor(logging.WARNING)
+    lightning = Path(L.__file__).parent / "pytorch" / "trainer.py"
+    with caplog.at_level(logging.INFO, logger.name):
+        for level, path, said in (
+            (logging.INFO, lightning, "GPU available: False"),
+            (logging.WARNING, lightning, "this is odd"),
+        ):
+            logger.handle(logger.makeRecord(logger.name, level, str(path), 1, said, (), None))
+        rank_zero_info("continuing the training")  # by its place in the code it is this file's
+    assert [record.getMessage() for record in caplog.records] == ["this is odd", "continuing the training"]

@@ -58,6 +58,24 @@ def test_a_refusal_and_a_missing_scontrol_are_told(
     assert not is_preempted()
 
 
+def test_without_scontrol_the_jobs_script_is_asked(
+    scontrol: Callable[..., Calls], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("PATH", "/nowhere")
+    file = tmp_path / "run" / ".requeue-7"
+    monkeypatch.setenv("EVMAMBA_REQUEUE_FILE", str(file))
+    assert is_preempted()  # perhaps; the script looks
+    assert not file.exists()
+    assert requeue()
+    assert file.exists()
+    file.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    calls = scontrol()
+    assert requeue()
+    assert calls() == ["requeue 7"]
+    assert not file.exists()
+
+
 def test_outside_slurm_nobody_is_asked(scontrol: Callable[..., Calls], monkeypatch: pytest.MonkeyPatch):
     calls = scontrol(f"{RUNNING} PreemptTime=2026-01-01T00:00:09")
     monkeypatch.delenv("SLURM_JOB_ID")
