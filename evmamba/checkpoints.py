@@ -4,13 +4,15 @@ Each network translates the parameter names of its original implementation (`Bac
 the originals hold their weights in one of several slots, with or without wrappers' prefixes; see `load_checkpoint`.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,15 +148,19 @@ def read_file(path: Path, *, weights_only: bool = True) -> Mapping[str, Any]:
     Raises:
         UserError: no such file, torn or foreign file, or one that holds more than tensors (with `weights_only`).
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises for names that are too long)
         raise UserError(f"{path} is a folder; of a sharded checkpoint make one file: evmamba consolidate {path}")
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113
         raise UserError(f"no checkpoint file at {path}")
+    start = b""
     try:
         with path.open("rb") as file:
             start = file.read(9)
         if start[8:9] == b"{":  # safetensors: the length of the header in 8 bytes, then the header as JSON
             return safetensors.torch.load_file(path)
+        if start.startswith(b"PK"):
+            with open_archive(path):  # before torch unpacks it
+                pass
         content = torch.load(path, map_location="cpu", weights_only=weights_only)
     except pickle.UnpicklingError as error:
         # Its text is torch's advice to read the file all the same.
@@ -166,13 +172,30 @@ def read_file(path: Path, *, weights_only: bool = True) -> Mapping[str, Any]:
         raise _broken(path, "no pickle") from error
     except (ImportError, AttributeError) as error:
         raise UserError(f"the checkpoint {path} needs a Python package that is not installed: {error}") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
+    except Exception as error:  # a damaged file makes torch raise nearly anything
         raise _broken(path, first_line(error)[:120]) from error
     if isinstance(content, nn.Module):
         return content.state_dict()
     if not isinstance(content, Mapping):
         raise UserError(f"the checkpoint {path} holds a {type(content).__name__}, not a mapping of weights")
     return content
+
+
+@contextlib.contextmanager
+def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """What `torch.save` wrote, as the archive that it is. Nothing in it is compressed, so it is as large as it looks.
+
+    Raises:
+        ValueError: it is another kind of archive, whose reading could fill the memory.
+        OSError, zipfile.BadZipFile, NotImplementedError: it is torn, or none.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("it is compressed, which torch's own files are not")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ValueError("its parts are said to be larger than the whole")
+        yield archive
 
 
 def _broken(path: Path, reason: str) -> UserError:
@@ -195,7 +218,7 @@ def _select_slot(content: Mapping[str, Any], use_ema: bool, where: str) -> tuple
         raise UserError(f"{where} has averaged weights only, in '{filled[0]}'; load it with use_ema=True")
     else:
         slot, weights = "", content
-    weights = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    weights = {name: value for name, value in weights.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not weights:
         found = ", ".join(sorted(map(str, content))[:8]) or "nothing"
         raise UserError(f"{where} has no weights: none in {', '.join((*ema_slots, *raw_slots))}, nor on top ({found})")

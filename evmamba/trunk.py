@@ -120,7 +120,7 @@ class Trunk(Backbone):
     def __init__(self, options: TrunkOptions, last_stage: int | None = None) -> None:
         super().__init__(options)
         self.stem = Stem(options.in_chans, options.dims[0])
-        rates = iter(torch.linspace(0, options.drop_path_rate, sum(options.depths)).tolist())
+        rates = iter(torch.linspace(0, options.drop_path_rate, sum(options.depths), device="cpu").tolist())
         last_stage = len(options.dims) - 1 if last_stage is None else last_stage
         self.stages = nn.ModuleList()
         for i in range(last_stage + 1):

@@ -128,7 +128,7 @@ class VimTrunk(Backbone):
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(options.in_chans, dim, PATCH, stride=PATCH)})
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.empty(1, self.grid**2 + 1, dim))
-        rates = torch.linspace(0, options.drop_path_rate, options.depth).tolist()
+        rates = torch.linspace(0, options.drop_path_rate, options.depth, device="cpu").tolist()
         self.layers = nn.ModuleList(VimLayer(dim, drop_path=rate, state_dim=options.state_dim) for rate in rates)
         self.norm_f = nn.RMSNorm(dim, eps=1e-5)
         self.reset_parameters()

@@ -13,10 +13,10 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from evmamba.checkpoints import LIGHTNING_RAW_SLOT, write_safetensors
-from evmamba.errors import UserError
+from evmamba.errors import UserError, first_line
 from evmamba.files import write_errors
 from evmamba.tasks.training.callbacks import AtomicCheckpointIO
-from evmamba.tasks.training.checkpoint_safety import check_folder, load_plain
+from evmamba.tasks.training.checkpoint_safety import Torn, check_folder, holds, load_plain
 
 Kind = Literal["deepspeed", "fsdp2"]
 # Within DeepSpeed's folder, as Lightning names it.
@@ -41,10 +41,10 @@ def folder_kind(folder: Path) -> Kind | None:
 
 def is_consolidated(file: Path) -> bool:
     """Whether `consolidate` made a file; told without unpickling it."""
-    if not zipfile.is_zipfile(file):
+    try:
+        return holds(file, ORIGIN.encode())
+    except Torn:
         return False
-    with zipfile.ZipFile(file) as archive:
-        return any(ORIGIN.encode() in archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
 
 
 def processes_of(folder: Path) -> int:
@@ -131,7 +131,12 @@ def read_whole(path: Path) -> dict[str, Any]:
     if kind is None:
         raise UserError(f"{path} is no sharded checkpoint, or not a whole one; ZeRO and FSDP2 write such folders")
     check_folder(path)
-    return _read_deepspeed(path) if kind == "deepspeed" else _read_fsdp2(path)
+    try:
+        return _read_deepspeed(path) if kind == "deepspeed" else _read_fsdp2(path)
+    except UserError:
+        raise
+    except Exception as error:  # what these libraries raise where a folder is not as they left it
+        raise Torn(f"{path} is no whole checkpoint ({first_line(error)}; {type(error).__name__})") from error
 
 
 def _read_deepspeed(folder: Path) -> dict[str, Any]:

@@ -10,14 +10,17 @@ import pydoc
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
+import msgspec
+import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from evmamba.checkpoints import read_file
-from evmamba.errors import UserError
+from evmamba.errors import UserError, first_line, printable
 from evmamba.launch.fit.recipe_imports import limit_imports
 from evmamba.tasks import TASKS
 from evmamba.tasks.module import TaskModule
@@ -74,33 +77,78 @@ def load_trained_network(path: Path) -> TrainedNetwork:
         UserError: no such file, torn, or a checkpoint without description (weights alone, other projects').
     """
     content = read_file(Path(path))
-    description = content.get(KEY)
-    if not isinstance(description, dict) or "state_dict" not in content:
+    weights = content.get("state_dict")
+    if not isinstance(content.get(KEY), dict) or not isinstance(weights, dict):
         raise UserError(
             f"{path} does not say which network it is of: only checkpoints that `evmamba fit` or `evmamba bench` wrote "
             "do (last.ckpt, best.ckpt); weights alone are loaded with evmamba.load_checkpoint"
         )
-    config = copy.deepcopy(description["model"])
+    try:
+        description = msgspec.convert(content[KEY], _Description)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}: what it says of its network is damaged ({error})") from error
+    class_path, arguments = description.model.class_path, copy.deepcopy(description.model.init_args)
     TASKS.find()
-    check_trusted(config["class_path"], f"the checkpoint {path}")
-    arguments = config["init_args"]
-    arguments |= {k: v for k, v in _earlier_options(config["class_path"]).items() if k not in arguments}
+    check_trusted(class_path, f"the checkpoint {path}")
+    arguments |= {k: v for k, v in _earlier_options(class_path).items() if k not in arguments}
     check_backbone(str(arguments.get("backbone")), f"the checkpoint {path}")
-    arguments["num_classes"] = len(description["class_names"])
+    arguments["num_classes"] = len(description.class_names)
     arguments["checkpoint"] = None  # what it once started from
+    with torch.device("meta"):  # without memory: options of strangers may ask for any amount
+        shapes = _built(path, class_path, arguments)
+    if shapes.task != description.task:
+        raise UserError(f"{path} says it is of {description.task}, but its network is of {shapes.task}")
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
+        raise UserError(f"{path}: its state_dict holds more than tensors by their names")
+    _load(path, shapes, {name: torch.empty_like(value, device="meta") for name, value in weights.items()})
+    module = _built(path, class_path, arguments)
+    _load(path, module, weights)
+    module.eval()
+    return TrainedNetwork(
+        description.task,
+        module,
+        [printable(name) for name in description.class_names],
+        description.data.init_args,
+        str(arguments.get("backbone")),
+    )
+
+
+def _built(path: Path, class_path: str, arguments: dict[str, Any]) -> TaskModule:
     limit_imports()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(TaskModule, "model", instantiate=True)
-    module: TaskModule = parser.instantiate_classes(parser.parse_object({"model": config})).model
-    module.load_state_dict(content["state_dict"])
-    module.eval()
-    return TrainedNetwork(
-        description["task"],
-        module,
-        description["class_names"],
-        description["data"].get("init_args", {}),
-        arguments["backbone"],
-    )
+    config = {"model": {"class_path": class_path, "init_args": arguments}}
+    try:
+        module: TaskModule = parser.instantiate_classes(parser.parse_object(config)).model
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # of a stranger's options anything may come: a wrong type, a network too large to hold
+        raise UserError(f"{path}: the network that it describes cannot be built ({first_line(error)})") from error
+    return module
+
+
+def _load(path: Path, module: TaskModule, weights: dict[str, Tensor]) -> None:
+    try:
+        module.load_state_dict(weights)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (RuntimeError, TypeError, AttributeError) as error:
+        said = " ".join(line.strip() for line in str(error).splitlines()[1:2]) or first_line(error)
+        raise UserError(f"{path}: its weights do not fit the network that it describes ({said})") from error
+
+
+class _Part(msgspec.Struct):
+    class_path: str = ""
+    init_args: dict[str, Any] = {}
+
+
+class _Description(msgspec.Struct):
+    """What `CheckpointMetadata` writes."""
+
+    task: str
+    model: _Part
+    data: _Part
+    class_names: Annotated[list[str], msgspec.Meta(min_length=1)]
 
 
 def _earlier_options(class_path: str) -> dict[str, Any]:

@@ -8,8 +8,8 @@ options are one line.
 import functools
 import json
 import operator
+import os
 import typing
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,8 @@ from evmamba.launch.store.spec import Settings
 from evmamba.tasks import TASKS
 from evmamba.tasks.data import TaskDataModule
 from evmamba.tasks.module import TaskModule
-from evmamba.tasks.plain_files import read_yaml
-from evmamba.tasks.training.checkpoint_safety import check_folder, load_plain
+from evmamba.tasks.plain_files import is_file, read_yaml
+from evmamba.tasks.training.checkpoint_safety import Torn, check_folder, holds, load_plain
 from evmamba.tasks.training.metrics_log import MetricsLog
 from evmamba.tasks.trust import check_backbone, named_by_user, trust
 
@@ -123,7 +123,7 @@ class EvmambaCLI(LightningCLI):
         checkpoint = options.get("ckpt_path") if subcommand else None
         if checkpoint is not None and not str(checkpoint).startswith(NAMED_CHECKPOINTS):
             restore_previous(Path(checkpoint))
-            if Path(checkpoint).is_dir():
+            if os.path.isdir(checkpoint):  # noqa: PTH112 (Path.is_dir raises for names that are too long)
                 check_folder(Path(checkpoint))
             else:
                 _check_checkpoint(Path(checkpoint), unpickle=not options.weights_only)
@@ -254,15 +254,14 @@ def _check_yaml(path: Path) -> None:
 
 
 def _check_checkpoint(path: Path, unpickle: bool) -> None:
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"checkpoint not found: {path} (--ckpt_path)")
     weights = f"weights alone are given by --model.init_args.checkpoint={path}"
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is no checkpoint of Lightning, or it is truncated (--ckpt_path); {weights}")
-    with zipfile.ZipFile(path) as archive:
-        pickles = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
-    # Looked for as bytes: unpickling could run whatever the file says, and would read all of it.
-    if not any(CHECKPOINT_KEY in pickle for pickle in pickles):
+    try:
+        training = holds(path, CHECKPOINT_KEY)
+    except Torn as error:
+        raise UserError(f"{path} is no checkpoint of Lightning, or it is truncated (--ckpt_path); {weights}") from error
+    if not training:
         raise UserError(f"{path} holds weights only, no training to continue or test (--ckpt_path); {weights}")
     if not unpickle:
         load_plain(path)

@@ -1,6 +1,5 @@
 """Networks to and from folders and repositories in the Hugging Face hub's format."""
 
-import json
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
@@ -10,6 +9,7 @@ from evmamba.checkpoints import save_checkpoint
 from evmamba.errors import UserError, first_line
 from evmamba.launch.use.networks import Network
 from evmamba.model import EfficientVMamba, FeaturePyramid
+from evmamba.tasks.plain_files import read_json
 
 KINDS = {kind.__name__: kind for kind in (EfficientVMamba, FeaturePyramid)}
 # Beside the constructor's arguments, which are all that from_pretrained needs.
@@ -61,7 +61,12 @@ def pull(origin: str, output: Path, revision: str | None = None) -> str:
     kind = KINDS.get(str(config.get(KIND_KEY)))
     if kind is None:
         raise UserError(f"{origin} holds no network that `evmamba push` wrote (its config.json has no {KIND_KEY})")
-    model = kind.from_pretrained(origin, revision=revision, strict=True)
+    try:
+        model = kind.from_pretrained(origin, revision=revision, strict=True)
+    except UserError:
+        raise
+    except Exception as error:  # of a stranger's options and weights anything may come
+        raise UserError(f"{origin}: its network cannot be built and filled ({first_line(error)})") from error
     save_checkpoint(model, output)
     names = config.get(CLASSES_KEY)
     classes = len(names) if isinstance(names, list) else 0
@@ -78,7 +83,9 @@ def _read_config(origin: str, revision: str | None) -> dict[str, object]:
             path = Path(hf_hub_download(origin, "config.json", revision=revision))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise UserError(f"cannot fetch {origin} from the hub: {first_line(error)}") from error
-    config: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path} describes no network")
     return config
 
 

@@ -1,14 +1,14 @@
 """Checkpoint files on the disk: which are whole, which is the newest, and how one replaces another."""
 
 import shutil
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evmamba.checkpoints import open_archive
 from evmamba.files import sync_folder
-from evmamba.tasks.training.checkpoint_safety import TornFolder, check_folder, load_plain
+from evmamba.tasks.training.checkpoint_safety import Torn, check_folder, load_plain
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 # What a checkpoint needs for a training to go on; Lightning itself looks for the first.
@@ -43,11 +43,11 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
     """
     if path.is_dir():
         return _read_folder(path)
+    if not _whole(path):
+        return None
     try:
-        if not _whole(path):
-            return None
         content = load_plain(path)
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile):
+    except Torn:
         return None
     if not isinstance(content, dict) or any(key not in content for key in NEEDED):
         return None
@@ -64,10 +64,11 @@ def _checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint | None:
 
 
 def _whole(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
+    try:
+        with open_archive(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # whatever a damaged archive makes zipfile raise
         return False
-    with zipfile.ZipFile(path) as archive:
-        return archive.testzip() is None
 
 
 def _read_folder(path: Path) -> Checkpoint | None:
@@ -77,9 +78,10 @@ def _read_folder(path: Path) -> Checkpoint | None:
         return None
     try:
         check_folder(path)
-    except TornFolder:
+        content = load_plain(sorted(states)[0])
+    except Torn:
         return None
-    return _checkpoint(path, load_plain(sorted(states)[0]))
+    return _checkpoint(path, content) if isinstance(content, dict) else None
 
 
 def candidates(root: Path) -> list[Path]:

@@ -7,7 +7,9 @@ libraries unpickle their files without such a limit, so a folder goes through `c
 
 import contextlib
 import io
+import math
 import pickle
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint import metadata as dcp
 
-from evmamba.errors import UserError
+from evmamba.checkpoints import open_archive
+from evmamba.errors import UserError, first_line
 
 METADATA_FILE = ".metadata"  # of torch.distributed.checkpoint
 # What its pickle may name, besides the types of tensors.
@@ -40,21 +43,30 @@ _METADATA_GLOBALS = {
 }
 
 
+class Torn(UserError):
+    """A checkpoint that is not whole: cut, damaged, or none at all."""
+
+
 def load_plain(source: Path | io.BytesIO, name: str | None = None) -> Any:
     """What `torch.save` wrote, on the CPU, if it is tensors and plain values; a file is mapped, not read.
 
     Args:
-        source: a whole file: one that is torn is told apart by its checksums (`checkpoint_files`), not here.
+        source: of a file that is torn not all is noticed here; its checksums tell (`checkpoint_files`).
         name: of the source, for messages.
 
     Raises:
         UserError: it names something else, which reading it could run.
-        OSError, RuntimeError, EOFError: it cannot be read.
+        Torn: it cannot be read.
     """
     try:
+        if isinstance(source, Path):
+            with open_archive(source):
+                pass
         return torch.load(source, map_location="cpu", mmap=isinstance(source, Path), weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused(name or str(source)) from error
+    except Exception as error:  # a damaged file makes torch raise nearly anything
+        raise _torn(name or str(source), error) from error
 
 
 def check_folder(folder: Path) -> None:
@@ -62,7 +74,7 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         UserError: it does.
-        TornFolder: a file in it is torn.
+        Torn: a file in it is.
     """
     try:
         with _zero_globals():
@@ -72,10 +84,25 @@ def check_folder(folder: Path) -> None:
             _check_distributed(folder)
     except UserError:
         raise
-    except (OSError, RuntimeError, EOFError, ValueError, AttributeError, KeyError) as error:
-        raise TornFolder(
-            f"{folder} is no whole checkpoint ({type(error).__name__} while its files were read)"
-        ) from error
+    except Exception as error:
+        raise _torn(str(folder), error) from error
+
+
+def holds(path: Path, name: bytes) -> bool:
+    """Whether the pickles of what `torch.save` wrote contain some bytes; told without unpickling them.
+
+    Raises:
+        Torn: it is not whole, or nothing that `torch.save` wrote.
+    """
+    try:
+        with open_archive(path) as archive:
+            return any(name in archive.read(entry) for entry in archive.namelist() if entry.endswith("data.pkl"))
+    except Exception as error:
+        raise _torn(str(path), error) from error
+
+
+def _torn(name: str, error: Exception) -> Torn:
+    return Torn(f"{name} is no whole checkpoint ({first_line(error)[:80]}; {type(error).__name__} while it was read)")
 
 
 def _refused(name: str) -> UserError:
@@ -99,10 +126,6 @@ def _zero_globals() -> Iterator[None]:
         yield
 
 
-class TornFolder(UserError):
-    """A sharded checkpoint that is not whole."""
-
-
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
@@ -121,12 +144,21 @@ def _check_distributed(folder: Path) -> None:
         raise _refused(str(file)) from error
     if not isinstance(index, dcp.Metadata):
         raise _refused(str(file))
+    stored: Counter[str] = Counter()
     for entry, where in index.storage_data.items():
-        if isinstance(index.state_dict_metadata.get(entry.fqn), dcp.TensorStorageMetadata):
-            continue  # torch reads those as tensors only
         part = folder / where.relative_path
         if not part.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{file} points out of its folder, to {where.relative_path}")
+        if not 0 <= where.offset <= where.offset + where.length <= part.stat().st_size:
+            raise Torn(f"{file} names a part of {part} that is not there")
+        stored[entry.fqn] += where.length
+        if isinstance(index.state_dict_metadata.get(entry.fqn), dcp.TensorStorageMetadata):
+            continue  # torch reads those as tensors only
         with part.open("rb") as stream:
             stream.seek(where.offset)
             load_plain(io.BytesIO(stream.read(where.length)), f"{part} ({entry.fqn})")
+    for name, tensor in index.state_dict_metadata.items():
+        if isinstance(tensor, dcp.TensorStorageMetadata):
+            promised = math.prod(tensor.size) * tensor.properties.dtype.itemsize
+            if not 0 <= promised <= stored[name]:  # torch takes the memory before it reads
+                raise Torn(f"{file} promises {promised} bytes of {name} and has {stored[name]}")

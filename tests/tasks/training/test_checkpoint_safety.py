@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 
 from evmamba.errors import UserError
 from evmamba.tasks.training.checkpoint_files import NEEDED, RUN_KEY, read_checkpoint
-from evmamba.tasks.training.checkpoint_safety import METADATA_FILE, check_folder, load_plain
+from evmamba.tasks.training.checkpoint_safety import METADATA_FILE, Torn, check_folder, holds, load_plain
 
 
 class Payload:
@@ -102,3 +103,30 @@ def test_bytes_are_named_in_the_message(marker: Path):
     with pytest.raises(UserError, match="the second part"):
         load_plain(stream, "the second part")
     assert not marker.exists()
+
+
+def test_compressed_archives_are_refused_before_they_fill_the_memory(tmp_path: Path):
+    """torch unpacks what deflate made a thousand times smaller."""
+    torch.save(content(w=torch.zeros(1_000_000)), tmp_path / "whole.ckpt")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.ckpt") as whole,
+        zipfile.ZipFile(tmp_path / "last.ckpt", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for entry in whole.namelist():
+            small.writestr(entry, whole.read(entry))
+    with pytest.raises(Torn, match="it is compressed"):
+        load_plain(tmp_path / "last.ckpt")
+    assert read_checkpoint(tmp_path / "last.ckpt") is None
+    assert not holds(tmp_path / "whole.ckpt", b"nowhere")
+    assert holds(tmp_path / "whole.ckpt", b"global_step")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_index_that_promises_more_than_its_files_hold_is_torn(tmp_path: Path):
+    folder = distributed(tmp_path / "folder", 1)
+    with (folder / METADATA_FILE).open("rb") as file:
+        index = pickle.load(file)
+    index.state_dict_metadata["state_dict.w"].size = torch.Size([2**40])
+    (folder / METADATA_FILE).write_bytes(pickle.dumps(index))
+    with pytest.raises(Torn, match="promises 4398046511104 bytes"):
+        check_folder(folder)
