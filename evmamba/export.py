@@ -1,7 +1,8 @@
 """Take a network along: ONNX, torch.export, safetensors.
 
-ONNX files hold the scan as ONNX's own `Scan` operator (see `kernels/portable.py`): batch, height and width stay
-dynamic, and any runtime can load them. A torch.export program keeps our fast operator and needs `import evmamba`.
+ONNX files hold the scan as ONNX's own `Scan` operator (see `kernels/portable.py`), with dynamic batch, height and
+width, or, for one size of image, written out in operators without control flow. A torch.export program keeps our fast
+operator and needs `import evmamba`, or is for one size too.
 """
 
 import contextlib
@@ -24,11 +25,14 @@ from evmamba.kernels.portable import portable_scan
 TRACED_SIZE = (100, 132)
 CHECKED_SIZES = ((1, 224, 224), (2, 96, 64), (3, 65, 111))
 TOLERANCE = 1e-4
+CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-def export_program(model: nn.Module, *, in_chans: int = 3, portable: bool = False) -> torch.export.ExportedProgram:
-    """Return the network as a torch.export program with dynamic batch, height and width.
+def export_program(
+    model: nn.Module, *, in_chans: int = 3, portable: bool = False, size: tuple[int, int] | None = None
+) -> torch.export.ExportedProgram:
+    """Return the network as a torch.export program with dynamic batch, height and width, or for one image of `size`.
 
     Of ours, height and width must be at least 36: the last map of a smaller image is one pixel high or wide, which
     torch.export treats as a case of its own.
@@ -37,44 +41,52 @@ def export_program(model: nn.Module, *, in_chans: int = 3, portable: bool = Fals
         model: takes images `[B, in_chans, H, W]`; it is exported in evaluation mode, and left in its own.
         in_chans: channels of the image.
         portable: with the scan as standard operators in place of `evmamba::scan2d`.
+        size: height and width of the one image that the program is for; it is portable then, and without loops.
 
     Raises:
-        UserError: the network cannot be traced with dynamic sizes, as some of others' cannot.
+        UserError: the network cannot be traced with such sizes, as some of others' cannot.
     """
     device = next(model.parameters()).device
-    image = torch.zeros(2, in_chans, *TRACED_SIZE, device=device)
-    dims = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    with _evaluating(model), torch.no_grad(), portable_scan() if portable else contextlib.nullcontext():
+    dims = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC) if size is None else {}
+    image = torch.zeros(1 if size else 2, in_chans, *(size or TRACED_SIZE), device=device)
+    scan = portable_scan(loops=size is None) if portable or size else contextlib.nullcontext()
+    with _evaluating(model), torch.no_grad(), scan:
         try:
             return torch.export.export(model, (image,), dynamic_shapes=(dims,))
         except (RuntimeError, AssertionError) as error:  # torch.export's own, and those of a network's checks of sizes
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"{type(model).__name__} cannot be exported with dynamic batch, height and width: {reason}"
-            ) from error
+            sizes = f"for {size[0]}x{size[1]}" if size else "with dynamic batch, height and width"
+            raise UserError(f"{type(model).__name__} cannot be exported {sizes}: {reason}") from error
 
 
 def export_onnx(
-    model: nn.Module, path: str | Path, *, in_chans: int = 3, metadata: Mapping[str, str] | None = None
+    model: nn.Module,
+    path: str | Path,
+    *,
+    in_chans: int = 3,
+    size: tuple[int, int] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> dict[tuple[int, int, int], float]:
-    """Write a network as ONNX with dynamic batch, height and width, and compare it with PyTorch in onnxruntime.
+    """Write a network as ONNX and compare it with PyTorch in onnxruntime.
 
-    The input is `image` `[batch, in_chans, height, width]` float32, normalised; the outputs are `output` or, of a
-    pyramid, `output_0`, `output_1`, ...
+    Batch, height and width are dynamic, or with `size` the graph is for one image of that size, and has no control flow
+    (`Scan`, `Loop`, `If`), which some runtimes lack. The input is `image` `[batch, in_chans, height, width]` float32,
+    normalised; the outputs are `output` or, of a pyramid, `output_0`, `output_1`, ...
 
     Args:
         model: a network in float32 on the CPU.
         path: the file, replaced only by a graph that passed the comparison; its folder must exist.
         in_chans: channels of the image.
+        size: height and width, for a graph of one size.
         metadata: put into the file's metadata_props, where runtimes find it.
 
     Returns:
         The largest deviation from PyTorch, relative to the largest output, for each of `CHECKED_SIZES` (batch, height,
-        width).
+        width), or for the one size.
 
     Raises:
         UserError: onnx, onnxscript or onnxruntime is missing, the file cannot be written, or the graph's output
-            deviates by more than `TOLERANCE`.
+            deviates by more than `TOLERANCE`, or a graph of one size has control flow.
     """
     missing = [name for name in PACKAGES if not _installed(name)]
     if missing:
@@ -82,7 +94,7 @@ def export_onnx(
     path = Path(path)
     with _quiet():
         program = torch.onnx.export(
-            export_program(model, in_chans=in_chans, portable=True), input_names=["image"], dynamo=True
+            export_program(model, in_chans=in_chans, portable=True, size=size), input_names=["image"], dynamo=True
         )
         assert program is not None
         _name_outputs(program)
@@ -90,7 +102,10 @@ def export_onnx(
     with write_errors(path), replacing(path) as partial:
         with _quiet():
             program.save(partial)
-        deviations = compare_onnx(model, partial, in_chans=in_chans)
+        if size is not None and (found := control_flow(partial)):
+            raise UserError(f"the ONNX graph for one size still has {', '.join(found)}; {path} is not written")
+        sizes = CHECKED_SIZES if size is None else ((1, *size),)
+        deviations = compare_onnx(model, partial, in_chans=in_chans, sizes=sizes)
         worst = max(deviations, key=lambda size: deviations[size])
         if deviations[worst] > TOLERANCE:
             raise UserError(
@@ -119,6 +134,20 @@ def compare_onnx(
             ((g - w).abs().max() / w.abs().max()).item() for g, w in zip(got, wanted, strict=True)
         )
     return deviations
+
+
+def control_flow(path: str | Path) -> list[str]:
+    """Operators of an ONNX file that run other graphs, subgraphs and functions included."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    found: set[str] = set()
+    pending = [model.graph.node, *(function.node for function in model.functions)]
+    while pending:
+        for node in pending.pop():
+            found |= {node.op_type} & CONTROL_FLOW
+            pending += [attribute.g.node for attribute in node.attribute if attribute.HasField("g")]
+    return sorted(found)
 
 
 def _name_outputs(program: torch.onnx.ONNXProgram) -> None:

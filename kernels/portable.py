@@ -1,7 +1,8 @@
-"""The scan as a graph of standard operators with dynamic height and width: for ONNX and other runtimes without our ops.
+"""The scan as a graph of standard operators: for ONNX and other runtimes without our ops. For inference.
 
 The map is cut into the scan's groups by slices and transpositions, not by an index table, whose values a graph with
-dynamic sizes cannot hold, and the recurrence is one `scan` operator. For inference; slow in eager mode.
+dynamic sizes cannot hold. The recurrence is one `scan` operator, which takes sequences of any length, or without loops
+a parallel scan written out for one length, for runtimes that have no such operator.
 """
 
 from collections.abc import Iterator
@@ -15,18 +16,23 @@ from torch._higher_order_ops.scan import scan as scan_operator
 from .paths import PATTERNS, Pattern
 from .reference import scan_type
 
-_active = False
+_active: bool = False
+_loops: bool = True
 
 
 @contextmanager
-def portable_scan() -> Iterator[None]:
-    """Within this context the public scans are traced as standard operators (in all threads)."""
-    global _active
-    before, _active = _active, True
+def portable_scan(loops: bool = True) -> Iterator[None]:
+    """Within this context the public scans are traced as standard operators (in all threads).
+
+    Without `loops` the graph has no control flow, and holds for the sizes it is traced with.
+    """
+    global _active, _loops
+    before = _active, _loops
+    _active, _loops = True, loops
     try:
         yield
     finally:
-        _active = before
+        _active, _loops = before
 
 
 def is_portable() -> bool:
@@ -44,7 +50,7 @@ def scan(
     pattern: str,
 ) -> Tensor:
     """As `reference.scan`, which see for shapes and types; without gradients."""
-    B, H, W, D = x.shape
+    _, H, W, D = x.shape
     K, _, R = dt_projs_weight.shape
     N = A_logs.shape[1]
     dtype = scan_type(x)
@@ -56,14 +62,41 @@ def scan(
     delta = F.softplus(torch.matmul(dt_low, dt_proj.mT) + dt_projs_bias.to(dtype)[:, None])
     A = -A_logs.to(dtype).exp().view(K, D, N)
 
+    inputs = tuple(part.permute(2, 0, 1, 3) for part in (delta, delta * tokens, Bt, Ct))
+    y, _ = recurrence(A, *inputs)
+    return _merge(y.permute(1, 2, 0, 3) + tokens * Ds.to(dtype).view(K, 1, D), H, W, order)
+
+
+def recurrence(A: Tensor, delta: Tensor, u: Tensor, Bt: Tensor, Ct: Tensor) -> tuple[Tensor, Tensor]:
+    """`y_t = C_t . h_t` with `h_t = exp(delta_t A) h_{t-1} + B_t u_t`, and the last state.
+
+    A `[K, D, N]`, delta and u `[L, B, K, D]`, Bt and Ct `[L, B, K, N]`. Returns `[L, B, K, D]` and `[B, K, D, N]`.
+    """
+    if not _loops:
+        states = _prefix(torch.exp(delta[..., None] * A), u[..., None] * Bt[:, :, :, None])
+        return (states * Ct[:, :, :, None]).sum(-1), states[-1]
+
     def step(h: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        delta_t, u_t, B_t, C_t = inputs  # [B, K, D] twice, [B, K, N] twice
+        delta_t, u_t, B_t, C_t = inputs
         h = torch.exp(delta_t[..., None] * A) * h + u_t[..., None] * B_t[:, :, None]
         return h, (h * C_t[:, :, None]).sum(-1)
 
-    inputs = tuple(part.permute(2, 0, 1, 3) for part in (delta, delta * tokens, Bt, Ct))
-    _, y = scan_operator(step, x.new_zeros(B, K, D, N, dtype=dtype), inputs)
-    return _merge(y.permute(1, 2, 0, 3) + tokens * Ds.to(dtype).view(K, 1, D), H, W, order)
+    last_state, y = scan_operator(step, u.new_zeros(u.shape[1], *A.shape), (delta, u, Bt, Ct))
+    return y, last_state
+
+
+def _prefix(decay: Tensor, state: Tensor) -> Tensor:
+    """All h of `h_t = decay_t h_{t-1} + state_t` along the first axis: those of every second token from half as many
+    tokens, two taken together, and the others from their neighbours. Products of decays only, so nothing overflows."""
+    L = len(state)
+    if L == 1:
+        return state
+    pairs = L // 2
+    first, second = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
+    odd = _prefix(decay[first] * decay[second], decay[second] * state[first] + state[second])
+    even = torch.cat([state[:1], decay[2::2] * odd[: (L - 1) // 2] + state[2::2]])
+    both = torch.stack([even[:pairs], odd], dim=1).flatten(0, 1)
+    return torch.cat([both, even[pairs:]]) if L % 2 else both
 
 
 def _split(x: Tensor, pattern: Pattern) -> Tensor:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import chunked_selective_scan, reference
+from . import chunked_selective_scan, portable, reference
 from .ops import DTYPES, NAMESPACE, backend_name
 
 
@@ -126,11 +126,21 @@ def _with_groups(t: Tensor, batch: int, L: int) -> Tensor:
 
 
 def _recurrence(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    if portable.is_portable():
+        return _portably(u, delta, A, B, C)
     if backend_name(u.device.type, u.dtype) == "reference":
         return _by_definition(u, delta, A, B, C)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (u, delta, A, B, C)):
         return selective_scan_train(u, delta, A, B, C)[:2]
     return selective_scan(u, delta, A, B, C)
+
+
+def _portably(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    G = B.shape[1]
+    step, product = (t.unflatten(1, (G, -1)).permute(3, 0, 1, 2) for t in (delta, delta * u))
+    Bt, Ct = (t.permute(3, 0, 1, 2) for t in (B, C))
+    y, last_state = portable.recurrence(A.unflatten(0, (G, -1)), step, product, Bt, Ct)
+    return y.permute(1, 2, 3, 0).flatten(1, 2), last_state.flatten(1, 2)
 
 
 def _by_definition(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:

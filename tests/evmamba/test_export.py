@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from evmamba import EfficientVMamba, FeaturePyramid, UserError
-from evmamba.export import CHECKED_SIZES, compare_onnx, export_onnx, export_program
+from evmamba.export import CHECKED_SIZES, compare_onnx, control_flow, export_onnx, export_program
 from evmamba.peers.vim import Vim
 
 SMALL = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)}
@@ -66,6 +66,7 @@ def test_onnx_equals_pytorch_at_even_and_odd_sizes(tmp_path: Path):
     assert max(deviations.values()) < 1e-5
     assert all(module.training for module in model.modules())
     assert list(tmp_path.iterdir()) == [file]
+    assert control_flow(file) == ["Scan"]
 
     with torch.no_grad():
         model.head.fc.weight.mul_(1.01)
@@ -80,6 +81,30 @@ def test_onnx_of_a_pyramid_has_an_output_for_each_map(tmp_path: Path):
     maps = session.run(None, {"image": torch.zeros(1, 3, 70, 50).numpy()})
     assert [output.name for output in session.get_outputs()] == ["output_0", "output_1"]
     assert [part.shape for part in maps] == [(1, 16, 9, 6), (1, 24, 5, 3)]
+
+
+def test_a_graph_for_one_size_has_no_control_flow(tmp_path: Path):
+    pytest.importorskip("onnxruntime")
+    (deviation,) = export_onnx(small(), tmp_path / "fixed.onnx", size=(70, 52)).values()
+    assert deviation < 1e-5
+    assert control_flow(tmp_path / "fixed.onnx") == []
+
+
+def test_control_flow_in_a_graph_for_one_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("evmamba.export.CONTROL_FLOW", {"Conv"})
+    with pytest.raises(UserError, match="still has Conv"):
+        export_onnx(nn.Conv2d(3, 4, 3), tmp_path / "model.onnx", size=(64, 64))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_program_for_one_size_needs_no_operator_of_ours():
+    model = small()
+    program = export_program(model, size=(48, 64))
+    assert not any("evmamba" in str(node.target) for node in program.graph.nodes)
+    image = torch.randn(1, 3, 48, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(image), model.eval()(image), rtol=1e-4, atol=1e-5)
 
 
 def test_a_graph_that_deviates_is_not_written(tmp_path: Path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evmamba.kernels import selective_scan_fn
+from evmamba.kernels import portable, selective_scan_fn
 
 BATCH, CHANNELS, N = 2, 6, 4
 # Largest error relative to the largest value, with inputs of the type that are rounded before both compute.
@@ -134,6 +134,16 @@ def test_the_last_state_continues_the_sequence():
 def test_the_definition_can_be_forced(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("EVMAMBA_BACKEND", "reference")
     check(inputs(9, "2 groups", "3"), True, TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("loops", [True, False])
+def test_the_operators_of_other_runtimes_compute_the_same(loops: bool):
+    given = inputs(13, "2 groups", "3")
+    expected = selective_scan_fn(**given, return_last_state=True)
+    with torch.no_grad(), portable.portable_scan(loops):
+        found = selective_scan_fn(**given, return_last_state=True)
+    for value, target in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, target, rtol=1e-5, atol=1e-5)
 
 
 def test_views_are_read_as_they_are():

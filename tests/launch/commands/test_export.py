@@ -18,3 +18,16 @@ def test_a_target_that_cannot_be_is_told_at_once(
     assert cli.main(["export", "efficientvmamba_t", "-o", target]) == 2
     assert expected in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "size", "expected"),
+    [
+        ("net.onnx", "224", "write height x width"),
+        ("net.onnx", "16x224", "from 32 pixels up"),
+        ("net.safetensors", "224x224", "weights, which are for any size"),
+    ],
+)
+def test_a_size_that_makes_no_sense_is_told(target: str, size: str, expected: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["export", "efficientvmamba_t", "-o", target, "--fixed-size", size]) == 2
+    assert expected in capsys.readouterr().err
