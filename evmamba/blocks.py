@@ -15,7 +15,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from evmamba.errors import UserError, unknown_name
-from evmamba.kernels import es2d_scan, norm_gate, pattern_scan
+from evmamba.kernels import es2d_scan, has_kernels, norm_gate, pattern_scan, squeeze_excite_add
 from evmamba.kernels.paths import PATTERNS, Pattern, es2d_pattern
 from evmamba.kernels.reference import step_sizes
 
@@ -198,7 +198,17 @@ class EVSSBlock(nn.Module):
         if not self.fusion:
             return x + self.drop_path(self.global_branch(n))
         local = to_channels_last(self.local_branch(to_channels_first(n)))
+        if has_kernels(x):
+            return self._add_gated(x, self.global_branch(n), local)
         return x + self.drop_path(self.se(self.global_branch(n)) + self.se(local))
+
+    def _add_gated(self, x: Tensor, wide: Tensor, local: Tensor) -> Tensor:
+        """The same in one operator."""
+        se, keep = self.se, None
+        if self.training and self.drop_path.drop_prob:
+            keep = self.drop_path(x.new_ones(len(x), 1, 1, 1, dtype=torch.float32)).flatten()
+        gate = (se.norm.weight, se.norm.bias, se.reduce.weight, se.reduce.bias, se.expand.weight, se.expand.bias)
+        return squeeze_excite_add(x, wide, local, *gate, keep, se.norm.eps)
 
 
 class SqueezeExcite(nn.Module):

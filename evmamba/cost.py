@@ -384,7 +384,13 @@ def _formulas(tally: Counter[str]) -> dict[Any, Callable[..., int]]:
         tally["layer_norm"] += 5 * math.prod(shape)  # as if it were F.layer_norm, which runs where this operator cannot
         return 0  # PyTorch's counter, like the paper's plain count, has no norms
 
+    def fused_squeeze(shape: Any, *shapes: Any, **_: Any) -> int:
+        tally["layer_norm"] += 2 * 5 * math.prod(shape)
+        weight = shapes[4]  # of two linear layers, for both branches of every image
+        return counted("linear", 2 * 4 * shape[0] * math.prod(weight))
+
     formulas[torch.ops.evmamba.norm_gate] = fused_norm
+    formulas[torch.ops.evmamba.squeeze_excite_add] = fused_squeeze
     return formulas
 
 

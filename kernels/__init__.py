@@ -1,7 +1,18 @@
 """Selective-scan kernels: definition, PyTorch and Triton backends behind a few functions, and what follows a scan."""
 
 from .gated_norm import norm_gate
-from .ops import es2d_scan, pattern_scan, scan_macs, selective_scan_1d, ss2d_scan
+from .ops import es2d_scan, has_kernels, pattern_scan, scan_macs, selective_scan_1d, ss2d_scan
 from .selective_scan import selective_scan_fn
+from .squeeze_excite import squeeze_excite_add
 
-__all__ = ["es2d_scan", "norm_gate", "pattern_scan", "scan_macs", "selective_scan_1d", "selective_scan_fn", "ss2d_scan"]
+__all__ = [
+    "es2d_scan",
+    "has_kernels",
+    "norm_gate",
+    "pattern_scan",
+    "scan_macs",
+    "selective_scan_1d",
+    "selective_scan_fn",
+    "squeeze_excite_add",
+    "ss2d_scan",
+]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops import NAMESPACE, backend_name
+from .ops import NAMESPACE, has_kernels
 from .reference import scan_type
 
 
@@ -24,16 +24,11 @@ def norm_gate(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float = 1
             f"y and z must have one shape and weight and bias be [{D}], got y {list(y.shape)}, z {list(z.shape)}, "
             f"weight {list(weight.shape)}, bias {list(bias.shape)}"
         )
-    if _fused(y.device.type, y.dtype):
+    if has_kernels(y):
         return fused_norm_gate(y, z, weight, bias, eps)
     dtype = scan_type(y)
     n = F.layer_norm(y.to(dtype), (D,), weight.to(dtype), bias.to(dtype), eps)
     return n.to(z.dtype) * F.silu(z)
-
-
-@torch.compiler.assume_constant_result
-def _fused(device_type: str, dtype: torch.dtype) -> bool:
-    return backend_name(device_type, dtype) == "triton"
 
 
 def _kernels() -> Any:

@@ -140,6 +140,16 @@ def backend_name(device_type: str, dtype: torch.dtype) -> str:
     return name
 
 
+def has_kernels(x: Tensor) -> bool:
+    """Whether the Triton backend takes tensors like x: then there are kernels for what is around a scan too."""
+    return _takes_triton(x.device.type, x.dtype)
+
+
+@torch.compiler.assume_constant_result
+def _takes_triton(device_type: str, dtype: torch.dtype) -> bool:
+    return backend_name(device_type, dtype) == "triton"
+
+
 _FASTEST = {"cuda": "triton", "cpu": "numba"}
 
 

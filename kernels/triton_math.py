@@ -19,7 +19,7 @@ LANES: tl.constexpr = tl.constexpr(BLOCK)
 
 # Sizes that change from batch to batch. Triton would compile a kernel for those divisible by 16 and one for those equal
 # to 1, again and again in the middle of a multi-scale training, and gain nothing.
-SIZES = ("B", "H", "W", "HW", "L", "NC", "segments", "tokens", "rows")
+SIZES = ("B", "H", "W", "HW", "L", "NC", "segments", "tokens", "rows", "chunks")
 
 
 def on_device(device: torch.device) -> AbstractContextManager:

@@ -24,7 +24,8 @@ def _load_row_tile(p, i_m, i_d, stride, mask):
 
 
 @triton.jit
-def _normalise(b_y, mask, eps, D: tl.constexpr):
+def normalise(b_y, mask, eps, D: tl.constexpr):
+    """Rows with mean 0 and variance 1, and what they were divided by, inverted."""
     mean = tl.sum(b_y, 1) / D
     centred = tl.where(mask, b_y - mean[:, None], 0.0)
     scale = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / D + eps)
@@ -41,7 +42,7 @@ def norm_gate_kernel(
     mask = (i_m < rows)[:, None] & (i_d < D)[None, :]
     b_w = tl.load(weight + i_d, mask=i_d < D, other=0.0).to(tl.float32)
     b_b = tl.load(bias + i_d, mask=i_d < D, other=0.0).to(tl.float32)
-    b_n, _ = _normalise(_load_row_tile(y, i_m, i_d, D, mask), mask, eps, D)
+    b_n, _ = normalise(_load_row_tile(y, i_m, i_d, D, mask), mask, eps, D)
     b_z = _load_row_tile(z, i_m, i_d, z_stride, mask)
     b_out = (b_n * b_w[None, :] + b_b[None, :]) * b_z * tl.sigmoid(b_z)
     tl.store(out + i_m.to(tl.int64)[:, None] * D + i_d[None, :], b_out, mask=mask)
@@ -62,7 +63,7 @@ def norm_gate_backward_kernel(
     for first in range(pid * BM, rows, tl.num_programs(0) * BM):
         i_m = first + tl.arange(0, BM)
         mask = (i_m < rows)[:, None] & (i_d < D)[None, :]
-        b_n, scale = _normalise(_load_row_tile(y, i_m, i_d, D, mask), mask, eps, D)
+        b_n, scale = normalise(_load_row_tile(y, i_m, i_d, D, mask), mask, eps, D)
         b_z = _load_row_tile(z, i_m, i_d, z_stride, mask)
         b_g = _load_row_tile(dout, i_m, i_d, D, mask)
         b_s = tl.sigmoid(b_z)
@@ -92,7 +93,8 @@ def _rows(t: Tensor) -> tuple[Tensor, int]:
     return rows, rows.stride(0)
 
 
-def _tile(rows: int, D: int) -> tuple[int, int]:
+def row_tile(rows: int, D: int) -> tuple[int, int]:
+    """Rows and columns of a tile that a program holds at once."""
     BD = triton.next_power_of_2(D)
     return max(1, min(TILE // BD, triton.next_power_of_2(rows))), BD
 
@@ -105,7 +107,7 @@ def forward(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> T
         return out
     y_rows, _ = _rows(y.contiguous())
     z_rows, z_stride = _rows(z)
-    BM, BD = _tile(len(y_rows), D)
+    BM, BD = row_tile(len(y_rows), D)
     with on_device(y.device):
         norm_gate_kernel[(triton.cdiv(len(y_rows), BM),)](
             y_rows, z_rows, weight.contiguous(), bias.contiguous(), out, len(y_rows), z_stride, eps, D=D, BM=BM, BD=BD
@@ -124,7 +126,7 @@ def backward(
         return dy, dz, torch.zeros_like(weight), torch.zeros_like(bias)
     y_rows, _ = _rows(y.contiguous())
     z_rows, z_stride = _rows(z)
-    BM, BD = _tile(len(y_rows), D)
+    BM, BD = row_tile(len(y_rows), D)
     BM = max(1, BM // 2)
     programs = min(PROGRAMS, triton.cdiv(len(y_rows), BM))
     partial = torch.empty(programs, 2, D, dtype=torch.float32, device=y.device)

@@ -18,7 +18,7 @@ from evmamba.kernels import triton_norm
 from evmamba.kernels.tuning import Tuning
 
 from ..emulator.host import emulated, on_device
-from . import scan_cases
+from . import scan_cases, squeeze_cases
 
 # Gradients of x and of its projection are rounded to half types, or summed by tensor cores from rounded numbers.
 ROUNDED = {torch.float32: 3e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
@@ -136,3 +136,18 @@ def test_compiled_norm_and_gate_equal_pytorch(cache, shape, dtype, monkeypatch):
     assert scan_cases.relative_error(out, expected.detach()) < rounding
     for gradient, e, limit in zip(gradients, exact, (1e-6, rounding, 1e-6, 1e-6), strict=True):
         assert scan_cases.relative_error(gradient, e.grad) < limit
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "drop"),
+    [
+        pytest.param((2, 17, 16, 24), bf16, True, id="several programs a map"),
+        pytest.param((1, 3, 3, 96), f16, False, id="float16", marks=pytest.mark.slow_emulator),
+        pytest.param((1, 3, 3, 40), f32, False, id="float32", marks=pytest.mark.slow_emulator),
+    ],
+)
+def test_compiled_tail_of_a_block_equals_pytorch(cache, size, dtype, drop):
+    with emulated(cache, order=0):
+        errors = squeeze_cases.errors(size, dtype, on_device, drop=drop)
+    limits = {name: {f32: 3e-6, bf16: 2**-8, f16: 2**-11}[dtype] if name in ("u", "v") else 3e-6 for name in errors}
+    assert {name: error for name, error in errors.items() if not error < limits[name]} == {}
