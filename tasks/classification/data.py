@@ -1,33 +1,32 @@
 """Images in class folders or tar shards, timm's augmentation for training, the field's centre crop for evaluation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from evmamba.errors import UserError
+from evmamba.tasks.classification.augment import NORMALISE, Patch, TrainingAugmentation, normalise
 from evmamba.tasks.classification.folders import FolderImages, read_folders
-from evmamba.tasks.classification.randaugment import PREFIX, with_nineteen_operations
 from evmamba.tasks.classification.shards import ShardImages, list_shards, read_shards
 from evmamba.tasks.classification.staging import stage
 from evmamba.tasks.data import SPLITS, TaskDataModule, files_digest
 from evmamba.tasks.images import BadImagePolicy
 
 Sample = tuple[Tensor, int, str]
-
-NORMALISE = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+TrainingSample = tuple[Tensor, int, str, list[Patch]]
 
 
 class ImageList(Dataset[Sample]):
-    """(image [3, H, W] normalised, label, file name) for images of folders or shards."""
+    """(image [3, H, W] normalised, label, file name) for images of folders or shards, for evaluation."""
 
-    def __init__(self, images: FolderImages | ShardImages, transform: Callable[..., Tensor]) -> None:
+    def __init__(self, images: FolderImages | ShardImages, transform: Callable[[Image.Image], Tensor]) -> None:
         self.images = images
         self.transform = transform
 
@@ -39,11 +38,28 @@ class ImageList(Dataset[Sample]):
         return self.transform(image), int(self.images.labels[index]), str(self.images.path(index))
 
 
+class TrainingImages(Dataset[TrainingSample]):
+    """(uint8 [3, H, W], label, file name, what to write over the normalised image) for images of folders or shards."""
+
+    def __init__(self, images: FolderImages | ShardImages, augment: TrainingAugmentation) -> None:
+        self.images = images
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        pixels, patches = self.augment(self.images.read_pixels(index))
+        return pixels, int(self.images.labels[index]), str(self.images.path(index)), patches
+
+
 class ClassificationData(TaskDataModule):
     """``train/<class>/<image>`` and ``val/<class>/<image>``, or tar shards ``train/*.tar`` and ``val/*.tar``.
 
     Batches: dict of ``image`` [B, 3, image_size, image_size] float32 with ImageNet mean and deviation, ``label`` [B]
-    int64, ``path`` list of B file names. Class k is the k-th folder name in sorted order; shards number it themselves.
+    int64, ``path`` list of B file names. Training's loader hands out ``image`` as uint8 and ``patches`` beside it; the
+    trainer makes the normalised image of both on the device (`on_after_batch_transfer`). Class k is the k-th folder
+    name in sorted order; shards number it themselves.
 
     Shards made of folders by `evmamba data shard` give the same batches in the same order, and the same fingerprint.
 
@@ -72,7 +88,7 @@ class ClassificationData(TaskDataModule):
     """
 
     task: ClassVar[str] = "classification"
-    train_set: ImageList
+    train_set: TrainingImages
     val_set: ImageList
 
     def __init__(
@@ -110,28 +126,7 @@ class ClassificationData(TaskDataModule):
         self._images: dict[str, FolderImages] | dict[str, ShardImages]
         self._images, self.class_names = read_shards(self.root) if self.sharded else read_folders(self.root)
         self.num_classes = len(self.class_names)
-        nineteen = auto_augment is not None and auto_augment.split("-")[0] == PREFIX
-        if nineteen and "inc" in str(auto_augment):
-            raise UserError(f"data.auto_augment={auto_augment}: {PREFIX} has no increasing levels; leave -inc out")
-        try:
-            self.train_transform = create_transform(
-                image_size,
-                is_training=True,
-                scale=(min_scale, 1.0),
-                hflip=flip,
-                color_jitter=color_jitter or None,
-                auto_augment=auto_augment.replace(PREFIX, "rand") if nineteen and auto_augment else auto_augment,
-                interpolation="bicubic",
-                re_prob=random_erasing,
-                re_mode="pixel",
-                **NORMALISE,
-            )
-        except (AssertionError, KeyError, ValueError, TypeError) as error:
-            raise UserError(
-                f"timm refuses the augmentation (auto_augment={auto_augment}): {error or 'invalid'}"
-            ) from error
-        if nineteen:
-            self.train_transform = with_nineteen_operations(self.train_transform)
+        self.augment = TrainingAugmentation(image_size, min_scale, flip, color_jitter, auto_augment, random_erasing)
         self.eval_transform = evaluation_transform(image_size, crop_ratio)
 
     def image_paths(self) -> tuple[list[Path], list[Path]]:
@@ -158,7 +153,7 @@ class ClassificationData(TaskDataModule):
         if hasattr(self, "val_set"):
             return  # fit and test share one data module
         images = self._staged()  # finds the copies there, except where nobody called prepare_data
-        self.train_set = ImageList(self._readable(images["train"], "train"), self.train_transform)
+        self.train_set = TrainingImages(self._readable(images["train"], "train"), self.augment)
         self.val_set = ImageList(self._readable(images["val"], "val"), self.eval_transform)
 
     def read_image(self, path: str) -> Image.Image:
@@ -177,9 +172,16 @@ class ClassificationData(TaskDataModule):
         finally:
             self.val_set.transform = own
 
-    def collate(self, samples: list[Sample]) -> dict[str, Any]:
-        images, labels, paths = zip(*samples, strict=True)
-        return {"image": torch.stack(images), "label": torch.tensor(labels), "path": list(paths)}
+    def collate(self, samples: list[Sample] | list[TrainingSample]) -> dict[str, Any]:
+        images, labels, paths, *patches = zip(*samples, strict=True)
+        batch = {"image": _stacked(images), "label": torch.tensor(labels), "path": list(paths)}
+        return batch | {"patches": list(patches[0])} if patches else batch
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        if "patches" not in batch:
+            return batch
+        patches = batch.pop("patches")
+        return batch | {"image": normalise(batch["image"], patches)}
 
     def _staged(self) -> dict[str, FolderImages] | dict[str, ShardImages]:
         """The images, with shards copied to this node's disk if that is asked for."""
@@ -195,6 +197,13 @@ class ClassificationData(TaskDataModule):
         if len(readable) == len(paths):
             return images
         return images.select([k for k, path in enumerate(paths) if path in readable])
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    """[B, 3, H, W]; a pixel's colours stay side by side where they are: turning is left to the device."""
+    if images[0].dtype != torch.uint8:
+        return torch.stack(list(images))
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def evaluation_transform(image_size: int, crop_ratio: float) -> Callable[[Image.Image], Tensor]:

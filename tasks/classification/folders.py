@@ -8,10 +8,11 @@ from typing import Self
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from evmamba.errors import UserError, first_few, printable
 from evmamba.tasks.data import SPLITS
-from evmamba.tasks.images import BadImagePolicy, find_unreadable, is_image_file, read_image
+from evmamba.tasks.images import BadImagePolicy, find_unreadable, is_image_file, read_image, read_pixels
 from evmamba.tasks.plain_files import is_file
 
 
@@ -47,6 +48,10 @@ class FolderImages:
     def read(self, index: int) -> Image.Image:
         """The image as RGB, see :func:`evmamba.tasks.images.read_image`."""
         return read_image(self.path(index))
+
+    def read_pixels(self, index: int) -> Tensor:
+        """The image as uint8 [3, H, W], see :func:`evmamba.tasks.images.read_pixels`."""
+        return read_pixels(self.path(index))
 
     def select(self, rows: Sequence[int]) -> Self:
         """Only these images."""

@@ -24,11 +24,12 @@ import msgspec
 import numpy as np
 from filelock import FileLock
 from PIL import Image
+from torch import Tensor
 
 from evmamba.errors import UserError, first_few, printable
 from evmamba.files import replacing
 from evmamba.tasks.cache import cache_folder
-from evmamba.tasks.images import BadImagePolicy, find_faults, is_image_file, read_image
+from evmamba.tasks.images import BadImagePolicy, find_faults, is_image_file, read_image, read_pixels
 from evmamba.tasks.plain_files import is_file, read_json, read_text
 
 INDEX_VERSION = 1
@@ -107,8 +108,14 @@ class ShardImages:
 
     def read(self, index: int) -> Image.Image:
         """The image as RGB, see :func:`evmamba.tasks.images.read_image`; errors name the shard as well."""
-        name = f"{self.name(index)} in shard {self.files[self.shard[index]]}"
-        return read_image(name, content=self.content(index))
+        return read_image(self._place(index), content=self.content(index))
+
+    def read_pixels(self, index: int) -> Tensor:
+        """The image as uint8 [3, H, W], see :func:`evmamba.tasks.images.read_pixels`."""
+        return read_pixels(self._place(index), content=self.content(index))
+
+    def _place(self, index: int) -> str:
+        return f"{self.name(index)} in shard {self.files[self.shard[index]]}"
 
     def select(self, rows: Sequence[int]) -> Self:
         """Only these images."""

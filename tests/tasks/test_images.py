@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from evmamba.errors import UserError
-from evmamba.tasks.images import find_unreadable, handle_unreadable, is_image_file, read_image
+from evmamba.tasks.images import find_unreadable, handle_unreadable, is_image_file, read_image, read_pixels
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -81,6 +82,32 @@ def test_cmyk_jpeg_with_adobe_marker_is_not_a_negative(tmp_path: Path):
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)  # full magenta and yellow: red
     assert b"Adobe" in (tmp_path / "a.jpg").read_bytes()
     assert np.abs(np.subtract(pixel(tmp_path / "a.jpg", 8, 8), RED)).max() < 12
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_pixels_for_training_are_those_of_the_image(tmp_path: Path, mode: str, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo().convert(mode).save(tmp_path / "a.jpg", exif=exif)
+    pixels = read_pixels(tmp_path / "a.jpg")
+    expected = np.asarray(read_image(tmp_path / "a.jpg"))
+    assert pixels.dtype == torch.uint8
+    assert np.array_equal(pixels.permute(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_pixels_for_training_come_from_memory_too_and_damage_is_told(tmp_path: Path, name: str):
+    photo().save(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    assert np.array_equal(
+        read_pixels("in a shard", content=content).permute(1, 2, 0), np.asarray(read_image(tmp_path / name))
+    )
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=name):
+        read_pixels(tmp_path / name)
+    with pytest.raises(UserError, match="not found"):
+        read_pixels(tmp_path / "absent.jpg")
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])

@@ -33,6 +33,9 @@ def test_batches(tmp_path: Path):
     module = data(shades(tmp_path), auto_augment="rand-m9-mstd0.5", random_erasing=0.25)
     assert (module.num_classes, module.class_names) == (2, ["dark", "light"])
     (batch,) = list(module.train_dataloader())
+    assert batch["image"].dtype == torch.uint8  # a loading process hands out a quarter of the bytes
+    batch = module.on_after_batch_transfer(batch, 0)
+    assert batch.keys() == {"image", "label", "path"}
     assert batch["image"].shape == (4, 3, 32, 32)
     assert batch["image"].dtype == torch.float32
     assert batch["label"].dtype == torch.int64
@@ -93,7 +96,7 @@ def test_all_kinds_of_files_train_together(tmp_path: Path):
     Image.new("RGBA", (50, 30)).save(root / "train" / "dark" / "alpha.png")
     Image.new("RGB", (1, 1)).save(root / "train" / "dark" / "tiny.png")
     module = data(root, auto_augment="rand-m9-mstd0.5")
-    assert {tuple(image.shape) for image, _, _ in module.train_set} == {(3, 32, 32)}
+    assert {tuple(image.shape) for image, *_ in module.train_set} == {(3, 32, 32)}
     assert {tuple(image.shape) for image, _, _ in module.val_set} == {(3, 32, 32)}
 
 

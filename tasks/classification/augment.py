@@ -1,0 +1,125 @@
+"""Training augmentation of classification: crop and flip on uint8 tensors, timm's policies, timm's random erasing."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torchvision.transforms import v2
+
+from evmamba.errors import UserError
+from evmamba.tasks.classification.randaugment import PREFIX, with_nineteen_operations
+
+NORMALISE = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+
+
+class Patch(NamedTuple):
+    """What random erasing writes into a normalised image: `noise` [3, h, w] float32 from (top, left) on."""
+
+    top: int
+    left: int
+    noise: Tensor
+
+
+class TrainingAugmentation:
+    """A picture of any size -> a crop of one size as whole numbers, and the patches to write when it is normalised.
+
+    A loading process hands out a quarter of the bytes that way; :func:`normalise` makes the network's input of them,
+    on the device.
+
+    Args:
+        image_size: side of the crop in pixels.
+        min_scale, flip, color_jitter, auto_augment, random_erasing: see `ClassificationData`.
+
+    Raises:
+        UserError: timm refuses `auto_augment`.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        min_scale: float = 0.08,
+        flip: float = 0.5,
+        color_jitter: float = 0.0,
+        auto_augment: str | None = None,
+        random_erasing: float = 0.0,
+    ) -> None:
+        bicubic = v2.InterpolationMode.BICUBIC
+        self.crop = v2.RandomResizedCrop(image_size, scale=(min_scale, 1.0), interpolation=bicubic, antialias=True)
+        self.flip = v2.RandomHorizontalFlip(flip)
+        self.policy = _policy(image_size, color_jitter, auto_augment)
+        self.erase = RandomErasing(random_erasing, mode="pixel", device="cpu")
+
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, list[Patch]]:
+        """Augment.
+
+        Args:
+            pixels: uint8 [3, H, W], fastest where a pixel's colours lie side by side in memory.
+
+        Returns:
+            uint8 [3, image_size, image_size] and the patches.
+        """
+        pixels = self.flip(self.crop(pixels))
+        if self.policy.transforms:  # timm's work on Pillow's images
+            image = self.policy(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        canvas = _Canvas(pixels.shape)
+        self.erase(canvas)
+        return pixels, canvas.patches
+
+
+class _Canvas:
+    """Stands in for the normalised image while timm draws what to erase, and keeps it."""
+
+    dtype = torch.float32
+
+    def __init__(self, shape: torch.Size) -> None:
+        self.shape = shape
+        self.patches: list[Patch] = []
+
+    def size(self) -> torch.Size:
+        return self.shape
+
+    def __setitem__(self, place: tuple[slice, slice, slice], noise: Tensor) -> None:
+        self.patches.append(Patch(place[1].start, place[2].start, noise))
+
+
+def normalise(pixels: Tensor, patches: list[list[Patch]]) -> Tensor:
+    """Make the network's input of a batch.
+
+    Args:
+        pixels: uint8 [B, 3, H, W].
+        patches: what to write into each image afterwards.
+
+    Returns:
+        float32 [B, 3, H, W], contiguous: ImageNet's mean taken off the pixels in 0..1, divided by its deviation.
+    """
+    mean, std = (torch.tensor(NORMALISE[name], device=pixels.device)[:, None, None] for name in ("mean", "std"))
+    images = pixels.contiguous().float().div_(255).sub_(mean).div_(std)
+    for image, written in zip(images, patches, strict=True):
+        for top, left, noise in written:
+            image[:, top : top + noise.shape[1], left : left + noise.shape[2]] = noise
+    return images
+
+
+def _policy(image_size: int, color_jitter: float, auto_augment: str | None) -> Any:
+    """timm's part between crop and tensor: a policy, or jitter of colours, or nothing."""
+    nineteen = auto_augment is not None and auto_augment.split("-")[0] == PREFIX
+    if nineteen and "inc" in str(auto_augment):
+        raise UserError(f"data.auto_augment={auto_augment}: {PREFIX} has no increasing levels; leave -inc out")
+    try:
+        _, policy, _ = create_transform(
+            image_size,
+            is_training=True,
+            color_jitter=color_jitter or None,
+            auto_augment=auto_augment.replace(PREFIX, "rand") if nineteen and auto_augment else auto_augment,
+            interpolation="bicubic",
+            separate=True,
+            **NORMALISE,
+        )
+    except (AssertionError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"timm refuses the augmentation (auto_augment={auto_augment}): {error or 'invalid'}") from error
+    return with_nineteen_operations(policy) if nineteen else policy

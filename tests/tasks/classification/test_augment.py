@@ -1,0 +1,96 @@
+"""Training's augmentation on uint8 tensors against timm's own on Pillow images and normalised tensors."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.random_erasing import RandomErasing
+
+from evmamba.errors import UserError
+from evmamba.tasks.classification.augment import NORMALISE, TrainingAugmentation, normalise
+from evmamba.tasks.training.randomness import seed_step
+
+
+def photograph(height: int = 90, width: int = 120) -> torch.Tensor:
+    """Smooth, with noise: uint8 [3, height, width], colours side by side as the decoder leaves them."""
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 200, width)[None, :, None] + np.linspace(0, 40, height)[:, None, None]
+    pixels = (ramp + rng.integers(0, 15, (height, width, 3))).astype(np.uint8)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def test_crop_and_flip_are_pillows_to_one_step():
+    """Of the part that was drawn; Pillow's own bicubic rounds between its two passes."""
+    augment = TrainingAugmentation(48, flip=1.0)
+    pixels = photograph()
+    torch.manual_seed(3)
+    part = augment.crop.make_params([pixels])
+    torch.manual_seed(3)
+    ours, patches = augment(pixels)
+    assert patches == []
+    left, top = part["left"], part["top"]
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).crop(
+        (left, top, left + part["width"], top + part["height"])
+    )
+    pillows = image.resize((48, 48), Image.Resampling.BICUBIC).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    difference = (ours.permute(1, 2, 0).int() - torch.from_numpy(np.array(pillows)).int()).abs()
+    assert difference.max() <= 1
+    assert (difference > 0).float().mean() < 0.05
+
+
+def test_the_crops_cover_the_areas_and_shapes_asked_for():
+    augment = TrainingAugmentation(32, min_scale=0.25)
+    parts = [augment.crop.make_params([photograph()]) for _ in range(300)]
+    areas = [part["height"] * part["width"] / (90 * 120) for part in parts]
+    assert 0.24 < min(areas) < 0.32
+    assert max(areas) > 0.85
+    ratios = [part["width"] / part["height"] for part in parts]
+    assert 0.7 < min(ratios) < 0.85
+    assert 1.2 < max(ratios) < 1.4
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "rand19-m9-mstd0.5"])
+def test_policies_change_the_image_and_are_seeded(policy: str):
+    augment = TrainingAugmentation(32, auto_augment=policy, flip=0.0, min_scale=1.0)
+    plain = TrainingAugmentation(32, flip=0.0, min_scale=1.0)
+
+    def drawn(which: TrainingAugmentation, seed: int) -> torch.Tensor:
+        seed_step(seed, 0, 0, 0)
+        return which(photograph())[0]
+
+    changed = [not torch.equal(drawn(augment, seed), drawn(plain, seed)) for seed in range(20)]
+    assert sum(changed) > 10  # two operations, each with probability 0.5, some of which change nothing
+    assert all(torch.equal(drawn(augment, seed), drawn(augment, seed)) for seed in range(5))
+
+
+def test_jitter_of_colours_is_timms():
+    augment = TrainingAugmentation(32, color_jitter=0.4)
+    assert any(not torch.equal(augment(grey)[0], grey[:, :32, :32]) for grey in [photograph() * 0 + 100] * 3)
+
+
+def test_normalised_pixels_are_those_of_timms_transform_to_the_bit():
+    pixels = torch.stack([photograph(32, 32), photograph(32, 32).flip(2)])
+    timms = create_transform(32, is_training=False, crop_pct=1.0, **NORMALISE)
+    expected = torch.stack([timms(Image.fromarray(one.permute(1, 2, 0).numpy())) for one in pixels])
+    ours = normalise(pixels, [[], []])
+    assert ours.is_contiguous()
+    assert torch.equal(ours, expected)
+
+
+def test_erased_parts_are_those_that_timm_erases():
+    augment = TrainingAugmentation(32, random_erasing=1.0, flip=0.0, min_scale=1.0)
+    seed_step(0, 0, 0, 0)
+    pixels, patches = augment(photograph(32, 32))
+    assert patches
+    seed_step(0, 0, 0, 0)
+    augment.flip(augment.crop(photograph(32, 32)))  # draws first, as in the whole
+    expected = normalise(pixels[None], [[]])
+    RandomErasing(1.0, mode="pixel", device="cpu")(expected[0])
+    assert torch.equal(normalise(pixels[None], [patches]), expected)
+
+
+@pytest.mark.parametrize("policy", ["nonsense-m9", "rand19-m9-inc1"])
+def test_policies_that_do_not_exist_are_refused(policy: str):
+    with pytest.raises(UserError, match=policy):
+        TrainingAugmentation(32, auto_augment=policy)
