@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import lightning as L
 import torch
 from PIL import Image
+from torch.profiler import record_function
 from torch.utils.data import DataLoader, Dataset
 
 from evmamba.errors import UserError
@@ -21,6 +22,7 @@ from evmamba.tasks.training.samplers import EvaluationSampler, TrainingLoader, T
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 EMBEDDED = "embedded"
+STAGE = "input/"
 MAX_HASHED_BYTES = 64 * 2**20
 
 
@@ -205,6 +207,11 @@ class TaskDataModule(L.LightningDataModule):
             "num_workers": self.num_workers,
             "pin_memory": torch.cuda.is_available(),
         }
+
+
+def stage(name: str) -> record_function:
+    """Mark a part of the work on a training image, for `evmamba profile --input`; stages do not nest."""
+    return record_function(STAGE + name)
 
 
 class _Ignored:

@@ -1,7 +1,9 @@
-"""`evmamba profile`."""
+"""`evmamba profile`: whole networks, or (`--input`) what feeds them."""
 
+import argparse
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from evmamba.errors import UserError
@@ -29,8 +31,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="time for one row (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--output", type=Path, default=Path("profile"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--input", metavar="RECIPE", help="in place of networks: how fast a recipe's training images come"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="of --input: the data (default: the recipe's)")
+    parser.add_argument(
+        "--rate", type=float, metavar="N", help="of --input: images/s that a device takes, to count cores"
+    )
     given = parser.parse_args(arguments)
     need_extra()
+    if given.input is not None:
+        return _profile_input(given)
+    for option in ("data_dir", "rate"):
+        if getattr(given, option) is not None:
+            raise UserError(f"--{option.replace('_', '-')} belongs to --input RECIPE")
 
     from rich.console import Console
 
@@ -67,6 +81,43 @@ def main(arguments: Sequence[str]) -> int:
     written = write_profile(rows, parts, about, given.output)
     console.print("\n" + "  ".join(map(str, written)), style="dim", highlight=False, soft_wrap=True)
     return 0 if any(row.reason is None for row in rows) else 1
+
+
+def _profile_input(given: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from evmamba.launch.fit.cli import EvmambaCLI
+    from evmamba.launch.measure.input import measure_input
+    from evmamba.launch.store.results import check_writable, write_json
+
+    if given.rate is not None and given.rate <= 0:
+        raise UserError(f"--rate is images a second, above 0, not {given.rate:g}")
+    check_writable(given.output, "--output")
+    where = [] if given.data_dir is None else ["--data.data_dir", given.data_dir]
+    data = EvmambaCLI(["--config", given.input, *where], run=False).datamodule
+    console = Console()
+    with console.status("loading images"):
+        rate = measure_input(data, given.seconds)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("stage", no_wrap=True)
+    for name in ("ms of a core", "share"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage, share in rate.shares.items():
+        table.add_row(stage, f"{rate.milliseconds(stage):.2f}", f"{share:.0%}")
+    console.print(table)
+    console.print(f"{rate.per_core:.0f} images a second and core, of {data.root}")
+    console.print(
+        f"{rate.loader:.0f} images a second by the recipe's loader with {rate.workers} processes on this machine"
+    )
+    if given.rate is not None:
+        console.print(
+            f"a device that takes {given.rate:g} images a second needs {rate.cores_for(given.rate):.1f} such cores"
+        )
+    written = given.output / "input.json"
+    write_json(written, asdict(rate) | {"recipe": given.input, "data": data.description()})
+    console.print(f"\n{written}", style="dim", highlight=False, soft_wrap=True)
+    return 0
 
 
 def _resolution(text: str) -> tuple[int, int]:

@@ -8,10 +8,12 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
 from evmamba.errors import UserError
 from evmamba.tasks.classification.randaugment import PREFIX, with_nineteen_operations
+from evmamba.tasks.data import stage
 
 NORMALISE = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 
@@ -62,13 +64,25 @@ class TrainingAugmentation:
         Returns:
             uint8 [3, image_size, image_size] and the patches.
         """
-        pixels = self.flip(self.crop(pixels))
+        with stage("crop and resize"):
+            pixels = self.flip(self._cropped(pixels))
         if self.policy.transforms:  # timm's work on Pillow's images
-            image = self.policy(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
-            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        canvas = _Canvas(pixels.shape)
-        self.erase(canvas)
+            with stage("policy"):
+                image = self.policy(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+                pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        with stage("erase"):
+            canvas = _Canvas(pixels.shape)
+            self.erase(canvas)
         return pixels, canvas.patches
+
+    def _cropped(self, pixels: Tensor) -> Tensor:
+        """As `crop` does, but for the colours of a pixel, which stay side by side in memory, as Pillow has them too."""
+        part = self.crop.make_params([pixels])
+        rows = slice(part["top"], part["top"] + part["height"])
+        columns = slice(part["left"], part["left"] + part["width"])
+        # A batch of one whose strides say so: PyTorch's fast kernel asks for them.
+        batch = pixels.permute(1, 2, 0)[None].permute(0, 3, 1, 2)[..., rows, columns]
+        return interpolate(batch, self.crop.size, mode="bicubic", antialias=True)[0]
 
 
 class _Canvas:

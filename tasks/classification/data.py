@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from evmamba.errors import UserError
+from evmamba.tasks.classification import staging
 from evmamba.tasks.classification.augment import NORMALISE, Patch, TrainingAugmentation, normalise
 from evmamba.tasks.classification.folders import FolderImages, read_folders
 from evmamba.tasks.classification.shards import ShardImages, list_shards, read_shards
-from evmamba.tasks.classification.staging import stage
-from evmamba.tasks.data import SPLITS, TaskDataModule, files_digest
+from evmamba.tasks.data import SPLITS, TaskDataModule, files_digest, stage
 from evmamba.tasks.images import BadImagePolicy
 
 Sample = tuple[Tensor, int, str]
@@ -49,7 +49,9 @@ class TrainingImages(Dataset[TrainingSample]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> TrainingSample:
-        pixels, patches = self.augment(self.images.read_pixels(index))
+        with stage("read and decode"):
+            pixels = self.images.read_pixels(index)
+        pixels, patches = self.augment(pixels)
         return pixels, int(self.images.labels[index]), str(self.images.path(index)), patches
 
 
@@ -188,7 +190,7 @@ class ClassificationData(TaskDataModule):
         if self.staging_dir is None:
             return self._images
         shards = {split: images for split, images in self._images.items() if isinstance(images, ShardImages)}
-        copies = iter(stage([file for images in shards.values() for file in images.files], self.staging_dir))
+        copies = iter(staging.stage([file for images in shards.values() for file in images.files], self.staging_dir))
         return {split: images.with_files([next(copies) for _ in images.files]) for split, images in shards.items()}
 
     def _readable(self, images: FolderImages | ShardImages, split: str) -> FolderImages | ShardImages:

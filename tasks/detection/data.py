@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from evmamba.errors import UserError, first_few
-from evmamba.tasks.data import Split, TaskDataModule, fingerprint
+from evmamba.tasks.data import Split, TaskDataModule, fingerprint, stage
 from evmamba.tasks.detection.annotations import (
     CocoAnnotations,
     ImageRecord,
@@ -29,7 +29,7 @@ from evmamba.tasks.detection.annotations import (
     to_rle,
 )
 from evmamba.tasks.detection.yolo import find_yolo, yolo_split
-from evmamba.tasks.images import FORMATS, BadImagePolicy, is_turned, read_image
+from evmamba.tasks.images import FORMATS, BadImagePolicy, is_turned, read_pixels
 from evmamba.tasks.module import TaskModule
 from evmamba.tasks.plain_files import is_file
 from evmamba.tasks.training.samplers import OrientedTrainingSampler, TrainingSampler
@@ -188,7 +188,8 @@ class DetectionData(TaskDataModule):
         readable = set(self.readable([folder / record.file_name for record in records], file.name))
         records = [record for record in records if folder / record.file_name in readable]
         check_sizes(folder, records, file)
-        return CocoDataset(folder, records, masks, self._train_transform if split == "train" else _transform())
+        training = split == "train"
+        return CocoDataset(folder, records, masks, self._train_transform if training else _transform(), training)
 
     def _check_categories(self, annotations: CocoAnnotations) -> None:
         ours = dict(zip(self.category_ids, self.class_names, strict=True)).items()
@@ -211,8 +212,11 @@ class CocoDataset(Dataset):
         portrait: for every image whether it is higher than wide.
     """
 
-    def __init__(self, folder: Path, records: Sequence[ImageRecord], masks: bool, transform: v2.Transform) -> None:
+    def __init__(
+        self, folder: Path, records: Sequence[ImageRecord], masks: bool, transform: v2.Transform, training: bool = False
+    ) -> None:
         self.folder = folder
+        self.training = training
         self.masks = masks
         self.transform = transform
         self.portrait = [record.width < record.height for record in records]
@@ -225,6 +229,15 @@ class CocoDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any], str]:
         record: ImageRecord = pickle.loads(self._records[index])
         path = self.folder / record.file_name
+        with stage("read and decode"):
+            image = read_annotated_image(path, record.width, record.height, exact=not self.training).contiguous()
+        with stage("targets"):
+            target = self._target(record)
+        with stage("augment"):
+            image, target = self.transform(image, target)
+        return image, target | {"image_id": record.image_id}, str(path)
+
+    def _target(self, record: ImageRecord) -> dict[str, Any]:
         size = (record.height, record.width)
         target: dict[str, Any] = {
             "boxes": tv_tensors.BoundingBoxes(torch.from_numpy(record.boxes), format="XYXY", canvas_size=size),
@@ -233,8 +246,7 @@ class CocoDataset(Dataset):
         if self.masks:
             masks = [mask_utils.decode(to_rle(segmentation, *size)) for segmentation in record.segmentations]
             target["masks"] = tv_tensors.Mask(np.stack(masks) if masks else np.zeros((0, *size), dtype=np.uint8))
-        image, target = self.transform(read_annotated_image(path, record.width, record.height), target)
-        return image, target | {"image_id": record.image_id}, str(path)
+        return target
 
 
 def find_split(root: Path, split: Split) -> tuple[Path, Path]:
@@ -259,20 +271,23 @@ def find_split(root: Path, split: Split) -> tuple[Path, Path]:
     )
 
 
-def read_annotated_image(path: Path, width: int, height: int) -> Image.Image:
+def read_annotated_image(path: Path, width: int, height: int, exact: bool = True) -> Tensor:
     """Read an image so that its pixels are those that were annotated.
 
     Annotation tools show a picture upright, as its EXIF orientation says; COCO's own tools ignore EXIF. Where a quarter
     turn makes the two differ in size, the annotated size tells which was used; otherwise upright wins.
 
+    Returns:
+        uint8 [3, height, width]; `exact` as in :func:`evmamba.tasks.images.read_pixels`.
+
     Raises:
         UserError: unreadable, or of another size either way.
     """
     for upright in (True, False):
-        image = read_image(path, upright=upright)
-        if image.size == (width, height):
-            return image
-    raise UserError(f"{path} is {image.width}x{image.height}, but annotated as {width}x{height}")
+        pixels = read_pixels(path, upright=upright, exact=exact)
+        if pixels.shape[1:] == (height, width):
+            return pixels
+    raise UserError(f"{path} is {pixels.shape[2]}x{pixels.shape[1]}, but annotated as {width}x{height}")
 
 
 def check_sizes(folder: Path, records: Sequence[ImageRecord], file: Path) -> None:

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -54,18 +53,18 @@ class TrainingAugmentation:
         self.distort = PhotometricDistortion() if distort else v2.Identity()
         self.antialias = antialias
 
-    def __call__(self, image: Image.Image, label: np.ndarray) -> tuple[Tensor, Tensor]:
+    def __call__(self, pixels: Tensor, label: np.ndarray) -> tuple[Tensor, Tensor]:
         """Augment.
 
         Args:
-            image: RGB.
+            pixels: uint8 ``[3, h, w]``.
             label: uint8 ``[h, w]``, class indices or `IGNORE_INDEX`, of the image's size.
 
         Returns:
             float32 ``[3, crop, crop]`` and uint8 ``[crop, crop]``.
         """
-        pixels, mask = F.pil_to_tensor(image), torch.from_numpy(label)[None]
-        factor = self._factor(image.size)
+        mask = torch.from_numpy(label)[None]
+        factor = self._factor(label.shape)
         # Cutting the window out first and resizing only that gives the same crop as the other way round, much faster.
         height, width = mask.shape[-2:]
         rows, columns = min(round(self.crop_size / factor), height), min(round(self.crop_size / factor), width)
@@ -83,7 +82,7 @@ class TrainingAugmentation:
         mask = F.pad(mask, padding, fill=IGNORE_INDEX)
         return normalised.as_subclass(Tensor), mask[0].as_subclass(Tensor)
 
-    def _factor(self, size: tuple[int, int]) -> float:
+    def _factor(self, size: tuple[int, ...]) -> float:
         factor = _uniform(*self.scale)
         return factor if self.short_side is None else factor * self.short_side / min(size)
 

@@ -8,14 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from evmamba.errors import UserError, first_few, printable
-from evmamba.tasks.data import TaskDataModule
-from evmamba.tasks.images import BadImagePolicy, handle_unreadable, is_image_file, read_image
+from evmamba.tasks.data import TaskDataModule, stage
+from evmamba.tasks.images import BadImagePolicy, handle_unreadable, is_image_file, read_pixels
 from evmamba.tasks.plain_files import is_file, read_text
 from evmamba.tasks.segmentation.augment import TrainingAugmentation, normalise
 from evmamba.tasks.segmentation.label_index import Pair, index_labels
@@ -33,7 +31,7 @@ class PairList(Dataset[Sample]):
         self,
         pairs: list[Pair],
         label_map: LabelMap,
-        augment: Callable[[Image.Image, np.ndarray], tuple[Tensor, Tensor]] | None = None,
+        augment: Callable[[Tensor, np.ndarray], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.pairs = pairs
         self.label_map = label_map
@@ -44,28 +42,31 @@ class PairList(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         pair = self.pairs[index]
-        image, label = read_pair(pair)
-        label = self.label_map.to_index(label)
-        if self.augment is not None:
-            return *self.augment(image, label), str(pair.image)
-        return normalise(pil_to_tensor(image)), torch.from_numpy(label), str(pair.image)
+        with stage("read and decode"):
+            pixels, label = read_pair(pair, exact=self.augment is None)
+            label = self.label_map.to_index(label)
+        if self.augment is None:
+            return normalise(pixels), torch.from_numpy(label), str(pair.image)
+        with stage("augment"):
+            return *self.augment(pixels, label), str(pair.image)
 
 
-def read_pair(pair: Pair) -> tuple[Image.Image, np.ndarray]:
-    """Read an image (RGB) and its label file (uint8 ``[h, w]``, numbers as in the file).
+def read_pair(pair: Pair, exact: bool = True) -> tuple[Tensor, np.ndarray]:
+    """Read an image (uint8 ``[3, h, w]``) and its label file (uint8 ``[h, w]``, numbers as in the file).
 
-    The image stands upright as its EXIF data say, unless only the pixels as stored have the label's size.
+    The image stands upright as its EXIF data say, unless only the pixels as stored have the label's size; `exact` as in
+    :func:`evmamba.tasks.images.read_pixels`.
 
     Raises:
         UserError: unreadable files, or sizes that differ.
     """
     label = read_label(pair.label)
-    size = label.shape[::-1]
     for upright in (True, False):
-        image = read_image(pair.image, upright=upright)
-        if image.size == size:
-            return image, label
-    raise UserError(f"label {pair.label} is {size[0]}x{size[1]} but its image is {image.width}x{image.height}")
+        pixels = read_pixels(pair.image, upright=upright, exact=exact)
+        if pixels.shape[1:] == label.shape:
+            return pixels, label
+    height, width = label.shape
+    raise UserError(f"label {pair.label} is {width}x{height} but its image is {pixels.shape[2]}x{pixels.shape[1]}")
 
 
 class SegmentationData(TaskDataModule):

@@ -39,6 +39,16 @@ def test_crop_and_flip_are_pillows_to_one_step():
     assert (difference > 0).float().mean() < 0.05
 
 
+def test_crops_are_torchvisions_to_the_bit():
+    augment = TrainingAugmentation(48, flip=0.0)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        ours, _ = augment(photograph())
+        torch.manual_seed(seed)
+        assert torch.equal(ours, augment.crop(photograph()))
+        assert ours.permute(1, 2, 0).is_contiguous()
+
+
 def test_the_crops_cover_the_areas_and_shapes_asked_for():
     augment = TrainingAugmentation(32, min_scale=0.25)
     parts = [augment.crop.make_params([photograph()]) for _ in range(300)]
