@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import decode_jpeg
 
@@ -63,6 +63,8 @@ def read_image(path: str | os.PathLike, *, upright: bool = True, content: bytes 
             return _to_rgb(_upright(image) if upright else image)
     except FileNotFoundError:
         raise UserError(f"image not found: {path}") from None
+    except UnidentifiedImageError as error:  # whose text is the repr of what was opened
+        raise UserError(f"cannot read image {path}: it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from error
     except (
         Exception
     ) as error:  # decoders raise nearly anything on damaged files: OSError, SyntaxError, struct.error, ...

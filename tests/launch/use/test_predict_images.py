@@ -13,7 +13,7 @@ from evmamba.errors import UserError
 from evmamba.launch import cli
 from evmamba.launch.fit.checkpoint_metadata import CheckpointMetadata, load_trained_network
 from evmamba.launch.fit.cli import EvmambaCLI
-from evmamba.launch.use.predict_images import find_images, load_predictor
+from evmamba.launch.use.predict_images import find_images
 from evmamba.tasks.module import TaskModule
 
 from .conftest import NAMES, checkpoint
@@ -76,30 +76,6 @@ def test_every_image_gets_a_picture_and_an_entry(task: str, tmp_path: Path, pict
         else:
             assert entry["objects"]
             assert {found["name"] for found in entry["objects"]} <= set(NAMES)
-
-
-def test_scores_are_those_of_the_evaluation(tmp_path: Path, pictures: Path):
-    path, module = small("classification", tmp_path)
-    predictor = load_predictor(path)
-    with Image.open(pictures / "a" / "same.png") as image, torch.inference_mode():
-        values, _ = predictor.predict(image, 0.0)
-        resized = np.asarray(image.resize((102, 73), Image.Resampling.BICUBIC).crop((19, 4, 83, 68))) / 255
-        mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-        x = torch.from_numpy((resized - mean) / std).permute(2, 0, 1)[None].float()
-        wanted = module(x).softmax(1)[0]
-    got = {c["name"]: c["score"] for c in values["classes"]}
-    assert [got[name] for name in NAMES] == pytest.approx(wanted.tolist(), abs=1e-4)
-
-
-def test_low_scores_are_left_out(tmp_path: Path, pictures: Path):
-    path, _ = small("detection", tmp_path)
-    predictor = load_predictor(path)
-    with Image.open(pictures / "a" / "same.png") as image, torch.inference_mode():
-        every = predictor.predict(image, 0.0)[0]["objects"]
-        limit = every[len(every) // 2]["score"]
-        some = predictor.predict(image, limit)[0]["objects"]
-    assert 0 < len(some) < len(every)
-    assert min(found["score"] for found in some) >= limit
 
 
 def test_images_of_one_name_stay_apart(pictures: Path):

@@ -11,9 +11,7 @@ from PIL import Image
 
 from evmamba.errors import UserError
 from evmamba.tasks.classification import ClassificationData, ClassificationModule
-from evmamba.tasks.classification.gallery import RIGHT, WRONG, draw_prediction
 from evmamba.tasks.gallery import Gallery
-from evmamba.tasks.images import read_image
 from evmamba.tasks.training.callbacks import BestCheckpoint, WeightEMA
 from evmamba.tasks.training.optim import OptimizerConfig, ScheduleConfig
 
@@ -158,17 +156,6 @@ def test_test_stage_has_details_and_a_gallery_and_predict_names_classes(tmp_path
     assert paths == [str(path) for path in data(coloured).image_paths()[1]]
     assert {label for batch in predictions for label in batch["label"]} <= set(COLOURS)
     assert all(torch.allclose(batch["probabilities"].sum(1), torch.ones(len(batch["path"]))) for batch in predictions)
-
-
-def test_picture_is_green_where_right_and_red_where_wrong(coloured: Path):
-    image = read_image(coloured / "val" / "red" / "0.png")
-
-    def colours(truth: str) -> set:
-        return {colour for _, colour in draw_prediction(image, "red", 0.9, truth).getcolors(1 << 20)}
-
-    assert RIGHT in colours("red")
-    assert RIGHT not in colours("blue")
-    assert WRONG in colours("blue")
 
 
 @pytest.mark.parametrize(

@@ -36,14 +36,6 @@ def test_targets_and_loss_of_the_mask_head(golden_heads: Golden) -> None:
     assert not gradient.any()
 
 
-def test_without_an_object_the_mask_loss_is_zero_and_still_has_a_gradient() -> None:
-    logits = torch.empty(0, 3, 28, 28, requires_grad=True)
-    loss = mask_loss(logits, torch.zeros(0, dtype=torch.int64), torch.empty(0, 28, 28))
-    loss.backward()
-    assert loss == 0
-    assert logits.grad is not None
-
-
 def test_pasted_masks_are_those_of_the_original_to_the_pixel(golden_heads: Golden) -> None:
     data = golden_heads("mask_paste")
     height, width = data["ori_shape"].tolist()
