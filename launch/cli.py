@@ -10,6 +10,7 @@ from importlib import metadata
 from evmamba.errors import UserError, unknown_name
 from evmamba.launch.commands import training
 from evmamba.launch.commands.predict import shows_images
+from evmamba.launch.fit.held_signals import deliver_signals, hold_signals
 
 # Name, what it does; the file is `commands/<name>.py`.
 COMMANDS = {
@@ -32,6 +33,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 good, 1 a run failed, 2 the user can mend it, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if "fit" in arguments[:1]:
+        hold_signals()
     try:
         return _dispatch(arguments)
     except UserError as error:
@@ -44,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader went away (evmamba models | head): nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        deliver_signals()
 
 
 def _dispatch(arguments: list[str]) -> int:

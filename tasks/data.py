@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from evmamba.errors import UserError
 from evmamba.tasks.images import BadImagePolicy, find_unreadable, handle_unreadable, read_image
 from evmamba.tasks.module import TaskModule
+from evmamba.tasks.training.interruption import outlive_signals
 from evmamba.tasks.training.randomness import SeededSamples
 from evmamba.tasks.training.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
 
@@ -205,6 +206,7 @@ class TaskDataModule(L.LightningDataModule):
         return {
             "collate_fn": collate,
             "num_workers": self.num_workers,
+            "worker_init_fn": outlive_signals,
             "pin_memory": torch.cuda.is_available(),
         }
 

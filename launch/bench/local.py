@@ -19,7 +19,17 @@ from evmamba.errors import UserError
 from evmamba.launch.bench.progress import RunProgress
 from evmamba.launch.store.progress import last_words
 from evmamba.launch.store.results import FILE_NAME, Result, git_state, read_result, write_result
-from evmamba.launch.store.spec import LOG_FILE, RUNS_FOLDER, SPEC_FILE, CostSpec, Spec, failed_result, why_not_started
+from evmamba.launch.store.spec import (
+    LOG_FILE,
+    RUNS_FOLDER,
+    SPEC_FILE,
+    CostSpec,
+    Spec,
+    failed_result,
+    finished_before,
+    result_before,
+    why_not_started,
+)
 
 POLL_SECONDS = 0.2
 # In a failed result's provenance: ended from outside; started again, the run goes on.
@@ -55,7 +65,7 @@ def run_here(
             if interrupted:
                 results.append(failed_result(spec, "interrupted", start))
                 continue
-            if measured and (result := _result_of(spec, folder)) is not None:
+            if measured and (result := result_before(spec, folder)) is not None:
                 failed[spec.name] = result
                 progress.finish(spec, result)
                 results.append(result)
@@ -81,22 +91,6 @@ def run_here(
         if elsewhere:
             progress.remark(f"finished runs of another commit were taken over ({elsewhere}); --force repeats them")
     return results, interrupted
-
-
-def finished_before(spec: Spec, folder: Path) -> Result | None:
-    """The finished result of the same spec, if there is one; a broken file is none."""
-    result = _result_of(spec, folder)
-    return result if result is not None and result.finished else None
-
-
-def _result_of(spec: Spec, folder: Path) -> Result | None:
-    if not (folder / FILE_NAME).exists():
-        return None
-    try:
-        result = read_result(folder / FILE_NAME)
-    except UserError:
-        return None
-    return result if result.provenance.get("spec_hash") == spec.hash else None
 
 
 def _other_commit(result: Result) -> str | None:

@@ -7,7 +7,6 @@ process that failed first.
 """
 
 import datetime
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from evmamba.errors import UserError
 from evmamba.launch.fit.failures import reported_once
+from evmamba.launch.fit.held_signals import deliver_signals, hold_signals
 from evmamba.launch.fit.launchers import node_name, process_rank
 from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
 from evmamba.launch.store.progress import write_progress
@@ -26,10 +26,11 @@ from evmamba.launch.store.spec import (
     Spec,
     TrainingSpec,
     failed_result,
+    finished_before,
     read_spec,
     reason_of,
 )
-from evmamba.tasks.training import slurm_job
+from evmamba.tasks.training.lease import claim, is_ours, release, start_of
 
 
 def run(spec: Spec, folder: Path) -> None:
@@ -50,19 +51,14 @@ def run(spec: Spec, folder: Path) -> None:
         evaluate(spec, folder) if isinstance(spec, EvaluationSpec) else fit_and_test(spec, folder)
 
 
-def attempt() -> str | None:
-    """What tells one start of a run's processes from the next: SLURM's job and its number of restarts, or torchrun's;
-    None where one process is all there is."""
-    if job := slurm_job.job_id():
-        return f"{job}.{slurm_job.restarts()}"
-    if name := os.environ.get("TORCHELASTIC_RUN_ID"):
-        return f"{name}.{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    return None
+def _may_tell(spec: Spec, folder: Path) -> bool:
+    """Whether this process's failure is the run's: a later start may be at work in the folder, or have finished.
 
-
-def _first_to_fail(folder: Path) -> bool:
-    """Whether no other process of this start has failed yet: the ones after it only tell that they lost it."""
-    name = attempt()
+    And whether no other process of this start has failed yet: the ones after it only tell that they lost it.
+    """
+    if not is_ours(folder) or finished_before(spec, folder):
+        return False
+    name = start_of()
     if name is None:
         return True
     try:
@@ -77,7 +73,16 @@ def main(argv: list[str] | None = None) -> int:
     if len(arguments) != 1:
         print("usage: python -m evmamba.launch.bench.run FOLDER/spec.json", file=sys.stderr)
         return 2
-    path = Path(arguments[0])
+    hold_signals()
+    try:
+        return _start(Path(arguments[0]))
+    finally:
+        deliver_signals()
+        release()
+
+
+def _start(path: Path) -> int:
+    """Read the spec, claim its folder, and run it."""
     try:
         spec, folder = read_spec(path), path.parent
     except UserError as error:
@@ -92,6 +97,20 @@ def main(argv: list[str] | None = None) -> int:
         requeue_on_signals()
     else:
         ignore_time_limit()
+    try:
+        if process_rank() == 0:
+            lease = claim(folder)
+            if not isinstance(spec, TrainingSpec):
+                lease.advance()
+    except UserError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    deliver_signals()
+    return _finish(spec, folder, start)
+
+
+def _finish(spec: Spec, folder: Path, start: datetime.datetime) -> int:
+    """Run the spec; if it fails, leave a result that says why."""
     who = f"process {process_rank()} on {node_name()}" if spec.resources.processes > 1 else ""
     try:
         with reported_once():
@@ -108,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         return 0
     print(f"failed: {reason}", file=sys.stderr, flush=True)
-    if _first_to_fail(folder):
+    if _may_tell(spec, folder):
         write_result(failed_result(spec, reason, start), folder)
     return 1
 

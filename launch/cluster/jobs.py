@@ -33,6 +33,7 @@ from evmamba.launch.store.spec import (
 )
 from evmamba.tasks.plain_files import Whole, read_json
 from evmamba.tasks.training import slurm_job
+from evmamba.tasks.training.heartbeat import silence
 
 JOBS_FILE = "jobs.json"
 SCHEMA = 1
@@ -298,6 +299,8 @@ def _live(state: RunState, spec: Spec, folder: Path, job: Job, others: Mapping[s
     state.state = "running" if job.state != "REQUEUE_HOLD" else "queued"
     state.progress = _progress(folder) or {}
     parts = [_how_far(state.progress)] if state.progress else []
+    if job.state == "RUNNING" and (silent := silence(folder)):
+        parts.append(silent)
     if job.state not in ("RUNNING", "COMPLETING"):
         parts.append(job.state.lower())
     if job.restarts:

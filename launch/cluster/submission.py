@@ -16,7 +16,6 @@ from rich.markup import escape
 from evmamba.errors import UserError, unknown_name
 from evmamba.files import write_text
 from evmamba.launch.bench.graph import batch_of, build_graph, kind_of, placed, tree
-from evmamba.launch.bench.local import finished_before
 from evmamba.launch.bench.plan import BenchOptions, plan
 from evmamba.launch.cluster import slurm
 from evmamba.launch.cluster.jobs import JOBS_FILE, REPORT, JobBook, read_specs
@@ -24,7 +23,7 @@ from evmamba.launch.cluster.settings import Cluster
 from evmamba.launch.cluster.slurm import SCRIPT_FILE
 from evmamba.launch.store.progress import PROGRESS_FILE
 from evmamba.launch.store.results import FILE_NAME
-from evmamba.launch.store.spec import RUNS_FOLDER, CostSpec, Resources, Spec, TrainingSpec
+from evmamba.launch.store.spec import RUNS_FOLDER, CostSpec, Resources, Spec, TrainingSpec, finished_before
 from evmamba.tasks import TASKS
 
 REPORT_SCRIPT = "report.sbatch"

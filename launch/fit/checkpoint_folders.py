@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from evmamba.errors import UserError, first_line
 from evmamba.files import write_errors
 from evmamba.tasks.training.callbacks import AtomicCheckpointIO
 from evmamba.tasks.training.checkpoint_safety import Torn, check_folder, holds, load_plain
+from evmamba.tasks.training.lease import guard
 
 Kind = Literal["deepspeed", "fsdp2"]
 # Within DeepSpeed's folder, as Lightning names it.
@@ -59,7 +61,7 @@ def replaced_folder(target: Path, strategy: Strategy) -> Iterator[Path]:
     A folder cannot be exchanged in one step: killed between the two renames, the previous checkpoint is the one with a
     dot before its name and ``.previous`` after it, and `restore_previous` puts it back.
     """
-    partial = target.with_name(f".{target.name}.partial")
+    partial = Path(strategy.broadcast(str(target.with_name(f".{target.name}.partial-{os.getpid()}"))))
     if strategy.is_global_zero:
         shutil.rmtree(partial, ignore_errors=True)
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +69,7 @@ def replaced_folder(target: Path, strategy: Strategy) -> Iterator[Path]:
     yield partial
     strategy.barrier()
     if strategy.is_global_zero:
+        guard(target)
         previous = _previous(target)
         if target.is_dir():
             shutil.rmtree(previous, ignore_errors=True)

@@ -5,6 +5,7 @@ installed package too, every run has one stable folder, ``test`` writes a result
 options are one line.
 """
 
+import contextlib
 import functools
 import json
 import operator
@@ -23,18 +24,14 @@ from evmamba.errors import UserError
 from evmamba.launch.fit import failures, launchers
 from evmamba.launch.fit.checkpoint_folders import restore_previous
 from evmamba.launch.fit.checkpoint_metadata import CheckpointMetadata
+from evmamba.launch.fit.held_signals import deliver_signals
+from evmamba.launch.fit.launchers import process_rank
 from evmamba.launch.fit.option_errors import short_error
 from evmamba.launch.fit.quiet import quiet_warnings
 from evmamba.launch.fit.recipe_imports import limit_imports
 from evmamba.launch.fit.recipes import find_recipe
 from evmamba.launch.fit.record import Background, ResultWriter, add_callbacks
-from evmamba.launch.fit.resume import (
-    Continuation,
-    find_continuation,
-    is_restarted,
-    move_aside,
-    write_config,
-)
+from evmamba.launch.fit.resume import find_continuation, is_restarted, move_aside, write_config
 from evmamba.launch.fit.settings import TRAINER_DEFAULTS, beyond_defaults
 from evmamba.launch.fit.signals import requeue_on_signals
 from evmamba.launch.fit.strategies import build_strategy, check_strategy, spell_out
@@ -44,8 +41,12 @@ from evmamba.tasks import TASKS
 from evmamba.tasks.data import TaskDataModule
 from evmamba.tasks.module import TaskModule
 from evmamba.tasks.plain_files import is_file, read_yaml
+from evmamba.tasks.training.agreed_start import AgreedStart, Continuation, TrainingFinished
 from evmamba.tasks.training.checkpoint_safety import Torn, check_folder, holds, load_plain
+from evmamba.tasks.training.heartbeat import TIMEOUT_SECONDS
+from evmamba.tasks.training.lease import Lease, claim, held, release
 from evmamba.tasks.training.metrics_log import MetricsLog
+from evmamba.tasks.training.progress_watch import ProgressWatch, record_collectives
 from evmamba.tasks.trust import check_backbone, named_by_user, trust
 
 # Errors are raised, not printed; and max_epoch is a mistake, not max_epochs.
@@ -108,6 +109,12 @@ class EvmambaCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--timeout",
+            type=float,
+            default=TIMEOUT_SECONDS,
+            help="seconds without progress after which several processes are ended, from the first step on; 0: never",
+        )
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -155,6 +162,9 @@ class EvmambaCLI(LightningCLI):
             kwargs["logger"] = MetricsLog(str(folder)) if self.subcommand == "fit" else False
         trainer = super().instantiate_trainer(**kwargs)
         add_callbacks(trainer, CheckpointMetadata(self.plain_config()))
+        if self.subcommand in ("fit", None):
+            record_collectives(folder)
+            add_callbacks(trainer, ProgressWatch(folder, self._get(self.config, "timeout")))
         if self.subcommand == "test":
             background = Background(self.recipe or folder.name, self.plain_config())
             add_callbacks(trainer, ResultWriter(folder, background))
@@ -164,12 +174,48 @@ class EvmambaCLI(LightningCLI):
 
     def fit(self, **options: Any) -> None:
         """Train, or continue where a training in the run's folder stands; a finished one is left alone."""
-        if options.get("ckpt_path") is None:
-            continuation = self.continuation()
-            if continuation.finished:
-                return
-            options["ckpt_path"] = continuation.checkpoint and str(continuation.checkpoint)
-        self.trainer.fit(**options)
+        begun = self.begin(options.get("ckpt_path"), leave_finished=True)
+        if begun is not None and begun.finished and launchers.find_launch() is None:
+            return  # the other processes, if any, are not started yet
+        with contextlib.suppress(TrainingFinished):
+            self.trainer.fit(**options)
+
+    def begin(self, checkpoint: Any = None, leave_finished: bool = False) -> Continuation | None:
+        """Claim the run's folder and decide how the training begins: on rank 0, which tells the others when they meet.
+
+        Args:
+            checkpoint: of ``--ckpt_path``, which leaves nothing to decide.
+            leave_finished: have the trainer's fit raise `TrainingFinished` where nothing is left to train.
+
+        Returns:
+            What was decided, on rank 0 and unless that is left to Lightning.
+
+        Raises:
+            UserError: somebody else writes there; see `find_continuation` and `check_strategy`. Where rank 0 did not
+                start the others, which wait for it, the trainer's fit raises it on all of them.
+        """
+        lease: Lease | None = None
+        decided: Continuation | UserError | None = None
+        if process_rank() == 0:
+            try:
+                lease = claim(Path(self.trainer.default_root_dir))
+                deliver_signals()  # who is to leave knows by now whether to come back
+                decided = self.continuation() if checkpoint is None else None
+            except UserError as error:
+                if launchers.find_launch() is None:
+                    raise
+                decided = error
+        else:
+            deliver_signals()
+
+        def told(begun: Continuation | None) -> None:
+            self.begun = begun
+            if begun is not None and begun.finished and leave_finished:
+                raise TrainingFinished(0)
+
+        self.begun = None if isinstance(decided, UserError) else decided
+        self.trainer.callbacks.insert(0, AgreedStart(lease, decided, told))  # type: ignore[attr-defined]
+        return self.begun
 
     def continuation(self) -> Continuation:
         """Decide how the training begins, and keep its configuration in its folder.
@@ -186,8 +232,10 @@ class EvmambaCLI(LightningCLI):
         else:
             found = find_continuation(root, yaml.safe_load(text))
             check_strategy(self._get(self.config, "trainer"), found.checkpoint, fitting=True)
-        if not found.finished and self.trainer.is_global_zero:
+        if not found.finished:
             write_config(root, text)
+        elif (lease := held(root)) is not None:
+            lease.advance()  # what is left has no steps
         return found
 
     def plain_config(self) -> dict[str, Any]:
@@ -225,8 +273,12 @@ def train(args: Sequence[str]) -> None:
     quiet_warnings()
     if args[:1] == ["fit"]:
         requeue_on_signals()
-    with failures.reported_once():
-        EvmambaCLI(args)
+    try:
+        with failures.reported_once():
+            EvmambaCLI(args)
+    finally:
+        deliver_signals()
+        release()
 
 
 def resolve_configs(args: Sequence[str]) -> tuple[list[str], str | None]:

@@ -1,7 +1,6 @@
 """What `fit` does in a folder where a training was before: continue it, refuse it, call it finished, or begin anew."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from evmamba.errors import UserError, first_few
 from evmamba.files import write_text
-from evmamba.launch.fit.launchers import process_rank
 from evmamba.tasks.plain_files import read_yaml
 from evmamba.tasks.training import slurm_job
+from evmamba.tasks.training.agreed_start import Continuation
 from evmamba.tasks.training.checkpoint_files import candidates, newest_whole
 
 CONFIG_FILE = "config.yaml"
@@ -21,6 +20,7 @@ LEFT_BEHIND = ("checkpoints", CONFIG_FILE, "metrics.csv", "tensorboard", "result
 IGNORED_OPTIONS = (
     "ckpt_path",
     "config",
+    "timeout",
     "weights_only",
     "trainer.accelerator",
     "trainer.default_root_dir",
@@ -53,23 +53,10 @@ WARNED_OPTIONS = (
 )
 
 
-@dataclass(frozen=True)
-class Continuation:
-    """How a training begins.
-
-    Attributes:
-        checkpoint: from where it continues; None: from the beginning.
-        finished: it has reached its limits there already.
-    """
-
-    checkpoint: Path | None = None
-    finished: bool = False
-
-
 def find_continuation(root: Path, config: Mapping[str, Any]) -> Continuation:
     """Look for a training in `root` that the same command began, and say in one line what is found.
 
-    Torn checkpoints are skipped with a warning and get the ending ``.torn``.
+    Torn checkpoints are skipped with a warning and get the ending ``.torn``. One process does this for all.
 
     Args:
         root: the run's folder.
@@ -89,14 +76,13 @@ def find_continuation(root: Path, config: Mapping[str, Any]) -> Continuation:
         )
     for path in torn:
         rank_zero_warn(f"{path} is torn; continuing from {checkpoint.path} instead")
-        if process_rank() == 0:
-            path.rename(path.with_name(f"{path.name}.torn"))
+        path.rename(path.with_name(f"{path.name}.torn"))
     compare_configs(root / CONFIG_FILE, config)
     if checkpoint.ended is not None and _limits(config) == {k: checkpoint.ended.get(k) for k in _limits(config)}:
         rank_zero_info(f"training in {root} is finished ({checkpoint.step} steps); --fresh begins anew")
-        return Continuation(checkpoint.path, finished=True)
+        return Continuation(checkpoint.path, finished=True, step=checkpoint.step)
     rank_zero_info(f"continuing the training in {root} from {checkpoint.path.name}, step {checkpoint.step}")
-    return Continuation(checkpoint.path)
+    return Continuation(checkpoint.path, step=checkpoint.step)
 
 
 def _limits(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,9 +138,9 @@ def is_restarted() -> bool:
 
 
 def move_aside(root: Path) -> None:
-    """Move what an earlier training left into ``root/earlier-N`` (rank 0 does it); nothing is deleted."""
+    """Move what an earlier training left into ``root/earlier-N``; nothing is deleted. One process does it for all."""
     left = [path for pattern in LEFT_BEHIND for path in root.glob(pattern)]
-    if not left or process_rank() != 0:
+    if not left:
         return
     number = 1
     while (aside := root / f"earlier-{number}").exists():

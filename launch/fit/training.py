@@ -34,13 +34,11 @@ def fit_and_test(spec: TrainingSpec, folder: Path) -> None:
     background = Background(spec.name, cli.plain_config(), weights_in_memory(cli.trainer), origin_of(spec), spec.suite)
     add_callbacks(cli.trainer, record, ProgressWriter(folder, record))
     # Also a training that is finished: its last validation is repeated, and the module holds its weights again.
-    found = cli.continuation()
-    cli.trainer.fit(
-        cli.model, datamodule=cli.datamodule, ckpt_path=found.checkpoint and str(found.checkpoint), weights_only=True
-    )
+    cli.begin()
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, weights_only=True)
     if cli.trainer.interrupted:
         raise KeyboardInterrupt
-    if found.finished:
+    if cli.begun is not None and cli.begun.finished:
         ignore_time_limit()  # the test is all that this start has to do
     background = dataclasses.replace(background, training=record.summary(cli.trainer))
     with whole_parameters(cli.trainer):

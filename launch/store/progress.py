@@ -13,6 +13,7 @@ from evmamba.errors import UserError, printable
 from evmamba.files import write_text
 from evmamba.launch.store.spec import LOG_FILE
 from evmamba.tasks.plain_files import Whole, read_json
+from evmamba.tasks.training.lease import guard
 
 PROGRESS_FILE = "progress.json"
 # So much of a log's end is read for its last line.
@@ -30,7 +31,12 @@ class Progress:
 
 
 def write_progress(folder: Path, phase: str, done: int = 0, total: int = 0, loss: float | None = None) -> None:
-    """Replace ``folder/progress.json``."""
+    """Replace ``folder/progress.json``.
+
+    Raises:
+        UserError: it cannot be written, or the folder is another start's by now (`LeaseLost`).
+    """
+    guard(folder)
     write_text(folder / PROGRESS_FILE, json.dumps(asdict(Progress(phase, done, total, loss))), durable=False)
 
 

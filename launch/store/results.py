@@ -25,6 +25,7 @@ from evmamba.files import write_text
 from evmamba.launch.store.result_schema import checked
 from evmamba.tasks import TASKS
 from evmamba.tasks.plain_files import read_json
+from evmamba.tasks.training.lease import guard
 
 SCHEMA = 1
 FILE_NAME = "result.json"
@@ -97,9 +98,14 @@ class Result:
 
 
 def write_result(result: Result, folder: Path) -> Path:
-    """Write ``folder/result.json`` atomically and return its path. Numbers that are not finite become null."""
+    """Write ``folder/result.json`` atomically and return its path. Numbers that are not finite become null.
+
+    Raises:
+        UserError: the folder cannot be written, or is another start's by now (`LeaseLost`).
+    """
     document = {"schema": SCHEMA} | {k: v for k, v in dataclasses.asdict(result).items() if k != "folder"}
     path = Path(folder) / FILE_NAME
+    guard(path)
     write_json(path, document)
     result.folder = Path(folder)
     return path

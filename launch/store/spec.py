@@ -18,7 +18,16 @@ import msgspec
 from msgspec import Struct, structs
 
 from evmamba.errors import UserError
-from evmamba.launch.store.results import COST, Result, config_hash, device_name, provenance, write_json
+from evmamba.launch.store.results import (
+    COST,
+    FILE_NAME,
+    Result,
+    config_hash,
+    device_name,
+    provenance,
+    read_result,
+    write_json,
+)
 from evmamba.tasks import TASKS
 from evmamba.tasks.plain_files import read_json
 
@@ -281,6 +290,23 @@ def read_spec(path: Path) -> Spec:
         raise UserError(
             f"{path}: no spec of this version of evmamba ({error}); repeat its run, or use another --output"
         ) from error
+
+
+def finished_before(spec: Spec, folder: Path) -> Result | None:
+    """The finished result of the same spec, if there is one; a broken file is none."""
+    result = result_before(spec, folder)
+    return result if result is not None and result.finished else None
+
+
+def result_before(spec: Spec, folder: Path) -> Result | None:
+    """The result of the same spec, finished or not, if there is one; a broken file is none."""
+    if not (folder / FILE_NAME).exists():
+        return None
+    try:
+        result = read_result(folder / FILE_NAME)
+    except UserError:
+        return None
+    return result if result.provenance.get("spec_hash") == spec.hash else None
 
 
 def why_not_started(needed: str, reason: str, blocked_by: str | None) -> tuple[str, str]:

@@ -23,9 +23,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from evmamba.errors import UserError
 from evmamba.files import replacing, write_errors
-from evmamba.tasks.training.checkpoint_files import LAST, RUN_KEY, replace_last
+from evmamba.tasks.training.checkpoint_files import LAST, RUN_KEY, remove_unfinished, replace_last, unfinished_last
 from evmamba.tasks.training.checkpoint_safety import load_plain
 from evmamba.tasks.training.interruption import SIGNALS, Agreement, requeue_job, stop
+from evmamba.tasks.training.lease import guard, held
 from evmamba.tasks.training.loops import StepCallback
 from evmamba.tasks.training.metrics_log import MetricsLog
 
@@ -94,8 +95,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target = Path(path)
         with write_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(target) as partial, partial.open("wb") as file:
-                torch.save(checkpoint, file)
+            guard(target)
+            with replacing(target) as partial:
+                with partial.open("wb") as file:
+                    torch.save(checkpoint, file)
+                guard(target)  # writing took its time
 
 
 def _prepare(trainer: L.Trainer, dirpath: str | os.PathLike | None) -> Path:
@@ -183,6 +187,7 @@ class LastCheckpoint(Checkpoint, StepCallback):
         self._log_rows: int | None = None
         # The moment after the last step, from which a longer training would continue.
         self._last_loops: dict[str, Any] | None = None
+        self._first_step = 0  # of this start
         self._ended = False
         self._requeued = False
 
@@ -190,9 +195,11 @@ class LastCheckpoint(Checkpoint, StepCallback):
         self._folder = Path(trainer.strategy.broadcast(str(_prepare(trainer, self.dirpath))))
         self._agreement = Agreement(wishes=1 + len(SIGNALS))
         self._log_rows, self._last_loops, self._ended = 0, None, False
+        if trainer.is_global_zero and held(self._folder) is not None:
+            remove_unfinished(self._folder)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._saved_at = time.monotonic()
+        self._saved_at, self._first_step = time.monotonic(), trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, MetricsLog):
                 logger.keep(self._log_rows or 0)
@@ -248,10 +255,13 @@ class LastCheckpoint(Checkpoint, StepCallback):
     def _save(self, trainer: L.Trainer) -> None:
         for logger in trainer.loggers:
             logger.save()  # a log that is behind its checkpoint would have a gap
-        partial = self._folder / f".{LAST}.partial"
+        partial = unfinished_last(self._folder)
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
+            guard(self._folder)
             replace_last(partial, self._folder)
+            if (lease := held(self._folder)) is not None and trainer.global_step > self._first_step:
+                lease.advance()
         self._saved_at = time.monotonic()
 
 

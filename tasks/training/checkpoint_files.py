@@ -1,5 +1,6 @@
 """Checkpoint files on the disk: which are whole, which is the newest, and how one replaces another."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evmamba.checkpoints import open_archive
+from evmamba.errors import UserError
 from evmamba.files import sync_folder
 from evmamba.tasks.training.checkpoint_safety import Torn, check_folder, load_plain
 
@@ -63,6 +65,19 @@ def _checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint | None:
     return Checkpoint(path, step, ended)
 
 
+def step_of(path: Path) -> int | None:
+    """Optimizer steps that a checkpoint says it has; None where it is not there, torn, or refused.
+
+    Its weights are neither read nor checked.
+    """
+    try:
+        content = load_plain(_states(path)[0] if path.is_dir() else path)
+    except (UserError, OSError, IndexError):
+        return None
+    step = content.get("global_step") if isinstance(content, dict) else None
+    return step if type(step) is int else None
+
+
 def _whole(path: Path) -> bool:
     try:
         with open_archive(path) as archive:
@@ -73,25 +88,36 @@ def _whole(path: Path) -> bool:
 
 def _read_folder(path: Path) -> Checkpoint | None:
     parts = [file for file in path.rglob("*") if file.suffix in (".pt", ".ckpt")]
-    states = [file for file in parts if "model_states" in file.name or file.name == "meta.pt"]
+    states = _states(path)
     if not states or not all(_whole(file) for file in parts):
         return None
     try:
         check_folder(path)
-        content = load_plain(sorted(states)[0])
+        content = load_plain(states[0])
     except Torn:
         return None
     return _checkpoint(path, content) if isinstance(content, dict) else None
 
 
+def _states(folder: Path) -> list[Path]:
+    """The files of a sharded checkpoint that say more than weights."""
+    return sorted(file for file in folder.rglob("*.pt") if "model_states" in file.name or file.name == "meta.pt")
+
+
 def candidates(root: Path) -> list[Path]:
-    """Checkpoints of the run in `root` from which it could go on, the newest first; whole or not.
+    """Checkpoints of the run in `root` from which it could go on, those of the most steps first; whole or not.
+
+    Ahead of them come those that do not say their step: they may be newer, and are torn. Times of modification say
+    nothing: copying changes them, and nodes have clocks of their own.
 
     ``checkpoints/last.ckpt``, ``checkpoints/previous.ckpt``, and ``hpc_ckpt_N.ckpt``, which Lightning writes on SLURM
     where its own signal handlers are at work.
     """
     found = [root / "checkpoints" / LAST, root / "checkpoints" / PREVIOUS, *root.glob("hpc_ckpt_*.ckpt")]
-    return sorted((path for path in found if path.exists()), key=lambda path: -path.stat().st_mtime_ns)
+    steps = {path: step_of(path) for path in found if path.exists()}
+    unknown = [path for path, step in steps.items() if step is None]
+    known = {path: step for path, step in steps.items() if step is not None}
+    return [*unknown, *sorted(known, key=lambda path: -known[path])]
 
 
 def newest_whole(paths: Sequence[Path]) -> tuple[Checkpoint | None, list[Path]]:
@@ -103,6 +129,17 @@ def newest_whole(paths: Sequence[Path]) -> tuple[Checkpoint | None, list[Path]]:
             return checkpoint, torn
         torn.append(path)
     return None, torn
+
+
+def unfinished_last(folder: Path) -> Path:
+    """Where this process writes what is to become the folder's ``last.ckpt``; another one's is elsewhere."""
+    return folder / f".{LAST}.partial-{os.getpid()}"
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes of an earlier start were writing; only for the folder's owner."""
+    for path in folder.glob(f".*{LAST}.partial*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def replace_last(partial: Path, folder: Path) -> None:

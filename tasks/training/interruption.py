@@ -4,6 +4,7 @@ SIGUSR1 is SLURM's warning before the time limit, SIGTERM preemption or `scancel
 handlers save in the middle of whatever a process is doing, and call a collective there; these here only take a note.
 """
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -19,6 +20,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from evmamba.tasks.training import slurm_job
+from evmamba.tasks.training.lease import MAX_IDLE_STARTS, is_hopeless
+
+log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 
 # "Try again later" (75): the training was stopped from outside and the same command continues it.
 EXIT_CONTINUE = os.EX_TEMPFAIL
@@ -91,6 +95,16 @@ class Agreement:
         return agreed
 
 
+def outlive_signals(worker: int = 0) -> None:
+    """For a loading process: leave the signals to the process that it loads for, and end when that has ended.
+
+    A scheduler sends them to the whole group. A loader that obeyed would take the batches away that its training needs
+    to complete the step and save.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def stop(trainer: L.Trainer, number: signal.Signals, saved: str) -> None:
     """Leave the training, after asking SLURM to run the job again if its time was over or it is preempted.
 
@@ -123,8 +137,16 @@ def is_to_requeue(number: int) -> bool:
 
 
 def requeue_job() -> bool:
-    """Have the job queued again, see `slurm_job.requeue`.
+    """Have the job queued again, see `slurm_job.requeue`, unless that was of no use several times.
 
     False in a loading process, which has the signal and its handler from the one that asks.
     """
-    return multiprocessing.parent_process() is None and slurm_job.requeue()
+    if multiprocessing.parent_process() is not None or slurm_job.job_id() is None:
+        return False
+    if is_hopeless():
+        log.warning(
+            f"not queued again: {MAX_IDLE_STARTS} starts in a row saved no new step; see what the log says, give the "
+            "job more time, and submit it again"
+        )
+        return False
+    return slurm_job.requeue()

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from evmamba.files import replacing, write_errors
+from evmamba.tasks.training.lease import guard
 
 FILE_NAME = "metrics.csv"
 EVENTS = "tensorboard"
@@ -74,6 +75,7 @@ class MetricsLog(Logger):
 
         With 0 a log is begun anew.
         """
+        guard(self._folder)
         path = self._folder / FILE_NAME
         kept: list[dict[str, str]] = []
         if rows and path.is_file():
@@ -94,6 +96,7 @@ class MetricsLog(Logger):
         """Write what is waiting."""
         if not self._waiting:
             return  # Lightning calls this before a training has said what to keep
+        guard(self._folder)
         path = self._folder / FILE_NAME
         if self._written_columns == self._columns:
             with path.open("a", newline="") as file:

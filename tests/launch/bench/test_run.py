@@ -1,7 +1,11 @@
 """One run from its spec: whatever happens, a result tells it."""
 
+import dataclasses
+import json
+import os
 from pathlib import Path
 
+import psutil
 import pytest
 from msgspec import structs
 
@@ -9,10 +13,11 @@ from evmamba.launch.bench import run
 from evmamba.launch.fit.cli import settings_of
 from evmamba.launch.fit.recipes import find_recipe
 from evmamba.launch.measure import cost
-from evmamba.launch.store.results import read_result
+from evmamba.launch.store.results import read_result, write_result
 from evmamba.launch.store.spec import SPEC_FILE, CostSpec, Resources, Spec, Timing
+from evmamba.tasks.training.lease import OWNER_FILE, read_owner
 
-from ..handmade import made_spec
+from ..handmade import made_result, made_spec
 
 QUICK = {"batch_size": 2, "warmup_steps": 0, "timed_steps": 1}
 
@@ -93,6 +98,46 @@ def test_of_several_processes_the_first_that_fails_tells_the_reason(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # requeued: another start, another first failure
     main(0, "again")
     assert read_result(tmp_path / "result.json").reason.startswith("RuntimeError: again (process 0 on ")
+
+
+def test_a_leftover_of_an_earlier_start_neither_replaces_a_result_nor_begins_where_another_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Rank 1 on a node that SLURM took for lost; meanwhile the job was started again, and has finished."""
+    path = written(tmp_path, cost_spec())
+    monkeypatch.setattr("evmamba.launch.fit.failures.PATIENCE_SECONDS", 0.0)
+    for name, value in {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "0", "SLURM_RESTART_COUNT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+
+    def measured(spec: Spec, folder: Path) -> None:
+        result = made_result("cost", spec.model, run=spec.name)
+        result.provenance["spec_hash"] = spec.hash
+        write_result(result, folder)
+
+    monkeypatch.setattr(cost, "measure_cost", measured)
+    assert run.main([path]) == 0
+
+    def broken(spec: Spec, folder: Path) -> None:
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr(cost, "measure_cost", broken)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    assert run.main([path]) == 1
+    assert read_result(tmp_path / "result.json").finished
+    (tmp_path / "result.json").unlink()
+    assert run.main([path]) == 1
+    assert not (tmp_path / "result.json").exists()  # the later start's is still to come
+
+    born = psutil.Process(os.getppid()).create_time()
+    owner = dataclasses.replace(read_owner(tmp_path), pid=os.getppid(), born=born, start="13.0", released=False)
+    (tmp_path / OWNER_FILE).write_text(json.dumps(dataclasses.asdict(owner)))
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    capsys.readouterr()
+    assert run.main([path]) == 1
+    assert f"is at work already: process {os.getppid()} on" in capsys.readouterr().err
+    assert not (tmp_path / "result.json").exists()
 
 
 def test_a_file_that_is_no_spec_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

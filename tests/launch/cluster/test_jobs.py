@@ -1,7 +1,10 @@
 """`evmamba status`: what became of every run, from SLURM where it knows, from files where it does not."""
 
+import dataclasses
 import datetime
+import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from evmamba.launch.cluster import jobs
 from evmamba.launch.cluster.jobs import JobBook, RunState, record_failures, states
 from evmamba.launch.store.results import read_result, write_result
 from evmamba.launch.store.spec import failed_result
+from evmamba.tasks.training.heartbeat import Beat, beat_file
 
 from .chain import CHAIN, FIRST, SECOND, THIRD, finish, folder_of, say_progress, submitted
 from .fake_slurm import FakeSlurm, install
@@ -47,6 +51,18 @@ def test_a_chain_at_work_says_how_far_it_is_and_who_waits_for_whom(output: Path,
     ]
     first = by_run(output)[0]
     assert (first.job, first.nodes, first.elapsed, first.restarts) == (1, "n[1-2]", "01:02:03", 2)
+
+
+def test_a_run_that_is_silent_says_who_holds_it_up(output: Path, fake: FakeSlurm):
+    fake.set(1, JobState="RUNNING", Reason="None", NodeList="n[1-2]", RunTime="01:02:03")
+    say_progress(output, FIRST)
+    ago = time.time() - 12 * 60
+    for rank in range(2):
+        beat = Beat("token", rank, f"n{rank + 1}", "machine", 1, order=8 - rank, moved=ago)
+        path = beat_file(output / "runs" / FIRST.name, rank)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(dataclasses.asdict(beat)))
+    assert said(output)[0] == ("running", "training 43 % (43/100), loss 1.234, silent for 12 min, rank 1 on n2")
 
 
 def test_a_finished_run_shows_its_first_number_and_the_next_one_queues(output: Path, fake: FakeSlurm):

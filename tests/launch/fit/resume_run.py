@@ -2,9 +2,10 @@
 
 Libraries are imported once, every training is a fork. Reads one JSON object a line from stdin and answers with one:
 ``{"arguments": [...], "folder": DIR, "ranks": 1, "rows": number or null, "delay": seconds, "signal": "SIGKILL",
-"rank": rank that gets the signal or null for all, "environment": {...}}`` is answered by the ranks' exit statuses
-(negative: the signal that killed it). The signal comes `delay` seconds after the log has so many rows; rows are written
-just ahead of a checkpoint.
+"rank": rank that gets the signal or null for all, "group": whether its loading processes get it too, "environment":
+{...}}`` is answered by the ranks' exit statuses (negative: the signal that killed it). The signal comes `delay` seconds
+after the log has so many rows; rows are written just ahead of a checkpoint. With ``"signal": "SECOND"`` the same
+command is started again instead, with its log in ``second/``, and its exit status is the last of the answer.
 """
 
 import json
@@ -80,10 +81,18 @@ def run(job: dict[str, Any]) -> list[int]:
             due, job["rows"] = time.monotonic() + job["delay"], None
         if due is not None and time.monotonic() >= due:
             due = None
+            if job["signal"] == "SECOND":
+                os.kill(pids[0], signal.SIGSTOP)  # lest it is done before the other has begun
+                (folder / "second").mkdir()
+                pids += start(job["arguments"], folder / "second", 1, job["environment"])
+                statuses[pids[-1]] = os.waitstatus_to_exitcode(os.waitpid(pids[-1], 0)[1])
+                os.kill(pids[0], signal.SIGCONT)
+                continue
             for rank, pid in enumerate(pids):
                 if job["rank"] in (None, rank) and pid not in statuses:
                     # The whole group on SIGKILL: loading processes die with a node, too.
-                    (os.killpg if job["signal"] == "SIGKILL" else os.kill)(pid, signal.Signals[job["signal"]])
+                    group = job["group"] or job["signal"] == "SIGKILL"
+                    (os.killpg if group else os.kill)(pid, signal.Signals[job["signal"]])
         for pid in pids:
             if pid not in statuses:
                 done, status = os.waitpid(pid, os.WNOHANG)

@@ -71,6 +71,7 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fit]:
             "delay": 0.0,
             "signal": "SIGKILL",
             "rank": None,
+            "group": False,
             "environment": {},
         } | ending
         options = [f"--trainer.default_root_dir={folder}", f"--trainer.devices={ranks}", *arguments]
@@ -159,8 +160,9 @@ def test_classification_killed_at_random_moments(tmp_path: Path, fit: Fit, image
 def test_a_signal_stops_after_the_step_with_a_checkpoint(
     tmp_path: Path, fit: Fit, images: Path, name: str, status: int
 ):
-    path = recipe(tmp_path, CLASSIFICATION, "val/top1", data_dir=str(images), num_workers=0)
-    assert fit(path, tmp_path / "a", rows=2, signal=name) == [status]
+    """The loading processes get it too, as from a scheduler or a terminal."""
+    path = recipe(tmp_path, CLASSIFICATION, "val/top1", data_dir=str(images), num_workers=2)
+    assert fit(path, tmp_path / "a", rows=2, signal=name, group=True) == [status]
     assert f"stopped by {name} at step" in log_of(tmp_path / "a")
     assert "Traceback" not in log_of(tmp_path / "a")
     stopped = torch.load(tmp_path / "a" / "checkpoints" / "last.ckpt")["global_step"]
@@ -192,10 +194,26 @@ def test_three_processes_add_their_gradients_in_one_order_from_the_first_step_of
     path = recipe(tmp_path, base, "val/top1", data_dir=str(images), num_workers=0)
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     assert fit(path, whole, ranks=3) == [0, 0, 0]
-    assert fit(path, folder, ranks=3, rows=2) == [-9, -9, -9]
+    # One of them is stopped, as on a node that hangs: the others name it, and all end.
+    assert fit(path, folder, "--timeout=6", ranks=3, rows=2, signal="SIGSTOP", rank=1) == [75, -9, 75]
+    said = log_of(folder) + log_of(folder, 2)
+    assert said.count("gives no sign of life") == said.count("evmamba: rank 1 on ") == 1
+    assert "the training ends here; the same command continues" in said
+    assert list((folder / "heartbeats").glob("rank-*.stack"))
     assert fit(path, folder, ranks=3) == [0, 0, 0]
     assert "continuing the training" in log_of(folder)
     assert_same_training(folder, whole)
+
+
+@pytest.mark.slow
+def test_a_second_training_in_the_folder_of_one_at_work_is_refused(tmp_path: Path, fit: Fit, images: Path):
+    path = recipe(tmp_path, CLASSIFICATION, "val/top1", data_dir=str(images), num_workers=0)
+    folder = tmp_path / "run"
+    assert fit(path, folder, rows=1, signal="SECOND") == [0, 2]
+    (line,) = [line for line in log_of(folder / "second").splitlines() if line.startswith("evmamba: ")]
+    assert "run is at work already: process" in line
+    assert torch.load(folder / "checkpoints" / "last.ckpt")["global_step"] == 9
+    assert not (folder / "earlier-1").exists()
 
 
 @pytest.mark.slow

@@ -8,14 +8,13 @@ import torch
 import yaml
 
 from evmamba.errors import UserError
-from evmamba.launch.fit import resume
 from evmamba.launch.fit.resume import (
     CONFIG_FILE,
-    Continuation,
     find_continuation,
     move_aside,
     write_config,
 )
+from evmamba.tasks.training.agreed_start import Continuation
 from evmamba.tasks.training.checkpoint_files import NEEDED, RUN_KEY
 
 CONFIG: dict[str, Any] = {
@@ -53,9 +52,9 @@ def test_an_empty_folder_begins(tmp_path: Path):
 
 def test_the_same_training_continues(tmp_path: Path):
     last = begun(tmp_path)
-    assert find_continuation(tmp_path, CONFIG | {"ckpt_path": None}) == Continuation(last)
+    assert find_continuation(tmp_path, CONFIG | {"ckpt_path": None}) == Continuation(last, step=5)
     free = changed(trainer__devices=8, trainer__logger=False, data__init_args__num_workers=9)
-    assert find_continuation(tmp_path, free) == Continuation(last)
+    assert find_continuation(tmp_path, free) == Continuation(last, step=5)
 
 
 @pytest.mark.parametrize(
@@ -75,13 +74,13 @@ def test_more_epochs_and_another_batch_are_told(tmp_path: Path):
     last = begun(tmp_path, ended={"max_epochs": 3, "max_steps": -1})
     with pytest.warns(UserWarning, match=r"batch_size was 4, is 8, trainer\.max_epochs was 3, is 6"):
         assert find_continuation(tmp_path, changed(trainer__max_epochs=6, data__init_args__batch_size=8)) == (
-            Continuation(last)
+            Continuation(last, step=5)
         )
 
 
 def test_a_finished_training_is_left_alone(tmp_path: Path):
     last = begun(tmp_path, ended={"max_epochs": 3, "max_steps": -1})
-    assert find_continuation(tmp_path, CONFIG) == Continuation(last, finished=True)
+    assert find_continuation(tmp_path, CONFIG) == Continuation(last, finished=True, step=5)
 
 
 def test_a_torn_checkpoint_is_named_and_put_aside(tmp_path: Path):
@@ -90,7 +89,7 @@ def test_a_torn_checkpoint_is_named_and_put_aside(tmp_path: Path):
     previous.write_bytes(last.read_bytes())
     last.write_bytes(last.read_bytes()[:300])
     with pytest.warns(UserWarning, match=r"last\.ckpt is torn; continuing from .*previous\.ckpt"):
-        assert find_continuation(tmp_path, CONFIG) == Continuation(previous)
+        assert find_continuation(tmp_path, CONFIG) == Continuation(previous, step=5)
     assert sorted(path.name for path in last.parent.iterdir()) == ["last.ckpt.torn", "previous.ckpt"]
 
 
@@ -100,7 +99,7 @@ def test_without_a_whole_checkpoint_nothing_is_begun_unasked(tmp_path: Path):
         find_continuation(tmp_path, CONFIG)
 
 
-def test_fresh_moves_the_earlier_training_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_fresh_moves_the_earlier_training_aside(tmp_path: Path):
     for number in (1, 2):
         begun(tmp_path)
         (tmp_path / "mine.txt").write_text("not of a training")
@@ -109,7 +108,3 @@ def test_fresh_moves_the_earlier_training_aside(tmp_path: Path, monkeypatch: pyt
         assert (tmp_path / f"earlier-{number}" / CONFIG_FILE).is_file()
         assert find_continuation(tmp_path, CONFIG) == Continuation()
         assert (tmp_path / "mine.txt").is_file()
-    begun(tmp_path)
-    monkeypatch.setattr(resume, "process_rank", lambda: 1)
-    move_aside(tmp_path)
-    assert not (tmp_path / "earlier-3").exists()  # rank 0 does that

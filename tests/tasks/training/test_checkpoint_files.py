@@ -64,11 +64,13 @@ def test_a_torn_checkpoint_is_skipped_for_the_one_before(tmp_path: Path, tear: C
     assert (checkpoint.path, checkpoint.step, torn) == (previous, 1, [last])
 
 
-def test_the_newest_is_tried_first_also_one_of_lightnings_slurm_handler(tmp_path: Path):
+def test_the_one_of_most_steps_is_tried_first_whatever_the_clocks_of_the_nodes_say(tmp_path: Path):
     for k, name in enumerate(("checkpoints/previous.ckpt", "checkpoints/last.ckpt", "hpc_ckpt_1.ckpt")):
         path = write(tmp_path / name, k)
-        os.utime(path, (1000 + k, 1000 + k))
+        os.utime(path, (1000 - k, 1000 - k))
     assert [path.name for path in candidates(tmp_path)] == ["hpc_ckpt_1.ckpt", "last.ckpt", "previous.ckpt"]
+    empty(tmp_path / "checkpoints" / "previous.ckpt")  # which may have been the newest
+    assert [path.name for path in candidates(tmp_path)] == ["previous.ckpt", "hpc_ckpt_1.ckpt", "last.ckpt"]
 
 
 def test_killed_between_any_two_renames_a_whole_checkpoint_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
