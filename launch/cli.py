@@ -19,6 +19,7 @@ COMMANDS = {
     "traffic": "bytes, kernels and memory of networks on a GPU, counted without one",
     "submit": "bench as SLURM jobs: a graph that ends in one table",
     "status": "what runs, waits, failed",
+    "verify": "published weights, a checkpoint or a result file: measured beside published",
     "report": "the table again, from any result files",
     "consolidate": "make one file of a sharded checkpoint",
     "explain": "pictures of what a network does with an image",

@@ -1,7 +1,7 @@
 """Backbones by name for every task: EfficientVMamba's variants, its peers on the same kernels, or any timm model."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch import nn
 import evmamba
 from evmamba.checkpoints import read_file
 from evmamba.errors import UserError, first_line, unknown_name
-from evmamba.pretrained import fetch, parse_source
+from evmamba.pretrained import WEIGHTS, Source, fetch, parse_source, published_source, source_of_cfg
 from evmamba.tasks import TASKS
 from evmamba.tasks.own_modules import import_own
+from evmamba.tasks.training.depth import classifier_of
 from evmamba.variants import split_name
 
 STRIDES = (4, 8, 16, 32)
@@ -127,6 +128,20 @@ def build_backbone(
     return TimmPyramid(body, channels_last=_is_channels_last(body), name=name)
 
 
+def published_weights(name: str) -> Source:
+    """Where the weights are that are published under a backbone's name, ours or timm's.
+
+    Raises:
+        UserError: there are none.
+    """
+    if split_name(name)[0] in evmamba.list_models():
+        return published_source(name)
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
+    if cfg is None or (source := source_of_cfg(cfg.to_dict())) is None:
+        raise UserError(f"no published weights are known for {name}; give their source")
+    return source
+
+
 def _create_timm(name: str, options: dict[str, Any], checkpoint: str | None) -> nn.Module:
     """A timm model, with the weights of a file if one is given, through timm's own loader: it knows how to adapt the
     first convolution and to leave out another classifier. A file of which nothing fits is refused: timm says nothing.
@@ -140,7 +155,10 @@ def _create_timm(name: str, options: dict[str, Any], checkpoint: str | None) -> 
             raise UserError(f"cannot fetch the published weights of '{name}': {first_line(error)}") from error
     with torch.random.fork_rng(devices=[]):
         fresh = _create_flexible(name, options)
-    overlay = {"file": checkpoint, "state_dict": _weights_of_training(checkpoint)}  # the second one first
+    own = _weights_of_training(checkpoint)
+    overlay: dict[str, Any] = {"file": checkpoint, "state_dict": own}  # the second one first
+    if _has_classifier_of(fresh, checkpoint, own):
+        overlay["num_classes"] = options["num_classes"]  # timm takes it for the published one, of other classes
     loaded = _create_flexible(name, options | {"pretrained": True, "pretrained_cfg_overlay": overlay})
     if all(torch.equal(a, b) for a, b in zip(fresh.parameters(), loaded.parameters(), strict=True)):
         raise UserError(f"nothing in {checkpoint} fits backbone '{name}'")
@@ -158,6 +176,17 @@ def _weights_of_training(checkpoint: str) -> dict[str, Any] | None:
         if TASKS.starts_others(task.name) and any(name.startswith(prefix) for name in weights):
             return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     return None
+
+
+def _has_classifier_of(network: nn.Module, checkpoint: str, own: Mapping[str, Any] | None) -> bool:
+    """Whether a file (or what is known of it already) has a classifier for as many classes as the network's."""
+    names = classifier_of(network)
+    if not names or (own is None and Path(checkpoint).suffix not in WEIGHTS):
+        return False
+    content = read_file(Path(checkpoint)) if own is None else own
+    parts = [content, *(value for value in content.values() if isinstance(value, Mapping))]
+    shapes = {name: getattr(value, "shape", None) for part in parts for name, value in part.items()}
+    return all(shapes.get(name) == network.get_parameter(name).shape for name in names)
 
 
 def _create_flexible(name: str, options: dict[str, Any]) -> nn.Module:

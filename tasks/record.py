@@ -74,6 +74,21 @@ class Option:
 
 
 @dataclass(frozen=True)
+class PublishedProtocol:
+    """How weights that are published for a backbone are evaluated.
+
+    Attributes:
+        options: arguments of the task's data module.
+        apply: gives such a module what no argument says.
+        words: for people.
+    """
+
+    options: Mapping[str, Any]
+    apply: Callable[[Any], None]
+    words: str
+
+
+@dataclass(frozen=True)
 class Task:
     """A task. References are written ``package.module:name`` and imported by `load`.
 
@@ -87,6 +102,8 @@ class Task:
         metrics: in the order of the table's columns; the first is plotted.
         class_metric: the number in ``details["per_class"][name]`` that tells how good a class is; None: there is none.
         per_image: reference of the `PerImage` that a test leaves as ``per_image.npz``; None: it leaves none.
+        published_protocol: reference of ``function(backbone) -> PublishedProtocol``; None where a backbone's weights
+            alone cannot be evaluated.
         protocol_options: arguments of module or data that say how an image becomes a prediction (its size, say).
         recipes: ``package:folder`` of ``tiny.yaml`` (embedded data), ``small.yaml`` (small real data) and the paper's.
         paper_recipe: name of the paper's recipes there, with ``{head}`` and ``{variant}``; None: the paper has none.
@@ -118,6 +135,7 @@ class Task:
     head_option: str | None = None
     class_metric: str | None = None
     per_image: str | None = None
+    published_protocol: str | None = None
     protocol_options: tuple[str, ...] = ()
     paper_recipe: str | None = None
     starts_from: str | None = None

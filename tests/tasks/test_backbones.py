@@ -151,3 +151,16 @@ def test_published_weights_and_any_source_for_timms_networks(tmp_path: Path, mon
         for source in ("pretrained", f"hf-hub:{cfg['hf_hub_id']}"):
             body = build_backbone("resnet10t", features_only=False, num_classes=5, checkpoint=source)
             assert torch.equal(body.get_parameter("conv1.0.weight"), network.get_parameter("conv1.0.weight")), source
+
+
+def test_a_classifier_of_as_many_classes_is_taken_from_a_file_of_a_timm_network(tmp_path: Path):
+    """timm compares with the number of the published weights, 1000."""
+    network = timm.create_model("resnet10t", num_classes=4)
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "w.safetensors")
+    same, other = (
+        build_backbone("resnet10t", features_only=False, num_classes=n, checkpoint=str(tmp_path / "w.safetensors"))
+        for n in (4, 5)
+    )
+    assert torch.equal(same.get_parameter("fc.weight"), network.fc.weight)
+    assert other.get_parameter("fc.weight").shape[0] == 5
+    assert torch.equal(other.get_parameter("conv1.0.weight"), network.conv1[0].weight)
