@@ -5,11 +5,12 @@ as good: its runs are those with a ``spec.json``.
 """
 
 import datetime
+import getpass
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from rich.table import Table
@@ -18,7 +19,7 @@ from rich.text import Text
 from evmamba.errors import UserError, first_few, printable
 from evmamba.launch.bench.progress import headline
 from evmamba.launch.cluster import slurm
-from evmamba.launch.cluster.slurm import Job
+from evmamba.launch.cluster.slurm import Job, JobId
 from evmamba.launch.store.progress import PROGRESS_FILE, last_words, read_progress
 from evmamba.launch.store.results import FILE_NAME, Result, read_result, write_json, write_result
 from evmamba.launch.store.spec import (
@@ -71,9 +72,11 @@ class _Document(msgspec.Struct):
     """``jobs.json`` itself."""
 
     schema: int
-    jobs: dict[str, list[Whole]]
+    jobs: dict[str, list[Whole | Annotated[str, msgspec.Meta(pattern=r"^\d+_\d+$")]]]
     order: list[str]
     cluster: dict[str, Any]
+    follow_ups: dict[str, list[Whole]] = {}
+    user: Annotated[str, msgspec.Meta(pattern=r"^[\w.@-]*$")] = ""
 
 
 @dataclass
@@ -85,12 +88,16 @@ class JobBook:
         submitted: run -> its jobs, the newest last; the report's under "report".
         order: runs in the order of the graph.
         cluster: `Cluster.given`, for `evmamba submit --resume`.
+        follow_ups: the first job of a chain, as text -> the others.
+        user: who submitted last; "" for nobody or not known.
     """
 
     folder: Path
-    submitted: dict[str, list[int]] = field(default_factory=dict)
+    submitted: dict[str, list[JobId]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     cluster: dict[str, Any] = field(default_factory=dict)
+    follow_ups: dict[str, list[int]] = field(default_factory=dict)
+    user: str = ""
 
     @staticmethod
     def read(folder: Path) -> "JobBook":
@@ -112,23 +119,47 @@ class JobBook:
         for name in (*told.jobs, *told.order):
             if Path(name).name != name or name != printable(name):
                 raise UserError(f"{path}: '{name}' is no name of a run")
-        return JobBook(folder, told.jobs, told.order, told.cluster)
+        return JobBook(folder, told.jobs, told.order, told.cluster, told.follow_ups, told.user)
 
     def write(self) -> None:
         document = {"schema": SCHEMA, "order": self.order, "jobs": self.submitted, "cluster": self.cluster}
-        write_json(self.folder / JOBS_FILE, document)
+        write_json(self.folder / JOBS_FILE, document | {"follow_ups": self.follow_ups, "user": self.user})
 
-    def job_of(self, name: str) -> int | None:
-        return self.submitted[name][-1] if self.submitted.get(name) else None
+    def jobs_of(self, name: str) -> list[JobId]:
+        """The jobs of a run's last submission: one, or a chain of them."""
+        if not self.submitted.get(name):
+            return []
+        first = self.submitted[name][-1]
+        return [first, *self.follow_ups.get(str(first), [])]
 
-    def add(self, name: str, job: int) -> None:
+    def job_of(self, name: str, told: Mapping[JobId, Job]) -> tuple[JobId | None, Job | None]:
+        """The job that says how a run is: of a chain the first that is live, else the last that was started."""
+        ids = self.jobs_of(name)
+        known = [told[number] for number in ids if number in told]
+        started = [job for job in known if job.state != "CANCELLED"]
+        job = next((job for job in known if job.live), None) or next(reversed(started or known), None)
+        return (job.id if job else ids[0] if ids else None), job
+
+    def add(self, name: str, job: JobId) -> None:
         """Note a job, at once on the disk: it exists whatever happens next."""
         self.submitted.setdefault(name, []).append(job)
+        self.user = getpass.getuser()
         self.write()
 
-    def ask(self) -> dict[int, Job] | None:
-        """What SLURM says about the newest job of every run; None where it does not answer."""
-        return slurm.jobs(ids[-1] for ids in self.submitted.values() if ids) if self.submitted else {}
+    def add_follow_up(self, first: JobId, job: int) -> None:
+        """Note a job that goes on where the chain that began with `first` stopped."""
+        self.follow_ups.setdefault(str(first), []).append(job)
+        self.write()
+
+    def ask(self) -> dict[JobId, Job] | None:
+        """What SLURM says about the newest jobs of every run; None where it does not answer."""
+        ids = [number for name in self.submitted for number in self.jobs_of(name)]
+        return slurm.jobs(ids, self.user or None) if ids else {}
+
+    @property
+    def is_anothers(self) -> bool:
+        """Whether somebody else submitted, whose jobs SLURM may hide from whoever asks now."""
+        return self.user not in ("", getpass.getuser())
 
 
 @dataclass
@@ -141,7 +172,7 @@ class RunState:
             submitted, but SLURM does not answer here.
         said: the rest of the sentence: what it waits for, how far it is, its main metric, why it failed.
         blocked_by: of a failed one that was never started, see `Result`.
-        job: SLURM's number.
+        job: SLURM's number, see `slurm.JobId`.
         nodes: where.
         elapsed: time since its start.
         restarts: how often it was requeued.
@@ -153,7 +184,7 @@ class RunState:
     state: State
     said: str = ""
     blocked_by: str | None = None
-    job: int | None = None
+    job: JobId | None = None
     nodes: str = ""
     elapsed: str = ""
     restarts: int = 0
@@ -175,12 +206,14 @@ def states(folder: Path) -> list[RunState]:
     told = book.ask()
     jobs = told or {}
     for name, spec in specs.items():
-        number = book.job_of(name)
-        job = jobs.get(number) if number is not None else None
-        found[name] = _state(spec, folder / RUNS_FOLDER / name, number, job, found, silent=told is None)
-    number = book.job_of(REPORT)
+        number, job = book.job_of(name, jobs)
+        silence = "SLURM does not answer here" if told is None else ""
+        if told is not None and book.is_anothers:
+            silence = f"job {number} is {book.user}'s, and SLURM does not show it to you"
+        found[name] = _state(spec, folder / RUNS_FOLDER / name, number, job, found, silence)
+    number, job = book.job_of(REPORT, jobs)
     if number is not None:
-        found[REPORT] = _report_state(folder, number, jobs.get(number))
+        found[REPORT] = _report_state(folder, number, job)
     return list(found.values())
 
 
@@ -252,7 +285,7 @@ def read_specs(folder: Path) -> dict[str, Spec]:
 
 
 def _state(
-    spec: Spec, folder: Path, number: int | None, job: Job | None, others: Mapping[str, RunState], silent: bool
+    spec: Spec, folder: Path, number: JobId | None, job: Job | None, others: Mapping[str, RunState], silence: str
 ) -> RunState:
     state = RunState(folder.name, "not submitted", job=number)
     if job is not None:
@@ -283,7 +316,7 @@ def _state(
     elif job is not None:
         state.state, state.said = "failed", _ending(job, folder)
     else:
-        _unknown(state, folder, number, silent)
+        _unknown(state, folder, number, silence)
     return state
 
 
@@ -308,14 +341,14 @@ def _live(state: RunState, spec: Spec, folder: Path, job: Job, others: Mapping[s
     state.said = ", ".join(parts)
 
 
-def _unknown(state: RunState, folder: Path, number: int | None, silent: bool) -> None:
-    """No result, and SLURM has nothing to say: another way of running it, or long ago, or it does not answer."""
+def _unknown(state: RunState, folder: Path, number: JobId | None, silence: str) -> None:
+    """No result, and SLURM has nothing to say: another way of running it, or long ago, or for the reason `silence`."""
     progress = _progress(folder)
     if progress is not None and progress["age"] < SILENT_SECONDS:
         state.state, state.progress, state.said = "running", progress, _how_far(progress)
-    elif number is not None and silent:
+    elif number is not None and silence:
         state.state = "unknown"
-        state.said = f"SLURM does not answer here, and there is no result; last words: {last_words(folder)}"
+        state.said = f"{silence}; there is no result; last words: {last_words(folder)}"
     elif number is not None:
         state.state = "failed"
         state.said = f"job {number} is no longer known to SLURM and left no result; last words: {last_words(folder)}"
@@ -323,7 +356,7 @@ def _unknown(state: RunState, folder: Path, number: int | None, silent: bool) ->
         state.state, state.said = "stopped", f"{_how_far(progress)}, silent for {_duration(progress['age'])}"
 
 
-def _report_state(folder: Path, number: int, job: Job | None) -> RunState:
+def _report_state(folder: Path, number: JobId, job: Job | None) -> RunState:
     state = RunState(REPORT, "finished" if (folder / "report.md").is_file() else "failed", job=number)
     if job is not None:
         state.nodes, state.elapsed, state.restarts = job.nodes, job.elapsed, job.restarts

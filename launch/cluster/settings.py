@@ -42,7 +42,7 @@ EARLY_SECONDS = 60
 # A run that is warned before it has begun to train has nothing to save.
 START_SECONDS = 60
 # Least values of whole numbers.
-LEAST = {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1, "warning": 1}
+LEAST = {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1, "warning": 1, "chain": 1, "array": 1}
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,10 @@ class JobConfig:
         environment: shell lines before the run: modules, a virtual environment, variables.
         sbatch: more options, e.g. "--constraint=a100", "--reservation=night".
         srun: more options of the command that starts the processes, e.g. "--cpu-bind=cores".
+        chain: jobs for each training, where requeueing is forbidden: the next one starts if the one before did not end
+            well, and goes on from its checkpoint.
+        array: trainings that differ by their seed are one array job, of which so many tasks run at once; None: a job
+            each.
         warning: seconds before the time limit at which SLURM's signal comes; None: `WARNING_SECONDS`, or more where
             the run's own checkpoints take long.
     """
@@ -102,6 +106,8 @@ class JobConfig:
     environment: tuple[str, ...] = ()
     sbatch: tuple[str, ...] = ()
     srun: tuple[str, ...] = ()
+    chain: int = 1
+    array: int | None = None
     warning: int | None = None
 
     def __post_init__(self) -> None:
@@ -130,7 +136,9 @@ class JobConfig:
         return Resources(nodes=self.nodes, devices=self.tasks, strategy=self.strategy)
 
 
-INTEGERS = (*LEAST, "gpus_per_task")
+MAX_JOBS = "max_jobs"
+LEAST_JOBS = 3
+INTEGERS = (*LEAST, "gpus_per_task", MAX_JOBS)
 SWITCHES_OF = ("exclusive", "numa")
 SWITCHES = {"true": True, "yes": True, "false": False, "no": False}
 LISTS = ("environment", "sbatch", "srun", "mounts")
@@ -145,8 +153,8 @@ def kinds() -> tuple[str, ...]:
 # What a kind of run is without a word about it; what it leaves open comes from the general settings. A measurement has
 # a node to itself, whose memory it does not need. Sites' options for GPU nodes do not fit a report.
 NATURE: dict[str, dict[str, Any]] = {
-    "cost": {"nodes": 1, "tasks_per_node": 1, "strategy": None, "exclusive": "true", "mem": None},
-    "evaluation": {"nodes": 1, "strategy": None},
+    "cost": {"nodes": 1, "tasks_per_node": 1, "strategy": None, "exclusive": "true", "mem": None, "chain": 1},
+    "evaluation": {"nodes": 1, "strategy": None, "chain": 1},
     "report": {
         "nodes": 1,
         "tasks_per_node": 1,
@@ -159,6 +167,7 @@ NATURE: dict[str, dict[str, Any]] = {
         "numa": "false",
         "sbatch": None,
         "srun": None,
+        "chain": 1,
     },
 }
 # What these kinds of runs need at most, also where others may take days.
@@ -172,10 +181,12 @@ class Cluster:
     Attributes:
         jobs: kind -> what it asks for.
         given: what it was made from, to be stored and to be changed later: the keys, and under "runs" those of a kind.
+        max_jobs: jobs of a benchmark that may be queued or running at once (a site's MaxSubmitJobs, say); None: all.
     """
 
     jobs: Mapping[str, JobConfig]
     given: Mapping[str, Any]
+    max_jobs: int | None = None
 
     def __getitem__(self, kind: str) -> JobConfig:
         return self.jobs[kind]
@@ -200,7 +211,10 @@ def read_cluster(
     given = _merged(before or {}, _from_file(file) if file else {})
     given = _merged(given, _from_options(options, given))
     special = given.get("runs", {})
-    general = {key: value for key, value in given.items() if key != "runs"}
+    general = {key: value for key, value in given.items() if key not in ("runs", MAX_JOBS)}
+    max_jobs = _typed(MAX_JOBS, given.get(MAX_JOBS))
+    if max_jobs is not None and max_jobs < LEAST_JOBS:
+        raise UserError(f"{MAX_JOBS} must be at least {LEAST_JOBS}: a run, and what submits the next one after it")
     jobs = {}
     for kind in kinds():
         settings = general | _nature(kind, general) | special.get(kind, {})
@@ -212,7 +226,7 @@ def read_cluster(
             )
         if kind in TASKS:
             _check_time(kind, jobs[kind])
-    return Cluster(jobs, given)
+    return Cluster(jobs, given, max_jobs)
 
 
 def seconds(time: str | None) -> float:
@@ -290,8 +304,8 @@ def _from_file(file: Path) -> dict[str, Any]:
             raise unknown_name(f"kind of run in {file}", kind, kinds())
     for settings in (document, *runs.values()):
         for key in settings:
-            if key not in KEYS and not (key == "runs" and settings is document):
-                raise unknown_name(f"key in {file}", key, (*KEYS, "runs"))
+            if key not in KEYS and not (key in ("runs", MAX_JOBS) and settings is document):
+                raise unknown_name(f"key in {file}", key, (*KEYS, "runs", MAX_JOBS))
     return document
 
 

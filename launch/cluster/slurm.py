@@ -24,6 +24,10 @@ TEMPLATES = Path(__file__).parent / "scripts"
 SCRIPT_FILE = "job.sbatch"
 SETTINGS = ("# Settings\n", "# End of settings\n")
 COMMAND_SECONDS = 60
+# Variables of SLURM that describe no job.
+OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS")
+# A job's number; of a task of an array the array's and its own, "4711_3".
+JobId = int | str
 # States in which a job may still come to something.
 LIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "RESIZING",
         "REQUEUE_FED", "SPECIAL_EXIT", "STAGE_OUT", "SIGNALING", "STOPPED"}  # fmt: skip
@@ -31,19 +35,41 @@ LIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUE
 
 def run_script(spec: Spec, folder: Path, job: JobConfig) -> str:
     """The job script of one run, to be read and to be submitted."""
+    return _run_script(job, spec.name, shlex.quote(str(folder)), _escaped(folder / LOG_FILE), folder.parent, {})
+
+
+def array_script(name: str, folder: Path, indices: Sequence[int], job: JobConfig, runs: Path) -> str:
+    """The job script of several runs as tasks of one array.
+
+    Args:
+        name: of the job.
+        folder: has a link for every index, to the folder of its run.
+        indices: of the tasks.
+        job: what each asks for; `JobConfig.array` of them run at once.
+        runs: the folder that all runs' folders are in.
+    """
+    header = {"array": f"{','.join(map(str, indices))}%{job.array}"}
+    one = f'$(readlink -f {shlex.quote(str(folder))}/"$SLURM_ARRAY_TASK_ID")'
+    return _run_script(job, name, one, f"{_escaped(folder)}/%a/{LOG_FILE}", runs, header)
+
+
+def _run_script(job: JobConfig, name: str, folder: str, log: str, runs: Path, header: Mapping[str, str | None]) -> str:
+    """As `run_script`; `folder` is the run's as the shell understands it."""
     template = "single_node" if job.nodes == 1 else "multi_node"
-    command = [_python(job), "-m", "evmamba.launch.bench.run", str(folder / SPEC_FILE)]
-    settings = [f"folder={shlex.quote(str(folder))}", f"command=({shlex.join(command)})", *_start(job, folder.parent)]
+    command = f'{shlex.join([_python(job), "-m", "evmamba.launch.bench.run"])} "$folder"/{SPEC_FILE}'
+    settings = [f"folder={folder}", f"command=({command})", *_start(job, runs)]
     if job.nodes > 1:
         settings.append(f"interface={shlex.quote(job.interface) if job.interface else ''}")
-    header = _header(job, spec.name, folder / LOG_FILE) | {"signal": f"SIGUSR1@{job.warning or WARNING_SECONDS}"}
-    return _render(template, header, [*settings, *_environment(job)], job.sbatch)
+    full = _header(job, name, log) | {"signal": f"SIGUSR1@{job.warning or WARNING_SECONDS}", **header}
+    if job.chain > 1:  # where requeueing is forbidden, the next job of the chain goes on
+        full |= {"requeue": None, "no-requeue": ""}
+    return _render(template, full, [*settings, *_environment(job)], job.sbatch)
 
 
 def report_script(output: Path, job: JobConfig) -> str:
     """The job script that writes the report of a folder."""
     settings = [f"output={shlex.quote(str(output))}", *_start(job, output), f"python={shlex.quote(_python(job))}"]
-    header = _header(job, "evmamba-report", output / "report.log")
+    header = _header(job, "evmamba-report", _escaped(output / "report.log"))
     return _render("report", header, [*settings, *_environment(job)], job.sbatch)
 
 
@@ -69,11 +95,16 @@ def _environment(job: JobConfig) -> list[str]:
     return [*([f"export {IMPORTS_VARIABLE}={shlex.quote(modules)}"] if modules else []), *job.environment]
 
 
+def _escaped(path: Path) -> str:
+    """A path for ``--output``, in which % begins a pattern."""
+    return str(path).replace("%", "%%")
+
+
 def _python(job: JobConfig) -> str:
     return job.python or ("python" if job.container or job.apptainer or job.pyxis else sys.executable)
 
 
-def _header(job: JobConfig, name: str, log: Path) -> dict[str, str | None]:
+def _header(job: JobConfig, name: str, log: str) -> dict[str, str | None]:
     """Options of the header; None takes the template's out."""
     per_node = None if job.gres or not job.gpus_per_node else str(job.gpus_per_node)
     return {
@@ -90,7 +121,7 @@ def _header(job: JobConfig, name: str, log: Path) -> dict[str, str | None]:
         "mem": job.mem,
         "time": job.time,
         "exclusive": "" if job.exclusive else None,
-        "output": str(log).replace("%", "%%"),
+        "output": log,
     }
 
 
@@ -126,36 +157,46 @@ def available() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def sbatch(script: Path, after: Sequence[int | str] = (), condition: str = "afterok") -> list[str]:
+def sbatch(
+    script: Path,
+    after: Sequence[JobId] = (),
+    condition: str = "afterok",
+    one_of: bool = False,
+    arguments: Sequence[str] = (),
+) -> list[str]:
     """The command that submits a script.
 
     Args:
         script: file.
         after: jobs that must have ended before.
-        condition: "afterok" (well; if that cannot come true the job is cancelled) or "afterany".
+        condition: "afterok" (well), "afternotok" (not well), "aftercorr" (each task of an array after the same task of
+            another that ended well), or "afterany". If it cannot come true the job is cancelled.
+        one_of: whether one of the jobs is enough.
+        arguments: for the script.
     """
     command = ["sbatch", "--parsable"]
     if after:
-        command.append(f"--dependency={condition}:{':'.join(map(str, after))}")
-        if condition == "afterok":
+        each = f"?{condition}:" if one_of else ":"
+        command.append(f"--dependency={condition}:{each.join(map(str, after))}")
+        if condition != "afterany":
             command.append("--kill-on-invalid-dep=yes")
-    return [*command, str(script)]
+    return [*command, str(script), *arguments]
 
 
-def submit(script: Path, after: Sequence[int] = (), condition: str = "afterok") -> int:
-    """Submit a script, see `sbatch`, and return the job's number.
+def submit(command: Sequence[str]) -> int:
+    """Run `sbatch`'s command and return the job's number.
 
     Raises:
         UserError: there is no sbatch, or it refuses; its words are in the message.
     """
-    said = _call(sbatch(script, after, condition))
+    said = _call(command)
     try:
         return int(said.strip().splitlines()[-1].split(";")[0])
     except (ValueError, IndexError):
-        raise UserError(f"sbatch gave no job number for {script}: {said.strip()!r}") from None
+        raise UserError(f"{shlex.join(command)}: gave no job number but {said.strip()!r}") from None
 
 
-def cancel(jobs: Sequence[int]) -> None:
+def cancel(jobs: Sequence[JobId]) -> None:
     """Cancel jobs; those that have ended are none to complain about."""
     if jobs:
         _call(["scancel", *map(str, jobs)])
@@ -166,7 +207,7 @@ class Job:
     """What SLURM says about a job.
 
     Attributes:
-        id: its number.
+        id: see `JobId`.
         state: SLURM's word, e.g. "PENDING", "RUNNING", "TIMEOUT".
         reason: why it waits or ended so, SLURM's word, e.g. "Dependency", "NodeDown"; "" for none.
         nodes: where it runs or ran, e.g. "n[1-2]"; "" for nowhere yet.
@@ -176,7 +217,7 @@ class Job:
         limit: its time limit.
     """
 
-    id: int
+    id: JobId
     state: str
     reason: str = ""
     nodes: str = ""
@@ -195,14 +236,18 @@ class Job:
         return self.state == "FAILED" and self.exit.split(":")[0] == str(os.EX_TEMPFAIL)
 
 
-def jobs(ids: Iterable[int]) -> dict[int, Job] | None:
+def jobs(ids: Iterable[JobId], user: str | None = None) -> dict[JobId, Job] | None:
     """What SLURM still knows of these jobs; None where it is not installed or does not answer.
 
     The controller knows live jobs and those that ended some minutes ago, with most details; accounting, where there is
     any, knows the older ones.
+
+    Args:
+        ids: their numbers.
+        user: whose they are; None: of whoever asks.
     """
     wanted = set(ids)
-    queue = _in_queue(wanted)
+    queue = _in_queue(wanted, user)
     if queue is None:
         return None
     found = {job.id: job for number in queue if (job := _from_controller(number))}
@@ -212,15 +257,17 @@ def jobs(ids: Iterable[int]) -> dict[int, Job] | None:
     return found
 
 
-def _in_queue(wanted: set[int]) -> list[int] | None:
+def _in_queue(wanted: set[JobId], user: str | None) -> list[JobId] | None:
     """Those that the controller knows (it complains of a list with one unknown number, so it is asked for all)."""
-    said = _ask(["squeue", "--noheader", "--states=all", "--me", "--format=%A"])
+    whose = f"--user={user}" if user else "--me"
+    said = _ask(["squeue", "--noheader", "--states=all", "--array", whose, "--format=%i"])
     if said is None:
         return None
-    return sorted(wanted & {int(word) for word in said.split() if word.isdecimal()})
+    known = set(said.split())
+    return sorted((number for number in wanted if str(number) in known), key=str)
 
 
-def _from_controller(number: int) -> Job | None:
+def _from_controller(number: JobId) -> Job | None:
     said = _ask(["scontrol", "show", "job", "--oneliner", str(number)]) or ""
     fields = dict(re.findall(r"(\w+)=(\S*)", said))
     if "JobState" not in fields:
@@ -237,18 +284,18 @@ def _from_controller(number: int) -> Job | None:
     )
 
 
-def _from_accounting(wanted: set[int]) -> list[Job]:
-    columns = "JobIDRaw,State,Reason,NodeList,Elapsed,ExitCode,Timelimit"
+def _from_accounting(wanted: set[JobId]) -> list[Job]:
+    columns = "JobID,State,Reason,NodeList,Elapsed,ExitCode,Timelimit"
     command = ["sacct", "--allocations", "--noheader", "--parsable2", f"--format={columns}"]
     found = []
-    said = _ask([*command, f"--jobs={','.join(map(str, sorted(wanted)))}"]) or ""
+    said = _ask([*command, f"--jobs={','.join(sorted(map(str, wanted)))}"]) or ""
     for line in said.splitlines():
         words = line.split("|")
-        if len(words) == 7 and words[0].isdecimal():
+        if len(words) == 7 and re.fullmatch(r"\d+(_\d+)?", words[0]):
             number, state, reason, nodes, elapsed, status, limit = words
             # "CANCELLED by 1000"
-            job = Job(int(number), state.split()[0], _word(reason), _word(nodes), elapsed, status)
-            found.append(dataclasses.replace(job, limit=limit))
+            job = Job(number if "_" in number else int(number), state.split()[0], _word(reason), _word(nodes), elapsed)
+            found.append(dataclasses.replace(job, exit=status, limit=limit))
     return found
 
 
@@ -267,7 +314,9 @@ def _ask(command: Sequence[str]) -> str | None:
 
 def _call(command: Sequence[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMMAND_SECONDS, env=_clean_environment()
+        )
     except FileNotFoundError:
         raise UserError(f"there is no {command[0]} here; this needs a login node of a SLURM cluster") from None
     except subprocess.TimeoutExpired:
@@ -276,3 +325,10 @@ def _call(command: Sequence[str]) -> str:
         said = " ".join((done.stderr or done.stdout).split())
         raise UserError(f"{shlex.join(command)}: {said or f'exit status {done.returncode}'}")
     return done.stdout
+
+
+def _clean_environment() -> dict[str, str]:
+    """Without the variables of a job that this may be in: a job submitted from there would inherit its requests."""
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name in OF_THE_CLUSTER
+    }

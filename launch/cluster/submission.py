@@ -18,9 +18,10 @@ from evmamba.files import write_text
 from evmamba.launch.bench.graph import batch_of, build_graph, kind_of, placed, tree
 from evmamba.launch.bench.plan import BenchOptions, plan
 from evmamba.launch.cluster import slurm
-from evmamba.launch.cluster.jobs import JOBS_FILE, REPORT, JobBook, read_specs
+from evmamba.launch.cluster.jobs import JOBS_FILE, JobBook, read_specs
+from evmamba.launch.cluster.queueing import Queue
 from evmamba.launch.cluster.settings import Cluster
-from evmamba.launch.cluster.slurm import SCRIPT_FILE
+from evmamba.launch.cluster.slurm import SCRIPT_FILE, JobId
 from evmamba.launch.store.progress import PROGRESS_FILE
 from evmamba.launch.store.results import FILE_NAME
 from evmamba.launch.store.spec import RUNS_FOLDER, CostSpec, Resources, Spec, TrainingSpec, finished_before
@@ -128,29 +129,41 @@ class Step:
     measured_by: str | None = None
 
 
-def steps(specs: Sequence[Spec], output: Path, book: JobBook) -> tuple[list[Step], dict[str, int]]:
-    """What is to be done about every run, and the jobs that are on their way, by run (the report's too)."""
+def steps(
+    specs: Sequence[Spec], output: Path, book: JobBook, only_new: bool = False
+) -> tuple[list[Step], dict[str, list[JobId]]]:
+    """What is to be done about every run, and the jobs that are on their way, by run (the report's too).
+
+    Args:
+        specs: the graph.
+        output: its folder.
+        book: of that folder.
+        only_new: leave alone what was submitted before, however it ended, and what needs that.
+    """
     told = book.ask()
     if told is None:
         raise UserError("squeue does not answer, so nobody knows what is on its way already; try again later")
-    live = {}
-    for name in book.submitted:
-        number = book.job_of(name)
-        if number is not None and number in told and told[number].live:
-            live[name] = number
+    live = {
+        name: ids
+        for name in book.submitted
+        if (ids := [number for number in book.jobs_of(name) if number in told and told[number].live])
+    }
     actions = []
     finished = set()
     anew: set[str] = set()
     for spec in specs:
-        waits = spec.name in live and told[live[spec.name]].state == "PENDING"
+        first_live = live[spec.name][0] if spec.name in live else None
+        waits = first_live is not None and told[first_live].state == "PENDING"
         if finished_before(spec, output / RUNS_FOLDER / spec.name):
             finished.add(spec.name)
             actions.append(Step(spec, "finished"))
         # A job that waits for one that has failed never starts; SLURM may take a while to cancel it.
         elif spec.name in live and not (waits and anew.intersection(spec.needs)):
-            actions.append(Step(spec, f"{'queued' if waits else 'running'} as job {live[spec.name]}"))
+            actions.append(Step(spec, f"{'queued' if waits else 'running'} as job {first_live}"))
         elif isinstance(spec, CostSpec) and (first := anew.intersection(spec.needs)):
             actions.append(Step(spec, f"measured by {min(first)}", measured_by=min(first)))
+        elif only_new and (book.submitted.get(spec.name) or not {*finished, *live, *anew}.issuperset(spec.needs)):
+            actions.append(Step(spec, "left alone"))
         else:
             anew.add(spec.name)
             actions.append(Step(spec, "submit", tuple(name for name in spec.needs if name not in finished)))
@@ -185,7 +198,9 @@ def check_slurm() -> None:
         )
 
 
-def submit(specs: Sequence[Spec], output: Path, cluster: Cluster, resume: bool, console: Console) -> None:
+def submit(
+    specs: Sequence[Spec], output: Path, cluster: Cluster, resume: bool, console: Console, only_new: bool = False
+) -> None:
     """Submit what is neither finished nor on its way, and the report after all of it; print the graph.
 
     Args:
@@ -194,6 +209,7 @@ def submit(specs: Sequence[Spec], output: Path, cluster: Cluster, resume: bool, 
         cluster: settings of the jobs.
         resume: whether jobs may have been submitted to this folder before.
         console: where to print.
+        only_new: see `steps`.
 
     Raises:
         UserError: there is no sbatch or it refuses; the folder is in use already. Jobs submitted until then stay noted
@@ -201,18 +217,20 @@ def submit(specs: Sequence[Spec], output: Path, cluster: Cluster, resume: bool, 
     """
     try:
         with filelock.FileLock(output / LOCK_FILE, timeout=0):
-            _submit(specs, output, cluster, resume, console)
+            _submit(specs, output, cluster, resume, console, only_new)
     except filelock.Timeout:
         raise UserError(f"another 'evmamba submit' is at work in {output}") from None
 
 
-def _submit(specs: Sequence[Spec], output: Path, cluster: Cluster, resume: bool, console: Console) -> None:
+def _submit(
+    specs: Sequence[Spec], output: Path, cluster: Cluster, resume: bool, console: Console, only_new: bool
+) -> None:
     book = JobBook.read(output)
     if book.submitted and not resume:
         raise UserError(
             f"jobs were submitted to {output} before; --resume submits what is missing, or use another --output"
         )
-    actions, live = steps(specs, output, book)
+    actions, live = steps(specs, output, book, only_new)
     # All files first: whatever sbatch refuses then, the folder knows the whole graph, and --resume submits the rest.
     for step in actions:
         if step.action == "submit":
@@ -222,40 +240,22 @@ def _submit(specs: Sequence[Spec], output: Path, cluster: Cluster, resume: bool,
     write_text(output / REPORT_SCRIPT, slurm.report_script(output, cluster["report"]))
     book.order, book.cluster = [spec.name for spec in specs], dict(cluster.given)
     book.write()
-    done, count = {}, 0
+    runs = [(step.spec, step.needs) for step in actions if step.action == "submit"]
+    queue = Queue(output, book, cluster, live, runs)
+    done = {}
     try:
         for step in actions:
             name = step.spec.name
             done[name] = step.action
             if step.action == "submit":
-                if name in live:
-                    slurm.cancel([live[name]])  # it waits for a job that has failed
-                script = output / RUNS_FOLDER / name / SCRIPT_FILE
-                live[name] = slurm.submit(script, [live[need] for need in step.needs])
-                book.add(name, live[name])
-                done[name] = f"submitted as job {live[name]}"
-                count += 1
+                done[name] = queue.put(step.spec)
             elif step.measured_by:
-                live[name] = live[step.measured_by]
-                book.add(name, live[name])
-        report = _submit_report(output, book, live, anew=any(step.action == "submit" for step in actions))
+                queue.share(name, step.measured_by)
+        report = queue.put_report(output / REPORT_SCRIPT)
     except UserError as error:
-        raise UserError(f"{error}; {count} jobs were submitted before that, --resume goes on") from error
+        raise UserError(f"{error}; {queue.count} jobs were submitted before that, --resume goes on") from error
     console.print(tree(specs, lambda spec: describe(spec, done[spec.name]), f"report  [dim]{report}[/]"))
     console.print(f"\nevmamba status {output}", style="dim", highlight=False, soft_wrap=True)
-
-
-def _submit_report(output: Path, book: JobBook, live: dict[str, int], anew: bool) -> str:
-    """Submit the report after all live jobs, unless there is one that waits for them; say what was done."""
-    waiting = live.pop(REPORT, None)
-    if waiting is not None and not anew:
-        return f"queued as job {waiting}"
-    if not live and (output / "report.md").is_file():
-        return "finished"
-    if waiting is not None:
-        slurm.cancel([waiting])  # it does not know of the new jobs
-    book.add(REPORT, slurm.submit(output / REPORT_SCRIPT, sorted(set(live.values())), "afterany"))
-    return f"submitted as job {book.job_of(REPORT)}, after all others have ended"
 
 
 def show(specs: Sequence[Spec], output: Path, cluster: Cluster, console: Console) -> None:

@@ -41,6 +41,9 @@ CLUSTER_OPTIONS = {
     "environment": "a shell line before the run, e.g. 'module load cuda'; may be repeated",
     "sbatch": "another option of sbatch, e.g. --sbatch=--constraint=a100; may be repeated",
     "srun": "another option of srun, e.g. --srun=--cpu-bind=cores; may be repeated",
+    "chain": "jobs for each training, one after the other, where requeueing is forbidden",
+    "array": "trainings that differ by their seed as one array job, so many at once",
+    "max_jobs": "jobs of this benchmark at once; the others are submitted when one has ended",
     "warning": "seconds before the time limit at which a training saves (default: 90, or what its checkpoints need)",
 }
 
@@ -57,7 +60,9 @@ def main(arguments: Sequence[str]) -> int:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="print scripts and graph, submit nothing")
     how.add_argument("--local", action="store_true", help="run the same graph here, one run after the other")
-    parser.add_argument("--resume", action="store_true", help="submit what failed or is missing in --output")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="submit what failed or is missing in --output")
+    again.add_argument("--rest", action="store_true", help="submit what --max-jobs held back, nothing that failed")
     given = parser.parse_args(arguments)
     need_extra()
 
@@ -72,16 +77,17 @@ def main(arguments: Sequence[str]) -> int:
     quiet_logs()
     console = Console()
     given.output = given.output.expanduser().resolve()
-    if given.local and given.resume:
+    resume = given.resume or given.rest
+    if given.local and resume:
         parser.error("--local goes on by itself when the same command is given again; leave out --resume")
-    before = JobBook.read(given.output) if given.resume else None
+    before = JobBook.read(given.output) if resume else None
     options = {key: values for key in CLUSTER_OPTIONS if (values := getattr(given, f"job_{key}"))}
     cluster = read_cluster(given.cluster, options, before.cluster if before else None)
     if given.local:
         return _run_here(given, cluster, console)
     if not given.dry_run:
         submission.check_slurm()
-    if given.resume and all(getattr(given, name) == parser.get_default(name) for name in benchmark_names):
+    if resume and all(getattr(given, name) == parser.get_default(name) for name in benchmark_names):
         specs = submission.graph_of(given.output, cluster)
     else:
         with console.status("checking models and data"):
@@ -94,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.dry_run:
         submission.show(specs, given.output, cluster, console)
     else:
-        submission.submit(specs, given.output, cluster, given.resume, console)
+        submission.submit(specs, given.output, cluster, resume, console, only_new=given.rest)
     return 0
 
 

@@ -14,9 +14,13 @@ if [ -f "$here/refuse" ] && [ "$n" -ge "$(cat "$here/refuse")" ]; then
   exit 1
 fi
 echo $((n + 1)) > "$here/next"
-for last; do :; done
-cp "$last" "$here/script-$n"
-echo "JobState=PENDING Reason=None NodeList= RunTime=00:00:00 TimeLimit=10:00 ExitCode=0:0 Restarts=0" > "$here/job-$n"
+for script; do case $script in --*) ;; *) break ;; esac; done
+cp "$script" "$here/script-$n"
+tasks=$(sed -n 's/^#SBATCH --array=\\([0-9,]*\\).*/\\1/p' "$script" | tr , ' ')
+for task in ${tasks:-none}; do
+  echo "JobState=PENDING Reason=None NodeList= RunTime=00:00:00 TimeLimit=10:00 ExitCode=0:0 Restarts=0" \\
+    > "$here/job-$n$([ "$task" = none ] || echo "_$task")"
+done
 echo "$n;cluster"
 """
 SQUEUE = 'for f in "$here"/job-*; do [ -f "$f" ] && echo "${f##*-}"; done; true'
@@ -42,11 +46,11 @@ class FakeSlurm:
         lines = path.read_text().splitlines() if path.exists() else []
         return [line.removeprefix(f"{command} ").strip() for line in lines if line.startswith(f"{command} ")]
 
-    def set(self, job: int, **fields: str) -> None:
+    def set(self, job: int | str, **fields: str) -> None:
         """What scontrol says about a job, e.g. ``JobState="RUNNING"``."""
         (self.folder / f"job-{job}").write_text(" ".join(f"{key}={value}" for key, value in fields.items()))
 
-    def forget(self, job: int) -> None:
+    def forget(self, job: int | str) -> None:
         (self.folder / f"job-{job}").unlink(missing_ok=True)
 
     def account(self, *lines: str) -> None:

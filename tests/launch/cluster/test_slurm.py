@@ -120,6 +120,14 @@ def test_the_report_records_what_slurm_ended_before_it_writes_the_table(tmp_path
     assert second == f"{start}<report><{tmp_path}/my out/runs><--output><{tmp_path}/my out>"
 
 
+def test_the_reports_script_submits_what_was_held_back_without_srun(tmp_path: Path):
+    text = slurm.report_script(tmp_path / "my out", JobConfig(python="/bin/echo"))
+    assert (
+        run_shell(f"set -- rest\n{text}", tmp_path)
+        == f"-m evmamba.launch.cli submit --rest --output {tmp_path}/my out\n"
+    )
+
+
 def started(tmp_path: Path, kind: str = "classification", **options: list[str]) -> str:
     """How srun is called for a kind of run, up to the interpreter."""
     text = slurm.run_script(SPEC, Path("/out/runs/x"), read_cluster(None, options)[kind])
@@ -200,17 +208,35 @@ def test_dependencies_and_numbers_of_jobs(tmp_path: Path, monkeypatch: pytest.Mo
     fake = install(tmp_path / "slurm", monkeypatch)
     script = tmp_path / "job.sbatch"
     script.write_text("#!/bin/bash\n")
-    assert slurm.submit(script) == 100
-    assert slurm.submit(script, [100, 7]) == 101
-    assert slurm.submit(script, [100], "afterany") == 102
+    assert slurm.submit(slurm.sbatch(script)) == 100
+    assert slurm.submit(slurm.sbatch(script, [100, "7_3"])) == 101
+    assert slurm.submit(slurm.sbatch(script, [100], "afterany", arguments=["rest"])) == 102
+    assert slurm.submit(slurm.sbatch(script, [100, 101], one_of=True)) == 103
     assert fake.calls("sbatch") == [
         f"--parsable {script}",
-        f"--parsable --dependency=afterok:100:7 --kill-on-invalid-dep=yes {script}",
-        f"--parsable --dependency=afterany:100 {script}",
+        f"--parsable --dependency=afterok:100:7_3 --kill-on-invalid-dep=yes {script}",
+        f"--parsable --dependency=afterany:100 {script} rest",
+        f"--parsable --dependency=afterok:100?afterok:101 --kill-on-invalid-dep=yes {script}",
     ]
-    fake.refuse_from(103)
+    fake.refuse_from(104)
     with pytest.raises(UserError, match=r"sbatch --parsable .*: sbatch: error: invalid partition specified: gpu"):
-        slurm.submit(script)
+        slurm.submit(slurm.sbatch(script))
+
+
+def test_a_job_that_is_submitted_from_a_job_inherits_none_of_its_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fake = install(tmp_path / "slurm", monkeypatch)
+    script = tmp_path / "job.sbatch"
+    script.write_text("#!/bin/bash\n")
+    sbatch = fake.folder / "bin" / "sbatch"
+    sbatch.write_text(sbatch.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\nenv > {tmp_path}/seen\n"))
+    for name, value in (("SLURM_MEM_PER_NODE", "0"), ("SLURM_CONF", "/etc/slurm.conf"), ("SBATCH_ACCOUNT", "mine")):
+        monkeypatch.setenv(name, value)
+    slurm.submit(slurm.sbatch(script))
+    seen = (tmp_path / "seen").read_text().splitlines()
+    assert not any(line.startswith("SLURM_MEM") for line in seen)
+    assert {"SLURM_CONF=/etc/slurm.conf", "SBATCH_ACCOUNT=mine"} <= set(seen)
 
 
 def test_the_controller_is_asked_first_and_accounting_for_what_it_forgot(
@@ -220,11 +246,13 @@ def test_the_controller_is_asked_first_and_accounting_for_what_it_forgot(
     fake.set(
         5, JobState="RUNNING", Reason="None", NodeList="n[1-2]", RunTime="00:01:02", Restarts="2", TimeLimit="1:00"
     )
-    fake.account("7|TIMEOUT|None|n1|01:00:01|0:0|01:00:00", "8|CANCELLED by 1000|None|None assigned|00:00:00|0:0|10:00")
-    found = slurm.jobs([5, 7, 8, 9])
-    assert set(found) == {5, 7, 8}
+    fake.account(
+        "7_1|TIMEOUT|None|n1|01:00:01|0:0|01:00:00", "8|CANCELLED by 1000|None|None assigned|00:00:00|0:0|10:00"
+    )
+    found = slurm.jobs([5, "7_1", 8, 9])
+    assert set(found) == {5, "7_1", 8}
     assert (found[5].live, found[5].nodes, found[5].elapsed, found[5].restarts) == (True, "n[1-2]", "00:01:02", 2)
-    assert (found[7].live, found[7].state, found[7].limit) == (False, "TIMEOUT", "01:00:00")
+    assert (found["7_1"].live, found["7_1"].state, found["7_1"].limit) == (False, "TIMEOUT", "01:00:00")
     assert (found[8].state, found[8].nodes, found[8].reason) == ("CANCELLED", "", "")
     assert fake.calls("scontrol") == ["show job --oneliner 5"]
 

@@ -85,7 +85,7 @@ def test_every_run_becomes_a_job_after_those_it_needs_and_the_report_comes_last(
         f"--parsable --dependency=afterany:100:101:102:103:104 {output / 'report.sbatch'}",
     ]
     assert "#SBATCH --nodes=2\n" in fake.script(101)
-    assert f"evmamba.launch.bench.run {runs / names['classification']}/spec.json" in fake.script(101)
+    assert f"folder={runs / names['classification']}\n" in fake.script(101)
     book = json.loads((output / "jobs.json").read_text())
     assert book["jobs"] == {name: [100 + i] for i, name in enumerate([*names.values(), "report"])}
     printed = " ".join(capsys.readouterr().out.split())
