@@ -77,7 +77,8 @@ class Queue:
         self._book.add(spec.name, first)
         self._live[spec.name] = [first]
         for _ in range(job.chain - 1):
-            follow_up = self._submit(slurm.sbatch(script, self._live[spec.name][-1:], "afternotok"))
+            # After all before it: the one before may itself have been cancelled, as it was not needed any more.
+            follow_up = self._submit(slurm.sbatch(script, self._live[spec.name], "afternotok"))
             self._book.add_follow_up(first, follow_up)
             self._live[spec.name].append(follow_up)
         more = f", {job.chain - 1} more follow while it does not end well" if job.chain > 1 else ""

@@ -80,7 +80,7 @@ def test_a_chain_goes_on_while_a_job_does_not_end_well_and_one_that_does_is_enou
     assert dependencies(fake) == [
         "",
         "afternotok:100",
-        "afternotok:101",
+        "afternotok:100:101",
         "afterok:100?afterok:101?afterok:102",
         "afterok:103",
         "afterany:100:101:102:103:104",
