@@ -75,6 +75,13 @@ def other_trainings(task: str, head: str | None, results: list[Result]) -> list[
             for side, labels in models.items()
             if side != wanted
         ]
+    for name, wanted in paper()["set_up"].get(task, {}).items():
+        models = _labels_by(results, lambda result, name=name: _option(result, name))  # type: ignore[misc]
+        lines += [
+            f"{name} {value}, the published networks {wanted}: {', '.join(labels)}"
+            for value, labels in models.items()
+            if value != wanted
+        ]
     if task in TASKS and TASKS[task].starts_from and (scratch := _labels_by(results, trained_from_scratch).get(True)):
         lines.append(f"trained from random weights, the published networks from ImageNet's: {', '.join(scratch)}")
     return lines
@@ -95,12 +102,17 @@ def _side(result: Result, name: str) -> int | None:
     """A size that a run was trained at, by its option [pixels]; of several the largest. None for a test alone."""
     if not result.training.get("steps"):
         return None
+    value = _option(result, name)
+    if isinstance(value, list | tuple) and value:
+        value = max(value)
+    return value if isinstance(value, int) else None
+
+
+def _option(result: Result, name: str) -> Any:
+    """What the data or the model of a run was told by this name; None for nothing."""
     config = result.provenance.get("config") or {}
     for part in (config.get("data"), config.get("model")):
-        value = ((part or {}).get("init_args") or {}).get(name)
-        if isinstance(value, list | tuple) and value:
-            value = max(value)
-        if isinstance(value, int):
+        if (value := ((part or {}).get("init_args") or {}).get(name)) is not None:
             return value
     return None
 

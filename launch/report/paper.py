@@ -16,15 +16,22 @@ TAGS = {"ss2d": "SS2D", "nofusion": "without fusion", "step1": "step 1", "step4"
 
 @dataclass(frozen=True)
 class Published:
-    """One row of one of the paper's tables: `numbers` in the printed units, under this package's names."""
+    """One row of one of the paper's tables: `numbers` in the printed units, under this package's names; `notes` say
+    where the paper contradicts itself."""
 
     numbers: Mapping[str, float]
     table: int
     name: str
+    notes: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
         return f"{paper()['source']}, table {self.table}, row {self.name}"
+
+    @property
+    def explanation(self) -> str:
+        """The source with all that has to be said of the number."""
+        return ". ".join([self.source, *(note[0].upper() + note[1:] for note in self.notes)])
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,8 @@ def published(model: str, task: str, head: str | None, schedule: str | None = No
                     for key, value in row.items()
                     if isinstance(value, int | float) and (key in ("parameters", "macs")) == cost
                 }
-                return Published(numbers, table["table"], row["name"])
+                notes = tuple(place["note"] for place in (row, table) if "note" in place)
+                return Published(numbers, table["table"], row["name"], notes)
     return None
 
 

@@ -111,6 +111,18 @@ def _table(results: list[Result], models: Sequence[str] | None = None) -> Table:
     ]:
         names = ", ".join(dict.fromkeys(paper()["data"][task]["name"] for task in elsewhere))
         lines.append(f"published metrics are on {names}, not on this table's data, and are left out")
+    shown = {
+        group.task
+        for g, group in enumerate(plain_groups)
+        for row in rows
+        for c in row.cells[g]
+        if c.state == "published"
+    }
+    lines += [
+        f"{task}: the paper's recipes here differ from {differs['than']}: {differs['what']} ({differs['more']})"
+        for task, differs in paper()["differs"].items()
+        if task in shown
+    ]
     lines += memory(used)
     if older:
         lines.append(f"{older} older run{'s' if older > 1 else ''} of the same things not shown")
@@ -299,7 +311,7 @@ def _published_cells(model: str, group: Group, measured: Sequence[Cell]) -> list
         number = found.numbers.get(column.key) if found else None
         if found and number is not None:
             own = measured[c].value
-            cells[c] = Cell(str(number), "published", float(number), source=found.source)
+            cells[c] = Cell(str(number), "published", float(number), source=found.explanation)
             if own is not None:
                 cells[c].difference = _signed(own - number, column)
         elif column.key == "elsewhere" and others:

@@ -47,6 +47,19 @@ def test_numbers_are_found_with_their_table():
     assert published("mambaout_tiny", "classification", "linear") is None
 
 
+def test_where_the_text_contradicts_the_tables_the_number_says_so():
+    one = published("efficientvmamba_b", "detection", "maskrcnn", "1x")
+    assert "outperforms VMamba-T" in one.explanation
+    assert published("vmamba_tiny", "detection", "maskrcnn", "1x").numbers["AP"] - one.numbers["AP"] == pytest.approx(
+        2.8
+    )
+    small = published("efficientvmamba_s", "detection", "maskrcnn", "1x")
+    assert "0.5 above ResNet-50" in small.explanation
+    above = small.numbers["AP"] - published("resnet50", "detection", "maskrcnn", "1x").numbers["AP"]
+    assert above == pytest.approx(1.1)
+    assert "learning rate 1e-5" in published("efficientvmamba_t", "detection", "retinanet").explanation
+
+
 def test_tags_are_a_set():
     one = published("efficientvmamba_t-nofusion-eeee", "classification", "linear")
     assert one == published("efficientvmamba_t-eeee-nofusion", "classification", "linear")

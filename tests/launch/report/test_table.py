@@ -153,6 +153,17 @@ def test_mask_rcnn_shows_boxes_and_masks():
     assert texts(table, 1, 0) == ["35.6", "57.7", "38.0", "33.2", "54.4", "35.1"]
 
 
+def test_below_published_numbers_stands_how_the_set_up_differs():
+    data = {"name": "coco", "fingerprint": "x", "num_classes": 80, "val_images": 5000}
+    provenance = origin() | {"config": {"model": {"init_args": {"rules": "torchvision"}}}}
+    table = build_table([made_result("detection", "efficientvmamba_b", data=data, provenance=provenance)])
+    note = "detection · RetinaNet: rules torchvision, the published networks mmdetection: EfficientVMamba-B"
+    assert note in table.notes
+    assert any(line.startswith("detection: the paper's recipes here differ from mmdetection's") for line in table.notes)
+    table = build_table([made_result("detection", "efficientvmamba_b")])  # other data
+    assert not any("differ from" in line for line in table.notes)
+
+
 def test_the_papers_schedule_is_chosen_by_the_epochs_that_were_trained():
     metrics = {f"{kind}{key}": 0.4 for kind in ("", "mask_") for key in ("AP", "AP50", "AP75")}
     data = {"name": "coco", "fingerprint": "x", "num_classes": 80, "val_images": 5000}
