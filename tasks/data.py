@@ -32,7 +32,7 @@ class TaskDataModule(L.LightningDataModule):
 
     A task's constructor does the cheap checks and sets ``num_classes`` and ``class_names`` (the command line links them
     to the model); its ``setup`` sets ``train_set`` and ``val_set``, map-style data sets of samples for :meth:`collate`.
-    The test stage and predict use the validation split: there is no other.
+    The test stage and predict use the validation split, or what is held out.
 
     Args:
         data_dir: the data set's root, or "embedded" for the drawn one that is made on first use.
@@ -41,6 +41,8 @@ class TaskDataModule(L.LightningDataModule):
         num_workers: loading processes per loader.
         on_bad_image: "stop" with an error before training, or "skip" unreadable images with a counted warning.
         seed: of the training order.
+        held_out: this share of the training images is not trained on but evaluated on, in place of the validation
+            split: for choosing settings. The same images for every run.
 
     Raises:
         UserError: missing data folder, or options out of range.
@@ -61,8 +63,11 @@ class TaskDataModule(L.LightningDataModule):
         num_workers: int,
         on_bad_image: BadImagePolicy,
         seed: int,
+        held_out: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= held_out < 1:
+            raise UserError(f"data.held_out must be in [0, 1), not {held_out}")
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if value < least:
                 raise UserError(f"data.{name} must be at least {least}, not {value}")
@@ -71,6 +76,7 @@ class TaskDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.on_bad_image: BadImagePolicy = on_bad_image
         self.seed = seed
+        self.held_out = held_out
         self.embedded = data_dir == EMBEDDED
         self.root = self._embedded_root() if self.embedded else Path(data_dir).expanduser()
         if not self.root.is_dir():
@@ -106,6 +112,32 @@ class TaskDataModule(L.LightningDataModule):
         place, root = Path(path), self.root
         return place.relative_to(root).as_posix() if place.is_relative_to(root) else place.as_posix()
 
+    def held_out_rows(self, names: Sequence[str], groups: Sequence[Any] | None = None) -> tuple[list[int], list[int]]:
+        """Split the training images in those that stay and those that are held out, about `held_out` of each group.
+
+        Which these are follows from the names alone, not from their order or anybody's seed.
+
+        Args:
+            names: of the training images.
+            groups: of each image, its class say; None: all are one group.
+
+        Raises:
+            UserError: nothing would be left to train on, or to evaluate on.
+        """
+        members: dict[Any, list[int]] = {}
+        for k, group in enumerate(groups if groups is not None else [None] * len(names)):
+            members.setdefault(group, []).append(k)
+        place: dict[int, float] = {}
+        for rows in members.values():
+            rows.sort(key=lambda k: _drawn("order", names[k]))
+            # Groups are mixed evenly; one too small to be divided gives an image or none, by chance.
+            place |= {k: (rank + _drawn("start", names[k])) / len(rows) for rank, k in enumerate(rows)}
+        held = set(sorted(place, key=lambda k: place[k])[: round(self.held_out * len(names))])
+        stay = [k for k in range(len(names)) if k not in held]
+        if not held or not stay:
+            raise UserError(f"data.held_out={self.held_out} of {len(names)} training images holds out {len(held)}")
+        return stay, sorted(held)
+
     def image_paths(self) -> tuple[list[Path], list[Path]]:
         """Return the training and the validation image files (known from the constructor on)."""
         raise NotImplementedError
@@ -123,6 +155,7 @@ class TaskDataModule(L.LightningDataModule):
             "train_images": len(train),
             "val_images": len(val),
             "num_classes": self.num_classes,
+            "split": "held out" if self.held_out else "val",
             "fingerprint": self.fingerprint(),
         }
 
@@ -224,6 +257,11 @@ class _Ignored:
 
     def __call__(self, samples: list[Any]) -> dict[str, Any]:
         return self.collate(samples) | {"ignore": True}
+
+
+def _drawn(what: str, name: str) -> float:
+    """A number in [0, 1) that follows from a name."""
+    return int.from_bytes(hashlib.sha256(f"{what} {name}".encode()).digest()[:6], "big") / 2**48
 
 
 def fingerprint(root: Path, paths: Iterable[Path], class_names: Sequence[str], labels: Sequence[Path] = ()) -> str:

@@ -117,6 +117,7 @@ class Task:
             `evaluated_at`.
         whole: reference of ``function(head, backbone, **options) -> WholeNetwork``, to count both together.
         whole_options: arguments of the module that it takes from the paper's recipe.
+        equal: arguments of the module that all networks of a comparison share where the paper's recipes differ in them.
         predictor: reference of a `Predictor`, for `evmamba predict IMAGES`.
         prediction_writer: reference of a callback made with a folder, for `evmamba predict --config`.
         check: reference of a `Check`, for `evmamba data check`.
@@ -146,6 +147,7 @@ class Task:
     scalable: bool = False
     whole: str | None = None
     whole_options: tuple[str, ...] = ()
+    equal: Mapping[str, Any] = field(default_factory=dict)
     predictor: str | None = None
     prediction_writer: str | None = None
     check: str | None = None

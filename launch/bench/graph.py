@@ -23,6 +23,8 @@ BATCH_OPTION = "data.init_args.batch_size"
 ACCUMULATE_OPTION = "trainer.accumulate_grad_batches"
 LR_OPTION = "model.init_args.optimizer.lr"
 SCALE_OPTION = "model.init_args.optimizer.scale_lr_to_batch"
+DROP_PATH_OPTION = "model.init_args.drop_path_rate"
+HELD_OUT_OPTION = "data.init_args.held_out"
 CHECKPOINT_OPTION = "model.init_args.checkpoint"
 
 
@@ -35,7 +37,8 @@ def build_graph(specs: Iterable[Spec], resources: Callable[[str], Resources]) ->
     """Give runs their resources and what they start from, in an order in which they can run one after the other.
 
     A detection or segmentation starts from the classification of the same model and seed, unless its options name
-    another checkpoint. A segmentation becomes a training and an evaluation. (Their tasks' records say so.)
+    another checkpoint. A segmentation becomes a training and an evaluation. (Their tasks' records say so.) Trials of a
+    search stay as they are.
 
     Args:
         specs: what `plan` returns.
@@ -45,11 +48,11 @@ def build_graph(specs: Iterable[Spec], resources: Callable[[str], Resources]) ->
         UserError: a recipe's global batch cannot be shared by that many processes.
     """
     specs = [placed(spec, resources(kind_of(spec))) for spec in specs]
-    trainings = [spec for spec in specs if isinstance(spec, TrainingSpec)]
+    trainings = [spec for spec in specs if isinstance(spec, TrainingSpec) and not (spec.trials or _is_trial(spec))]
     trained = {(spec.task, spec.model, spec.seed): spec for spec in trainings}
     graph: list[Spec] = []
     for spec in specs:
-        if not isinstance(spec, TrainingSpec):
+        if not isinstance(spec, TrainingSpec) or _is_trial(spec):
             graph.append(spec)
             continue
         task = TASKS[spec.task]
@@ -58,6 +61,10 @@ def build_graph(specs: Iterable[Spec], resources: Callable[[str], Resources]) ->
             spec = spec.after(start)
         graph += _trained_and_evaluated(spec, task, resources) if task.thorough else [spec]
     return graph
+
+
+def _is_trial(spec: TrainingSpec) -> bool:
+    return bool(setting(spec.settings, HELD_OUT_OPTION))
 
 
 def _trained_and_evaluated(spec: TrainingSpec, task: Task, resources: Callable[[str], Resources]) -> list[Spec]:
@@ -72,6 +79,7 @@ def _trained_and_evaluated(spec: TrainingSpec, task: Task, resources: Callable[[
         recipe=spec.recipe,
         settings=thorough(spec.settings, task),
         data_fingerprint=spec.data_fingerprint,
+        trials=spec.trials,
         start=Start.of(training),
         needs=(training.name,),
     )

@@ -9,14 +9,14 @@ from typing import Any
 from msgspec import structs
 
 from evmamba.errors import UserError, unknown_name
-from evmamba.launch.bench.graph import ACCUMULATE_OPTION, BATCH_OPTION, CHECKPOINT_OPTION
+from evmamba.launch.bench.graph import ACCUMULATE_OPTION, BATCH_OPTION, CHECKPOINT_OPTION, DROP_PATH_OPTION
 from evmamba.launch.bench.suites import SUITES, Entry, Suite, entries_of
 from evmamba.launch.fit.recipes import has_drop_path, recipe_of
 from evmamba.launch.store.devices import DEVICES, choose_device
 from evmamba.launch.store.precision import autocast_to
 from evmamba.launch.store.results import check_writable
 from evmamba.launch.store.spec import CostSpec, Settings, Spec, Timing, TrainingSpec
-from evmamba.tasks import TASKS
+from evmamba.tasks import TASKS, Task
 
 PRESETS = ("tiny", "small", "finetune", "paper")
 # Images of a timed step, of a timed training step, and the largest batch that a suite's sweep tries.
@@ -28,7 +28,6 @@ MAY_BE_ZERO = ("warmup_steps", "training_batch", "max_batch")
 DEFAULT_BACKBONE = "efficientvmamba_t"
 BACKBONE_OPTION = "model.init_args.backbone"
 SEED_OPTION = "data.init_args.seed"
-DROP_PATH_OPTION = "model.init_args.drop_path_rate"
 PRECISION_OPTION = "trainer.precision"
 # Of which task (None: of every training, "cost": of the measurement of the cost), its name, what was written.
 Override = tuple[str | None, str, str]
@@ -54,6 +53,7 @@ class BenchOptions:
         overrides: ``option=value`` of LightningCLI for every training, ``task.option=value`` for one task's;
             ``cost.OPTION`` for the measurement of the cost: batch_size, training_batch, max_batch, input_sizes,
             warmup_steps, timed_steps (see `evmamba.launch.measure.cost`).
+        search: trials of each network before the benchmark (see `evmamba.launch.bench.search`); 0: no search.
         force: also repeat finished runs.
         elsewhere: plan for a cluster: the device need not be here, and not every file is looked at.
     """
@@ -70,12 +70,15 @@ class BenchOptions:
     precision: str | None = None
     pretrained: bool = False
     overrides: Sequence[str] = ()
+    search: int = 0
     force: bool = False
     elsewhere: bool = False
 
 
 def plan(options: BenchOptions) -> list[Spec]:
     """Turn options into runs: with the first seed every backbone's cost, then its tasks; then the other seeds' tasks.
+
+    With a search these are its trials, until all have ended; then trials, benchmark, and what the trials chose.
 
     Raises:
         UserError: unknown names (the nearest are offered), wrong options, data that the data modules refuse, a device
@@ -109,6 +112,7 @@ def plan(options: BenchOptions) -> list[Spec]:
     overrides = _split_overrides(options.overrides)
     timing = _timing(overrides, device, suite)
     _check_start(options, tasks, overrides)
+    _check_search(options, tasks)
     fingerprints: dict[str, str] = {}
     checked: set[tuple[str, str | None]] = set()
     for model in models:
@@ -127,7 +131,7 @@ def plan(options: BenchOptions) -> list[Spec]:
             suite=options.suite,
             timing=timing,
         )
-        costs += [bare, *(_whole_spec(bare, head) for head in heads)]
+        costs += [bare, *(_whole_spec(bare, head, options) for head in heads)]
     specs: dict[str, Spec] = {}  # by name: without the paper's recipes its schedules are one run
     for seed in dict.fromkeys(options.seeds):
         for model in models:
@@ -141,7 +145,31 @@ def plan(options: BenchOptions) -> list[Spec]:
                     checked.add((entry.task, entry.head))
                 spec = structs.replace(spec, data_fingerprint=fingerprints[entry.task])
                 specs[spec.name] = spec
-    return list(specs.values())
+    if not options.search:
+        return list(specs.values())
+    from evmamba.launch.bench.search import searched
+
+    return searched(specs.values(), options.search, options.output)
+
+
+def _check_search(options: BenchOptions, tasks: Sequence[str]) -> None:
+    """Trials begin with random weights, and so must what they choose for.
+
+    Raises:
+        UserError: some would begin with the weights of a training of this benchmark.
+    """
+    if not options.search:
+        return
+    for task in tasks:
+        if preset_of(options, task) == "paper":
+            raise UserError(
+                f"--search is for recipes that begin with random weights; {task} has the paper's: use another --preset"
+            )
+        if options.elsewhere and TASKS[task].starts_from in tasks:
+            raise UserError(
+                f"--search: {task} would start from the trained {TASKS[task].starts_from}, its trials would not; "
+                "submit one of them at a time with --tasks"
+            )
 
 
 def in_turns(costs: Sequence[CostSpec]) -> list[CostSpec]:
@@ -228,16 +256,22 @@ def _timing(overrides: list[Override], device: str, suite: Suite | None) -> Timi
     return timing
 
 
-def _whole_spec(bare: CostSpec, head: str) -> CostSpec:
-    """The cost of a backbone with its head, UPerNet as wide as in the paper's recipe."""
+def _equal(options: BenchOptions, task: Task) -> Mapping[str, Any]:
+    """Arguments of a task's module that all networks share, beyond their recipes."""
+    suite = SUITES[options.suite] if options.suite else None
+    return task.equal if suite and suite.equal and preset_of(options, task.name) == "paper" else {}
+
+
+def _whole_spec(bare: CostSpec, head: str, options: BenchOptions) -> CostSpec:
+    """The cost of a backbone with its head, UPerNet as wide as in the paper's recipe, or as wide for all."""
     from evmamba.launch.fit.settings import setting
 
     task = TASKS.of_head(head)
-    options = {}
+    head_options = {}
     if task.whole_options:
         recipe = _settings(recipe_of(task.name, "paper", head, bare.model), ())
-        options = {name: setting(recipe, f"model.init_args.{name}") for name in task.whole_options}
-    return structs.replace(bare, head=head, timing=Timing(), head_options=options)
+        head_options = {name: setting(recipe, f"model.init_args.{name}") for name in task.whole_options}
+    return structs.replace(bare, head=head, timing=Timing(), head_options=head_options | dict(_equal(options, task)))
 
 
 def _training_spec(
@@ -260,6 +294,7 @@ def _training_spec(
         told.append((f"model.init_args.{record.head_option}", entry.head))
     if suite and suite.multi_scale:
         told += [(f"model.init_args.{name}", value) for name, value in record.thorough.items()]
+    told += [(f"model.init_args.{name}", value) for name, value in _equal(options, record).items()]
     if precision is not None:
         told.append((PRECISION_OPTION, precision))
     if task in options.data:

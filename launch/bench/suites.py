@@ -2,8 +2,8 @@
 
 A suite says what is compared, not on what: every one runs on the embedded data, on small real data or on the paper's
 (`--preset tiny | small | paper`). Within a suite all networks of a task get the same data, recipe, images
-per step and number of steps; only the paper's own recipes for T, S and B differ, in the decoder's width and in B's
-images per step on ImageNet.
+per step and number of steps; only the paper's own recipes for T, S and B differ, in the decoder's width (but not among
+peers) and in B's images per step on ImageNet.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,6 +78,7 @@ class Suite:
         whole: count backbones with their heads as a whole too.
         input_sizes: sides in pixels of a sweep of the cost.
         test_scales: a network whose task is scalable is tested at these multiples of its training size.
+        equal: heads are as wide for all (`Task.equal`), where the paper's recipes differ.
         multi_scale: tests are as thorough as the tasks' records say: segmentation with several scales and flips too.
         preset: the recipes on real data, unless the benchmark is told others.
     """
@@ -88,6 +89,7 @@ class Suite:
     trained: tuple[str, ...] | None = None
     paper_tables: bool = False
     whole: bool = False
+    equal: bool = False
     input_sizes: tuple[int, ...] = ()
     test_scales: tuple[float, ...] = ()
     multi_scale: bool = False
@@ -117,7 +119,7 @@ def _paper_models() -> tuple[str, ...]:
 
 SUITES = {
     "main": Suite("EfficientVMamba T, S and B on three tasks", OURS, whole=True),
-    "peers": Suite("EfficientVMamba and the light networks it competes with", OURS + PEERS, whole=True),
+    "peers": Suite("EfficientVMamba and the light networks it competes with", OURS + PEERS, whole=True, equal=True),
     "ablations": Suite("scan, fusion, layout and atrous step, one switch each", ABLATED, tasks=(CLASSIFICATION.name,)),
     "resolution": Suite(
         "cost from 224 to 1536 pixels, and one training tested at other sizes",

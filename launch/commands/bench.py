@@ -39,6 +39,9 @@ def main(arguments: Sequence[str]) -> int:
             # The paper's detectors and segmentors start from its classifiers.
             specs = build_graph(specs, lambda kind: Resources())
     results, interrupted = run_here(specs, options.output, RunProgress(console, len(specs)), options.force)
+    if options.search and not interrupted:
+        specs = plan(options)  # now with what the trials chose
+        results, interrupted = run_here(specs, options.output, RunProgress(console, len(specs)))
     table = build_table(results, models=backbones_of(options))
     print_table(table, console)
     written = write_report(table, options.output)

@@ -48,6 +48,13 @@ def add_bench_options(parser: Parser) -> None:
     parser.add_argument(
         "--seeds", "--seed", default="0", help="with commas: every training once with each (default: %(default)s)"
     )
+    parser.add_argument(
+        "--search",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also every network's own best of N trials (learning rate, decay, drop path) on held-out training images",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
         "--precision",
@@ -96,4 +103,5 @@ def bench_options(given: argparse.Namespace) -> "BenchOptions":
         precision=given.precision,
         pretrained=given.pretrained,
         overrides=given.set,
+        search=given.search,
     )

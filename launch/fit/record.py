@@ -101,7 +101,7 @@ def result_of(
         task=task.name,
         model=arguments["backbone"],
         head=task.head_in(arguments).key,
-        data=data.description() | {"split": "val"},
+        data=data.description(),
         metrics=dict(evaluation.metrics),  # type: ignore[arg-type]
         cost={"parameters": sum(p.numel() for p in module.parameters())},
         protocol={

@@ -125,8 +125,22 @@ def memory(results: list[Result]) -> list[str]:
     return []
 
 
+def _budget(results: list[Result]) -> list[str]:
+    """What each run was given: training images, and trials ahead of it."""
+    lines = []
+    for task in TASKS:
+        own = [result for result in results if result.task == task and result.finished]
+        seen = {images for result in own if (images := images_seen(result))}
+        trials = {result.provenance["trials"] for result in own if result.provenance.get("trials")}
+        parts = [f"{min(seen):,}{f' to {max(seen):,}' if len(seen) > 1 else ''} training images a run"] if seen else []
+        parts += [f"own best of {n} trials of as many, on held-out training images" for n in sorted(trials)]
+        if parts:
+            lines.append(f"{task}: {', '.join(parts)}")
+    return lines
+
+
 def caption(results: list[Result]) -> str:
-    """One line: data, device, precision, versions, date."""
+    """One line: data, budget, device, precision, versions, date."""
     data: dict[str, dict[str, Any]] = {}
     places: dict[str, dict[str, None]] = {}
     software: dict[str, None] = {}
@@ -145,5 +159,5 @@ def caption(results: list[Result]) -> str:
     when = f"{min(days)} to {max(days)}" if days and min(days) != max(days) else "".join(days[:1])
     sets = [f"{name} ({', '.join(f'{t} {n}' for t, n in tasks.items())} test images)" for name, tasks in data.items()]
     devices = [", ".join(filter(None, [device, *kinds])) for device, kinds in places.items()]
-    parts = ["; ".join(sets), "; ".join(devices), "; ".join(software), when]
+    parts = ["; ".join(sets), "; ".join(_budget(results)), "; ".join(devices), "; ".join(software), when]
     return " | ".join(part for part in parts if part)

@@ -92,9 +92,13 @@ def published(model: str, task: str, head: str | None, schedule: str | None = No
 
 
 def comparable(task: str, data: Mapping[str, Any]) -> bool:
-    """Whether a task's data is the paper's: as many classes and validation images."""
+    """Whether a task's data is the paper's: as many classes and validation images, and tested on these."""
     reference = paper()["data"].get(task)
-    return bool(reference) and all(data.get(key) == reference[key] for key in ("num_classes", "val_images"))
+    return (
+        bool(reference)
+        and data.get("split", "val") == "val"
+        and all(data.get(key) == reference[key] for key in ("num_classes", "val_images"))
+    )
 
 
 def claims(model: str) -> list[Claim]:

@@ -13,6 +13,7 @@ from typing import Any
 from evmamba.launch.report import over_images
 from evmamba.launch.report.cells import Cell, Group, Row, State, Table
 from evmamba.launch.report.columns import Column, columns_of, head_of, title_of
+from evmamba.launch.report.equal_time import at_equal_time
 from evmamba.launch.report.notes import Notes, budgets, caption, memory, other_trainings, sizes
 from evmamba.launch.report.paper import claims, comparable, label_of, paper, published, split_tags
 from evmamba.launch.report.seeds import Estimate, Repetitions, repetitions
@@ -44,7 +45,9 @@ def build_table(results: Iterable[Result], models: Sequence[str] | None = None) 
         models: order of the rows; by default the models follow their number of parameters.
     """
     # A training that another run evaluates has no numbers of its own.
-    results = _named_apart([r for r in results if not (r.finished and r.protocol.get("stage") == "fit")])
+    results = [r for r in results if not (r.finished and r.protocol.get("stage") == "fit")]
+    # Nor have trials, beside what they chose.
+    results = _named_apart([r for r in results if not _is_trial(r)] or results)
     whole = [result for result in results if not split_tags(result.model)[1]]
     ablated = {split_tags(result.model)[0] for result in results if split_tags(result.model)[1]}
     plain = [model for model in models if not split_tags(model)[1]] if models and whole else models
@@ -56,6 +59,10 @@ def build_table(results: Iterable[Result], models: Sequence[str] | None = None) 
             [model for model in models if split_tags(model)[0] in ablated] if models else None,
         )
     return table
+
+
+def _is_trial(result: Result) -> bool:
+    return bool(result.provenance.get("trial"))
 
 
 def _named_apart(results: list[Result]) -> list[Result]:
@@ -83,7 +90,9 @@ def _table(results: list[Result], models: Sequence[str] | None = None) -> Table:
         for g, (key, group) in enumerate(groups):
             same = [r for r in results if (r.model, r.task, r.head) == (model, group.task, group.head)]
             # A failed run may not know its data: it counts where nothing else does.
-            own = [r for r in same if _group_key(r) == key] or [r for r in same if not r.finished]
+            own = [r for r in same if _group_key(r) == key] or [
+                r for r in same if not r.finished and (group.task == COST or r.provenance.get("trials", 0) == key[6])
+            ]
             runs, left_out = repetitions(own)
             older += left_out
             single = over_images.kept(runs.finished[0]) if len(runs.finished) == 1 else None
@@ -104,6 +113,8 @@ def _table(results: list[Result], models: Sequence[str] | None = None) -> Table:
         lines += budgets(group.title, members[key])
         lines += sizes(group.title, members[key])
         lines += [f"{group.title}: {line}" for line in other_trainings(group.task, group.head, members[key])]
+        if group.task != COST and (said := at_equal_time(members[key], group.columns[0])):
+            lines.append(f"{group.title}: {said}")
     if elsewhere := [
         group.task
         for g, group in enumerate(plain_groups)
@@ -138,6 +149,7 @@ def _group_key(result: Result) -> tuple[str, ...]:
     else:
         data = result.data or {}
         where = (str(data.get("name")), str(data.get("fingerprint")), str(_schedule(result)))
+        where += (str(data.get("split", "val")), result.provenance.get("trials", 0))
     return (result.task, result.head or "", *where)
 
 
@@ -182,15 +194,17 @@ def _apart(key: tuple[str, ...], kind: Sequence[tuple[str, ...]]) -> list[str]:
     cost = key[0] == "cost"
     # See `_group_key`; the input's size and the schedule always stand in the title.
     shown = 6 if cost else 4
-    order = (2, 3, 4, 5) if cost else (2, 3)
+    order = (2, 3, 4, 5) if cost else (2, 3, 5, 6)
     chosen = [shown]
     for part in order:
         alone = len({tuple(other[c] for c in chosen) for other in kind}) == len(kind)
         if not alone and len({other[part] for other in kind}) > 1:
             chosen.append(part)
-    words = {3: in_words(key[3]), 4: f"batch {key[4]}"} if cost else {3: f"data {key[3][:8]}"}
+    words: dict[int, str] = {3: in_words(key[3]), 4: f"batch {key[4]}"} if cost else {3: f"data {key[3][:8]}"}
     if cost:
         words[5] = f"training batch {key[5]}"
+    else:
+        words[6] = f"own best of {key[6]} trials" if key[6] else "same recipe"
     return [words.get(part, key[part]) for part in chosen[1:]]
 
 

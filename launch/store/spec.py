@@ -206,6 +206,7 @@ class TaskSpec(BaseSpec, frozen=True, kw_only=True):
         settings: recipe and options together, see `Settings`.
         recipe: path of the recipe they are from, for people; what it said is in the settings.
         data_fingerprint: of the data set, so that changed data is another run.
+        trials: of a search that chose the settings for this network; 0: they are the recipe's.
     """
 
     of_no_consequence = (*BaseSpec.of_no_consequence, "recipe", "own_batch")
@@ -213,6 +214,7 @@ class TaskSpec(BaseSpec, frozen=True, kw_only=True):
     settings: Settings
     recipe: str | None = None
     data_fingerprint: str | None = None
+    trials: int = 0
 
     @property
     def precision(self) -> str | None:
@@ -337,7 +339,7 @@ def failed_result(spec: Spec, reason: str, start: datetime.datetime, blocked_by:
         status="failed",
         reason=" ".join(reason.split()),
         blocked_by=blocked_by,
-        provenance=origin | {"spec_hash": spec.hash},
+        provenance=origin | origin_of(spec),
         suite=spec.suite,
     )
 
@@ -353,7 +355,14 @@ def reason_of(error: Exception) -> str:
 def origin_of(spec: Spec) -> dict[str, Any]:
     """What a result's provenance says about its spec."""
     start = None if isinstance(spec, CostSpec) else spec.start
-    return {"spec_hash": spec.hash, **({"init_from": start.run, "init_family": start.family} if start else {})}
+    trials = 0 if isinstance(spec, CostSpec) else spec.trials
+    trial = not isinstance(spec, CostSpec) and bool(spec.settings.get("data", {}).get("init_args", {}).get("held_out"))
+    return {
+        "spec_hash": spec.hash,
+        **({"trials": trials} if trials else {}),
+        **({"trial": True} if trial else {}),
+        **({"init_from": start.run, "init_family": start.family} if start else {}),
+    }
 
 
 def _beyond_defaults(record: Struct) -> dict[str, Any]:

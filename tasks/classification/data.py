@@ -82,6 +82,7 @@ class ClassificationData(TaskDataModule):
             "rand-..." draws from the nineteen operations behind the published logs (see `randaugment`).
         random_erasing: probability of erasing a rectangle with noise per pixel.
         seed: of the training order.
+        held_out: share of the training images to evaluate on in place of the validation split, see `TaskDataModule`.
         staging_dir: folder on each node's own disk to copy shards to first, see `staging.stage`; None reads in place.
 
     Raises:
@@ -109,8 +110,9 @@ class ClassificationData(TaskDataModule):
         random_erasing: float = 0.0,
         seed: int = 0,
         staging_dir: str | None = None,
+        held_out: float = 0.0,
     ) -> None:
-        super().__init__(data_dir, batch_size, eval_batch_size, num_workers, on_bad_image, seed)
+        super().__init__(data_dir, batch_size, eval_batch_size, num_workers, on_bad_image, seed, held_out)
         if image_size < 32:
             raise UserError(f"data.image_size must be at least 32, not {image_size}")
         if not 0 < crop_ratio <= 1:
@@ -155,8 +157,15 @@ class ClassificationData(TaskDataModule):
         if hasattr(self, "val_set"):
             return  # fit and test share one data module
         images = self._staged()  # finds the copies there, except where nobody called prepare_data
-        self.train_set = TrainingImages(self._readable(images["train"], "train"), self.augment)
-        self.val_set = ImageList(self._readable(images["val"], "val"), self.eval_transform)
+        train = self._readable(images["train"], "train")
+        if self.held_out:
+            names = [train.name(k) for k in range(len(train))]
+            stay, held = self.held_out_rows(names, [int(label) for label in train.labels])
+            train, val = train.select(stay), train.select(held)
+        else:
+            val = self._readable(images["val"], "val")
+        self.train_set = TrainingImages(train, self.augment)
+        self.val_set = ImageList(val, self.eval_transform)
 
     def read_image(self, path: str) -> Image.Image:
         """A validation image by the name that its batch gave it."""

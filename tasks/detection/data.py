@@ -57,6 +57,7 @@ class DetectionData(TaskDataModule):
         group_by_orientation: training batches are all landscape or all portrait, so that little of them is padding.
         train_without_boxes: keep training images without boxes (they teach what background is).
         masks: read masks; None leaves it to the module (Mask R-CNN wants them).
+        held_out: share of the training images to evaluate on in place of the validation split, see `TaskDataModule`.
 
     Raises:
         UserError: no such layout, or a broken annotation file (training's is read in `setup`).
@@ -78,8 +79,9 @@ class DetectionData(TaskDataModule):
         group_by_orientation: bool = True,
         train_without_boxes: bool = True,
         masks: bool | None = None,
+        held_out: float = 0.0,
     ) -> None:
-        super().__init__(data_dir, batch_size, 1, num_workers, on_bad_image, seed)
+        super().__init__(data_dir, batch_size, 1, num_workers, on_bad_image, seed, held_out)
         self.splits: dict[Split, tuple[Path, Path]] = {
             "train": find_split(self.root, "train"),
             "val": find_split(self.root, "val"),
@@ -96,8 +98,8 @@ class DetectionData(TaskDataModule):
 
     @property
     def annotation_file(self) -> Path:
-        """The validation split's, which decides the evaluation."""
-        return self.splits["val"][1]
+        """The one that decides the evaluation: of the validation split, or of the training images that are held out."""
+        return self.splits["train" if self.held_out else "val"][1]
 
     @property
     def train_set(self) -> Dataset:  # type: ignore[override]
@@ -172,7 +174,8 @@ class DetectionData(TaskDataModule):
         return [path for path in paths if is_file(path)] if missing else paths
 
     def _read(self, split: Split, masks: bool) -> "CocoDataset":
-        folder, file = self.splits[split]
+        place: Split = "train" if self.held_out else split
+        folder, file = self.splits[place]
         annotations = read_annotations(file, masks=masks)
         self._check_categories(annotations)
         self.counts[split] = annotations.counts
@@ -182,9 +185,12 @@ class DetectionData(TaskDataModule):
                 f"{file} has no usable box: nothing to {'train on' if split == 'train' else 'evaluate with'}"
             )
         records = annotations.images
+        if self.held_out:
+            stay, held = self.held_out_rows([record.file_name for record in records])
+            records = [records[k] for k in (stay if split == "train" else held)]
         if split == "train" and not self.train_without_boxes:
             records = [record for record in records if len(record.boxes)]
-        self._listed_images(split)
+        self._listed_images(place)
         readable = set(self.readable([folder / record.file_name for record in records], file.name))
         records = [record for record in records if folder / record.file_name in readable]
         check_sizes(folder, records, file)

@@ -176,6 +176,6 @@ class DetectionModule(TaskModule):
             for name, values in mask_score.per_class.items():
                 per_class[name] |= {f"mask_{key}": value for key, value in values.items()}
         details |= {"per_class": per_class, "detections": len(boxes), "annotations": self._data.counts}
-        if len(image_ids) < score.images and not self.trainer.sanity_checking:
+        if len(image_ids) < score.images and not self._data.held_out and not self.trainer.sanity_checking:
             rank_zero_warn(f"AP is over {len(image_ids)} of the {score.images} images of {file.name} only")
         return metrics, details, matches

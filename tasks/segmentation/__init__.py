@@ -23,6 +23,7 @@ TASK = Task(
     thorough={"multi_scale": True},
     whole=f"{_HERE}.whole:whole_network",
     whole_options=("decoder_channels",),
+    equal={"decoder_channels": 512},
     predictor=f"{_HERE}.predictor:SegmentationPredictor",
     prediction_writer=f"{_HERE}.predictions:SegmentationPredictions",
     check=f"{_HERE}.check:CHECK",

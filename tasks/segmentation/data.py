@@ -101,6 +101,7 @@ class SegmentationData(TaskDataModule):
         num_workers: loading processes.
         on_bad_image: "stop" before training, or "skip" unreadable images and labels with a counted warning.
         seed: of the training order.
+        held_out: share of the training images to evaluate on in place of the validation split, see `TaskDataModule`.
 
     Raises:
         UserError: missing folders, images without label and labels without image, contradicting class counts; in
@@ -126,8 +127,9 @@ class SegmentationData(TaskDataModule):
         num_workers: int = 2,
         on_bad_image: BadImagePolicy = "stop",
         seed: int = 0,
+        held_out: float = 0.0,
     ) -> None:
-        super().__init__(data_dir, batch_size, 1, num_workers, on_bad_image, seed)
+        super().__init__(data_dir, batch_size, 1, num_workers, on_bad_image, seed, held_out)
         self.augment = TrainingAugmentation(
             crop_size, scale, short_side, max_class_share, flip, photometric_distortion, antialias
         )
@@ -153,9 +155,14 @@ class SegmentationData(TaskDataModule):
     def setup(self, stage: str) -> None:
         if hasattr(self, "val_set"):
             return  # fit and test share one data module
-        pairs = {split: self._checked(split) for split in SPLITS}
-        self.train_set = PairList(pairs["train"], self.label_map, self.augment)
-        self.val_set = PairList(pairs["val"], self.label_map)
+        train = self._checked("train")
+        if self.held_out:
+            stay, held = self.held_out_rows([pair.image.stem for pair in train])
+            train, val = [train[k] for k in stay], [train[k] for k in held]
+        else:
+            val = self._checked("val")
+        self.train_set = PairList(train, self.label_map, self.augment)
+        self.val_set = PairList(val, self.label_map)
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
         images, labels, paths = zip(*samples, strict=True)

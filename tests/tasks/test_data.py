@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
+from pydoc import locate
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from evmamba.errors import UserError
+from evmamba.tasks import TASKS, Task
 from evmamba.tasks import data as data_of_tasks
 
 from .toy import ToyData
@@ -76,3 +79,21 @@ def test_options_out_of_range_are_named(tmp_path: Path, options: dict, message: 
 def test_missing_data_folder_is_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"data folder not found: .*nowhere"):
         ToyData(tmp_path / "nowhere", [1.0])
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS.values() if task.embedded], ids=lambda task: task.name)
+def test_held_out_images_are_training_images_that_are_not_trained_on(sound: Path, task: Task):
+    def made(stage: str, **options: Any) -> Any:
+        module = locate(task.data)(str(sound / task.name), num_workers=0, held_out=0.25, **options)
+        module.setup(stage)
+        return module
+
+    data = made("fit")
+    trained, held = ([part[k][2] for k in range(len(part))] for part in (data.train_set, data.val_set))
+    assert sorted(trained + held) == sorted(map(str, data.image_paths()[0]))
+    assert len(held) == 5
+    assert data.description()["split"] == "held out"
+    other = made("test", seed=7, batch_size=2)
+    assert [other.val_set[k][2] for k in range(len(other.val_set))] == held
+    with pytest.raises(UserError, match="holds out 0"):
+        made("fit").held_out_rows(["only one"])

@@ -20,11 +20,13 @@ from evmamba.tasks.detection.detectors import build_detector
 from evmamba.tasks.segmentation.upernet import UPerNet
 from evmamba.variants import ABLATIONS, split_name
 
+CHECKPOINT = "segmentation.model.init_args.checkpoint=null"
+
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans without building networks and looking at data, which other tests do."""
-    monkeypatch.setattr("evmamba.launch.bench.plan._check_backbone", lambda name, pyramid: None)
+    monkeypatch.setattr("evmamba.launch.bench.plan._check_backbone", lambda *arguments: None)
     monkeypatch.setattr("evmamba.launch.bench.plan._check_training", lambda *arguments: "fingerprint")
     monkeypatch.setattr("evmamba.launch.bench.plan.has_drop_path", lambda model: True)
     monkeypatch.setattr(recipes, "_nearest", lambda model, variants: variants[0])
@@ -57,6 +59,19 @@ def test_main_is_three_variants_on_three_tasks_with_the_cost_of_backbones_and_wh
     assert [(spec.model, spec.task, spec.head) for spec in specs] == [(m, t, h) for m in OURS for t, h in kinds]
     assert {spec.suite for spec in specs} == {"main"}
     assert len({spec.name for spec in specs}) == len(specs)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_among_peers_upernet_has_one_width_for_all_by_the_papers_recipes_too(tmp_path: Path):
+    def widths(suite: str) -> set[int]:
+        specs = planned(tmp_path, suite, preset="paper", tasks=["segmentation"], overrides=[CHECKPOINT])
+        whole = [spec.head_options["decoder_channels"] for spec in specs if spec.task == "cost" and spec.head]
+        trained = [setting(s.settings, "model.init_args.decoder_channels") for s in specs if s.task == "segmentation"]
+        assert whole == trained
+        return set(trained)
+
+    assert widths("peers") == {512}
+    assert widths("main") == {256, 384, 512}
 
 
 @pytest.mark.usefixtures("unchecked")
