@@ -3,28 +3,15 @@
 Needs a GPU, or Triton's interpreter: test_triton_interpreter.py runs this file there.
 """
 
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-pytestmark = [
-    pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="needs a GPU or TRITON_INTERPRET=1"),
-    *([] if INTERPRETED else [pytest.mark.gpu]),
-]
+from .triton_runs import DEVICE, INTERPRETED, MARKS
+
+pytestmark = [*MARKS, pytest.mark.usefixtures("poisoned_memory")]
 # The interpreter truncates to bfloat16 where hardware rounds.
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-7 if INTERPRETED else 2**-8, torch.float16: 2**-10}
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """torch.empty gives NaN, so that an element no kernel wrote shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

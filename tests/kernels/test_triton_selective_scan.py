@@ -3,20 +3,15 @@
 Needs a GPU, or Triton's interpreter: test_triton_interpreter.py runs this file there.
 """
 
-import os
-
 import pytest
 import torch
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-pytestmark = [
-    pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="needs a GPU or TRITON_INTERPRET=1"),
-    *([] if INTERPRETED else [pytest.mark.gpu]),
-]
-if INTERPRETED or torch.cuda.is_available():
+from .triton_runs import DEVICE, MARKS, RUNNABLE
+
+if RUNNABLE:
     from evmamba.kernels import chunked_selective_scan, triton_selective_scan
 
+pytestmark = MARKS
 NAMES = ("y", "last_state", "du", "d_delta", "dA", "dB", "dC")
 TOLERANCE = 3e-6
 
