@@ -51,18 +51,18 @@ def make_inputs() -> Callable[..., list[Tensor]]:
     return make
 
 
+def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    """The largest error is at most `tolerance` times the largest expected value."""
+    assert actual.shape == expected.shape
+    assert not actual.isnan().any()
+    if expected.numel():
+        error = (actual.double() - expected.double()).abs().max().item()
+        assert error <= tolerance * expected.abs().max().item()
+
+
 @pytest.fixture
 def assert_close() -> Callable[[Tensor, Tensor, float], None]:
-    """The largest error is at most `tolerance` times the largest expected value."""
-
-    def check(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-        assert actual.shape == expected.shape
-        assert not actual.isnan().any()
-        if expected.numel():
-            error = (actual.double() - expected.double()).abs().max().item()
-            assert error <= tolerance * expected.abs().max().item()
-
-    return check
+    return close
 
 
 @pytest.fixture
@@ -72,11 +72,6 @@ def poisoned_memory() -> Iterator[None]:
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
-def map_tolerance() -> dict[torch.dtype, float]:
-    return MAP_TOLERANCE
 
 
 @pytest.fixture
