@@ -186,9 +186,11 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """What `torch.save` wrote, as the archive that it is. Nothing in it is compressed, so it is as large as it looks.
 
     Raises:
-        ValueError: it is another kind of archive, whose reading could fill the memory.
+        ValueError: it is no file, or another kind of archive, whose reading could fill the memory.
         OSError, zipfile.BadZipFile, NotImplementedError: it is torn, or none.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError("it is not a file")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):

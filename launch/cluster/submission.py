@@ -255,7 +255,7 @@ def _submit(
     except UserError as error:
         raise UserError(f"{error}; {queue.count} jobs were submitted before that, --resume goes on") from error
     console.print(tree(specs, lambda spec: describe(spec, done[spec.name]), f"report  [dim]{report}[/]"))
-    console.print(f"\nevmamba status {output}", style="dim", highlight=False, soft_wrap=True)
+    console.print(f"\nevmamba status {output}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def show(specs: Sequence[Spec], output: Path, cluster: Cluster, console: Console) -> None:

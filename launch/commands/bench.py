@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     table = build_table(results, models=backbones_of(options))
     print_table(table, console)
     written = write_report(table, options.output)
-    console.print("\n" + "  ".join(map(str, written)), style="dim", highlight=False, soft_wrap=True)
+    console.print("\n" + "  ".join(map(str, written)), style="dim", markup=False, highlight=False, soft_wrap=True)
     if interrupted:
         raise KeyboardInterrupt
     return 0 if all(result.finished for result in results) else 1

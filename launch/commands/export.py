@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     network = find_network(given.source, given.weights, given.backbone)
     with console.status(f"exporting {given.source}"):
         remark = write_network(network, given.output, size)
-    console.print(f"{given.output}: {remark}", highlight=False, soft_wrap=True)
+    console.print(f"{given.output}: {remark}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         parts = shares(options) if options.operators else []
     print_profile(rows, parts, about, console)
     written = write_profile(rows, parts, about, given.output)
-    console.print("\n" + "  ".join(map(str, written)), style="dim", highlight=False, soft_wrap=True)
+    console.print("\n" + "  ".join(map(str, written)), style="dim", markup=False, highlight=False, soft_wrap=True)
     return 0 if any(row.reason is None for row in rows) else 1
 
 

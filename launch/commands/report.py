@@ -23,5 +23,5 @@ def main(arguments: Sequence[str]) -> int:
     print_table(table, console)
     first: Path = given.results[0]
     written = write_report(table, given.output or (first if first.is_dir() else first.parent))
-    console.print("\n" + "  ".join(map(str, written)), style="dim", highlight=False, soft_wrap=True)
+    console.print("\n" + "  ".join(map(str, written)), style="dim", markup=False, highlight=False, soft_wrap=True)
     return 0

@@ -123,7 +123,7 @@ def _run_here(given: argparse.Namespace, cluster: "Cluster", console: "Console")
     table = build_table(results, models=list(dict.fromkeys(spec.model for spec in specs)))
     print_table(table, console)
     written = write_report(table, given.output)
-    console.print("\n" + "  ".join(map(str, written)), style="dim", highlight=False, soft_wrap=True)
+    console.print("\n" + "  ".join(map(str, written)), style="dim", markup=False, highlight=False, soft_wrap=True)
     if interrupted:
         raise KeyboardInterrupt
     return 0 if all(result.finished for result in results) else 1

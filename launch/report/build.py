@@ -106,7 +106,7 @@ def _rich_parts(table: Table, console: Console, width: int) -> list[RichTable]:
 def _rich_part(table: Table, g: int, columns: list[int]) -> RichTable:
     group = table.groups[g]
     part = RichTable(
-        box=None, title=group.title, title_style="bold", min_width=len(group.title) + 1, padding=(0, 1, 0, 0)
+        box=None, title=Text(group.title), title_style="bold", min_width=len(group.title) + 1, padding=(0, 1, 0, 0)
     )
     for c in columns:
         part.add_column(group.columns[c].header, justify="right", no_wrap=True)

@@ -118,14 +118,15 @@ def confusion_figure(title: str, where: str, shares: Sequence[Sequence[float]], 
     def draw(axes: Any) -> None:
         axes.imshow([[(*SEQUENTIAL, share) for share in row] for row in shares], interpolation="nearest")
         size = 8 if len(names) <= 15 else 6
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
-        axes.set_yticks(range(len(names)), names, fontsize=size)
+        shown = [_plain(name) for name in names]
+        axes.set_xticks(range(len(names)), shown, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(names)), shown, fontsize=size)
         if len(names) <= 12:
             for r, row in enumerate(shares):
                 for c, share in enumerate(row):
                     if share >= 0.005:
                         axes.text(c, r, f"{share * 100:.0f}", ha="center", va="center", fontsize=7, color=INK)
-        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_title(_plain(title), fontsize=10, loc="left")
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
 
@@ -214,8 +215,8 @@ def _name_points(axes: Any, points: Sequence[tuple[Point, str]]) -> None:
 
 
 def _describe(axes: Any, title: str, x_label: str, y_label: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel(x_label)
+    axes.set_title(_plain(title), fontsize=10, loc="left")
+    axes.set_xlabel(_plain(x_label))
     axes.set_ylabel(y_label)
     axes.grid(color=LINE, linewidth=0.5, alpha=0.6)
     axes.set_axisbelow(True)
@@ -254,7 +255,13 @@ def _short(label: str) -> str:
 def _legend(label: str) -> str:
     """A name that fits twice beside each other: timm's names go on about patches and sizes."""
     label = label.split("_patch")[0]
-    return label if len(label) <= LONGEST else label[: LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    short = label if len(label) <= LONGEST else label[: LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return _plain(f" {short}" if short.startswith("_") else short)  # matplotlib hides the others
+
+
+def _plain(text: str) -> str:
+    """A name that matplotlib takes for nothing else: between dollars it would see a formula."""
+    return text.replace("$", r"\$")
 
 
 def _published(group: Group) -> list[Point]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,11 +15,22 @@ LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"$<$",
+    ">": r"$>$",
+    # At the beginning of a line these would belong to the "\\" before it.
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
     "±": r"$\pm$",
     "·": r"$\cdot$",
     "\N{EN DASH}": "--",
     "\N{MINUS SIGN}": "$-$",
 }
+
+
+# What Markdown takes for more than text; a name's underscores it leaves alone.
+MARKDOWN = {"&": "&amp;", "<": "&lt;", "\\": "\\\\", "`": "\\`", "*": "\\*", "[": "\\["}
+NUMBER = re.compile(r"[+-]?\d[\d.,]*")
 
 
 def headers(table: Table) -> list[str]:
@@ -33,41 +45,55 @@ def cells_of(row: Row) -> list[Cell]:
 def to_markdown(table: Table) -> str:
     """Tables for a README: groups stand in the headers, what is better than all others of a column is bold, published
     rows are italic, with the difference of the measured number in brackets."""
-    parts = [table.caption, *_markdown_table(table)]
+    parts = [_markdown(table.caption), *_markdown_table(table)]
     if table.ablations:
         parts += ["", "**Ablations**", *_markdown_table(table.ablations)]
     return "\n".join(parts) + "\n"
 
 
 def _markdown_table(table: Table) -> list[str]:
-    lines = ["", "| " + " | ".join(headers(table)) + " |"]
+    lines = ["", _markdown_line(map(_markdown, headers(table)))]
     lines.append("|---|" + "--:|" * (len(headers(table)) - 1))
     for row in table.rows:
         cells = cells_of(row)
+        label = _markdown(row.label)
         if row.kind == "published":
-            texts = [f"*{row.label}*"] + [f"*{cell.full_text}*" if cell.text else "" for cell in cells]
+            texts = [f"*{label}*"] + [f"*{_markdown(cell.full_text)}*" if cell.text else "" for cell in cells]
         else:
-            texts = [row.label] + [f"**{cell.text}**" if cell.best else cell.text for cell in cells]
-        lines.append("| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |")
+            plain = [_markdown(cell.text) for cell in cells]
+            texts = [label] + [f"**{text}**" if cell.best else text for text, cell in zip(plain, cells, strict=True)]
+        lines.append(_markdown_line(texts))
     if table.notes:
-        lines += ["", *(f"- {note}" for note in table.notes)]
+        lines += ["", *(f"- {_markdown(note)}" for note in table.notes)]
     return lines
+
+
+def _markdown_line(texts: Iterable[str]) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+
+
+def _markdown(text: str) -> str:
+    return "".join(MARKDOWN.get(character, character) for character in text)
 
 
 def to_csv(table: Table) -> str:
     """One header line, one line a row; the second column tells measured rows from published ones and from their
-    difference, measured - published."""
+    difference, measured - published. A name that a spreadsheet would take for a formula has an apostrophe before it."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     first, *others = headers(table)
-    writer.writerow([first, "kind", *others])
+    writer.writerow(map(_csv, [first, "kind", *others]))
     for row in table.rows:
         label, cells = label_of(row.model), cells_of(row)
-        writer.writerow([label, row.kind] + [cell.text for cell in cells])
+        writer.writerow(map(_csv, [label, row.kind, *(cell.text for cell in cells)]))
         if any(cell.difference for cell in cells):
             differences = ((cell.difference or "").replace("\N{MINUS SIGN}", "-") for cell in cells)
-            writer.writerow([label, "difference", *differences])
+            writer.writerow(map(_csv, [label, "difference", *differences]))
     return out.getvalue()
+
+
+def _csv(text: str) -> str:
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) and not NUMBER.fullmatch(text) else text
 
 
 def to_json(table: Table) -> dict[str, Any]:

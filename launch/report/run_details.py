@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from evmamba.errors import UserError
 from evmamba.launch.report.columns import head_of
 from evmamba.launch.report.paper import label_of
 from evmamba.launch.report.seeds import estimate
 from evmamba.launch.report.table import DASH
 from evmamba.launch.store.results import FILE_NAME, Result
 from evmamba.tasks import TASKS
+from evmamba.tasks.images import read_image
+from evmamba.tasks.plain_files import is_file
 
 PICTURE_WIDTH = 900
 PICTURES_A_RUN = 6
@@ -133,13 +134,15 @@ def pictures(result: Result) -> list[dict[str, Any]]:
     plain = [name for name in result.gallery if name not in worst]
     found = []
     for name in [*plain[:PICTURES_A_RUN], *worst]:
-        path = (result.folder or Path()) / name
-        if not path.is_file():
+        folder = (result.folder or Path()).resolve()
+        path = folder / name
+        if not is_file(path):
             continue
-        with Image.open(path) as picture:
-            small = picture.convert("RGB")
-            wide = small.width > 1.5 * small.height
-            small.thumbnail((PICTURE_WIDTH if wide else PICTURE_WIDTH // 2, PICTURE_WIDTH))
+        if not path.resolve().is_relative_to(folder):
+            raise UserError(f"{folder / FILE_NAME} names a picture out of its folder, {name}")
+        small = read_image(path)
+        wide = small.width > 1.5 * small.height
+        small.thumbnail((PICTURE_WIDTH if wide else PICTURE_WIDTH // 2, PICTURE_WIDTH))
         data = io.BytesIO()
         small.save(data, "JPEG", quality=78, optimize=True)
         uri = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from evmamba.checkpoints import save_checkpoint
 from evmamba.errors import UserError, first_line
 from evmamba.launch.use.networks import Network
 from evmamba.model import EfficientVMamba, FeaturePyramid
-from evmamba.tasks.plain_files import read_json
+from evmamba.tasks.plain_files import is_file, read_json
 
 KINDS = {kind.__name__: kind for kind in (EfficientVMamba, FeaturePyramid)}
+WEIGHTS_FILE = constants.SAFETENSORS_SINGLE_FILE
 # Beside the constructor's arguments, which are all that from_pretrained needs.
 KIND_KEY, CLASSES_KEY = "architecture", "class_names"
 
@@ -77,8 +78,9 @@ def _read_config(origin: str, revision: str | None) -> dict[str, object]:
     try:
         if _is_folder(origin):
             path = Path(origin) / "config.json"
-            if not path.is_file():
-                raise UserError(f"{origin} holds no config.json: nothing was pushed there")
+            for name in (path.name, WEIGHTS_FILE):
+                if not is_file(Path(origin) / name):
+                    raise UserError(f"{origin} holds no file {name}: nothing was pushed there")
         else:
             path = Path(hf_hub_download(origin, "config.json", revision=revision))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:

@@ -83,7 +83,7 @@ def predict_images(
         try:
             image = read_image(file)
         except UserError as error:
-            console.print(f"left out: {error}", style="yellow", highlight=False, soft_wrap=True)
+            console.print(f"left out: {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
             unreadable.append(file)
             continue
         with torch.inference_mode():
@@ -99,6 +99,9 @@ def predict_images(
         raise UserError(f"none of the {len(images)} images could be read")
     write_json(output / FILE_NAME, {"class_names": predictor.class_names, "images": entries})
     console.print(
-        f"{len(entries)} images: {output / FILE_NAME}, {output / 'pictures'}", highlight=False, soft_wrap=True
+        f"{len(entries)} images: {output / FILE_NAME}, {output / 'pictures'}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
     return unreadable

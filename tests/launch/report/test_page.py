@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from evmamba.errors import printable
 from evmamba.launch.report.build import report_from, write_report
 
 from ..showcase import MODELS, write_showcase
+from .test_escaping import NAMES, hostile
 
 selenium = pytest.importorskip("selenium", reason="selenium drives the browser: pip install -e .[dev]")
 from selenium import webdriver  # noqa: E402
@@ -208,3 +210,22 @@ def test_every_section_of_a_study_is_there(opened: webdriver.Chrome):
     loaded = opened.execute_script("return [...document.images].every(i => { i.loading = 'eager'; return i.src; })")
     assert loaded
     assert opened.find_elements(By.XPATH, "//h3[contains(., 'worst cases')]")
+
+
+def test_names_that_are_code_stay_text(browser: webdriver.Chrome, tmp_path: Path):
+    write_report(hostile(tmp_path / "results"), tmp_path)
+    look(browser, tmp_path / "report.html")
+    assert browser.title == "evmamba report"
+    assert browser.get_log("browser") == []
+    handlers = (
+        "return [...document.querySelectorAll('*')].filter(e => e.getAttributeNames().some(n => n.startsWith('on')))"
+    )
+    assert browser.execute_script(handlers) == []
+    assert len(browser.find_elements(By.TAG_NAME, "script")) == 1
+    text = browser.execute_script("return document.documentElement.textContent")
+    for name in NAMES:
+        assert printable(name) in text, name
+    for cell in browser.find_elements(By.CSS_SELECTOR, "td.measured a.cell, td.failed a.cell")[::8]:
+        browser.execute_script("arguments[0].click()", cell)
+        browser.execute_script("document.getElementById('origin').close()")
+    assert browser.title == "evmamba report"
