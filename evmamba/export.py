@@ -88,9 +88,7 @@ def export_onnx(
         UserError: onnx, onnxscript or onnxruntime is missing, the file cannot be written, or the graph's output
             deviates by more than `TOLERANCE`, or a graph of one size has control flow.
     """
-    missing = [name for name in PACKAGES if not _installed(name)]
-    if missing:
-        raise UserError(f"exporting to ONNX needs {', '.join(missing)}: pip install 'evmamba[export]'")
+    need_onnx()
     path = Path(path)
     with _quiet():
         program = torch.onnx.export(
@@ -113,6 +111,13 @@ def export_onnx(
                 f"{worst[1]}x{worst[2]}; {path} is not written"
             )
     return deviations
+
+
+def need_onnx() -> None:
+    """Raise a UserError that names the libraries for ONNX that are missing, if any."""
+    missing = [name for name in PACKAGES if not _installed(name)]
+    if missing:
+        raise UserError(f"exporting to ONNX needs {', '.join(missing)}: pip install 'evmamba[export]'")
 
 
 def compare_onnx(

@@ -10,6 +10,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from msgspec import structs
 from rich.tree import Tree
@@ -69,21 +70,28 @@ def _is_trial(spec: TrainingSpec) -> bool:
 
 def _trained_and_evaluated(spec: TrainingSpec, task: Task, resources: Callable[[str], Resources]) -> list[Spec]:
     training = structs.replace(spec, test=False)
-    evaluation = EvaluationSpec(
-        task=spec.task,
-        model=spec.model,
-        head=spec.head,
-        seed=spec.seed,
-        device=spec.device,
-        suite=spec.suite,
-        recipe=spec.recipe,
-        settings=thorough(spec.settings, task),
-        data_fingerprint=spec.data_fingerprint,
-        trials=spec.trials,
-        start=Start.of(training),
-        needs=(training.name,),
-    )
+    evaluation = _evaluation_of(training, settings=thorough(spec.settings, task))
     return [training, placed(evaluation, resources(kind_of(evaluation)))]
+
+
+def _evaluation_of(training: TrainingSpec, **changes: Any) -> EvaluationSpec:
+    same = {
+        name: getattr(training, name)
+        for name in ("task", "model", "head", "seed", "device", "suite", "recipe", "trials")
+    }
+    same |= {"settings": training.settings, "data_fingerprint": training.data_fingerprint}
+    return EvaluationSpec(**same | changes, start=Start.of(training), needs=(training.name,))
+
+
+def with_exported(graph: Iterable[Spec], resources: Callable[[str], Resources]) -> list[Spec]:
+    """The graph with every trained network tested as ONNX files too, in evaluations: trainings stay what they are."""
+    tested: list[Spec] = []
+    for spec in graph:
+        tested.append(structs.replace(spec, exported=True) if isinstance(spec, EvaluationSpec) else spec)
+        if isinstance(spec, TrainingSpec) and spec.test and not _is_trial(spec):
+            evaluation = _evaluation_of(spec, exported=True)
+            tested.append(placed(evaluation, resources(kind_of(evaluation))))
+    return tested
 
 
 def placed(spec: Spec, resources: Resources) -> Spec:

@@ -54,6 +54,7 @@ class BenchOptions:
             ``cost.OPTION`` for the measurement of the cost: batch_size, training_batch, max_batch, input_sizes,
             warmup_steps, timed_steps (see `evmamba.launch.measure.cost`).
         search: trials of each network before the benchmark (see `evmamba.launch.bench.search`); 0: no search.
+        exported: test trained networks as ONNX files too (`evmamba.launch.bench.graph.with_exported`).
         force: also repeat finished runs.
         elsewhere: plan for a cluster: the device need not be here, and not every file is looked at.
     """
@@ -71,6 +72,7 @@ class BenchOptions:
     pretrained: bool = False
     overrides: Sequence[str] = ()
     search: int = 0
+    exported: bool = False
     force: bool = False
     elsewhere: bool = False
 

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from evmamba.errors import UserError, unknown_name
 from evmamba.files import write_text
-from evmamba.launch.bench.graph import batch_of, build_graph, kind_of, placed, tree
+from evmamba.launch.bench.graph import batch_of, build_graph, kind_of, placed, tree, with_exported
 from evmamba.launch.bench.plan import BenchOptions, plan
 from evmamba.launch.cluster import slurm
 from evmamba.launch.cluster.jobs import JOBS_FILE, JobBook, read_specs
@@ -42,6 +42,8 @@ def plan_graph(options: BenchOptions, cluster: Cluster) -> list[Spec]:
     device = {"auto": "cuda" if with_gpus else "cpu"}.get(options.device, options.device)
     specs = plan(dataclasses.replace(options, device=device, elsewhere=True))
     graph = build_graph(specs, cluster.resources)
+    if options.exported:
+        graph = with_exported(graph, lambda kind: Resources())  # one process measures
     _check_recipes(graph)
     return graph
 
@@ -84,7 +86,8 @@ def plan_here(options: BenchOptions, cluster: Cluster) -> list[Spec]:
     def resources(kind: str) -> Resources:
         return Resources(devices=max(1, min(gpus, cluster[kind].tasks)))
 
-    return build_graph(specs, resources)
+    graph = build_graph(specs, resources)
+    return with_exported(graph, lambda kind: Resources()) if options.exported else graph
 
 
 def graph_of(output: Path, cluster: Cluster) -> list[Spec]:

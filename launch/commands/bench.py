@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from evmamba.launch.bench.graph import build_graph
+    from evmamba.launch.bench.graph import build_graph, with_exported
     from evmamba.launch.bench.local import run_here
     from evmamba.launch.bench.plan import backbones_of, plan, preset_of
     from evmamba.launch.bench.progress import RunProgress
@@ -38,9 +38,13 @@ def main(arguments: Sequence[str]) -> int:
         if any(preset_of(options, task) == "paper" for task in TASKS):
             # The paper's detectors and segmentors start from its classifiers.
             specs = build_graph(specs, lambda kind: Resources())
+        if options.exported:
+            specs = with_exported(specs, lambda kind: Resources())
     results, interrupted = run_here(specs, options.output, RunProgress(console, len(specs)), options.force)
     if options.search and not interrupted:
         specs = plan(options)  # now with what the trials chose
+        if options.exported:
+            specs = with_exported(specs, lambda kind: Resources())
         results, interrupted = run_here(specs, options.output, RunProgress(console, len(specs)))
     table = build_table(results, models=backbones_of(options))
     print_table(table, console)

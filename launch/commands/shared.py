@@ -64,6 +64,11 @@ def add_bench_options(parser: Parser) -> None:
         "--pretrained", action="store_true", help="start every training from the weights published for its backbone"
     )
     parser.add_argument(
+        "--exported",
+        action="store_true",
+        help="test trained networks as ONNX files too, float32 and INT8: accuracy, size and latency in onnxruntime",
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -102,6 +107,7 @@ def bench_options(given: argparse.Namespace) -> "BenchOptions":
         device=given.device,
         precision=given.precision,
         pretrained=given.pretrained,
+        exported=given.exported,
         overrides=given.set,
         search=given.search,
     )

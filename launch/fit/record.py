@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 
+from evmamba.launch.fit.exported import Exported
 from evmamba.launch.fit.settings import beyond_defaults
 from evmamba.launch.store.progress import write_progress
 from evmamba.launch.store.results import Result, device_name, file_hash, git_state, provenance, write_result
@@ -38,6 +39,7 @@ class Background:
         suite: see `Result.suite`.
         training: see `Result.training`.
         sweeps: see `Result.sweeps`.
+        exported: what was found of the network as ONNX files.
         start: when the run began.
     """
 
@@ -48,6 +50,7 @@ class Background:
     suite: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
     sweeps: dict[str, list[Point]] = field(default_factory=dict)
+    exported: Exported | None = None
     start: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
 
     def __post_init__(self) -> None:
@@ -96,14 +99,15 @@ def result_of(
     arguments = config["data"].get("init_args", {}) | config["model"].get("init_args", {})
     tested = f"checkpoint {trainer.ckpt_path}" if trainer.ckpt_path else "untrained"
     files = {"files": list(evaluation.files)} if evaluation.files else {}
+    exported = background.exported or Exported()
     return Result(
         run=background.run,
         task=task.name,
         model=arguments["backbone"],
         head=task.head_in(arguments).key,
         data=data.description(),
-        metrics=dict(evaluation.metrics),  # type: ignore[arg-type]
-        cost={"parameters": sum(p.numel() for p in module.parameters())},
+        metrics={**evaluation.metrics, **exported.metrics},  # type: ignore[dict-item]
+        cost={"parameters": sum(p.numel() for p in module.parameters()), **exported.cost},
         protocol={
             "weights": background.weights or tested,
             "test_time_augmentation": "none",
@@ -112,7 +116,7 @@ def result_of(
             **evaluation.protocol,
         },
         training=background.training,
-        details={**evaluation.details, **files},
+        details={**evaluation.details, **files, **({"exported": exported.details} if exported.details else {})},
         provenance=provenance(
             config=config,
             seed=config.get("seed_everything"),

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from evmamba.launch.fit.cli import EvmambaCLI
+from evmamba.launch.fit.exported import measure_exported
 from evmamba.launch.fit.record import (
     Background,
     ProgressWriter,
@@ -66,6 +67,9 @@ def evaluate(spec: EvaluationSpec, folder: Path) -> None:
     weights = f"{trained.protocol.get('weights', 'last epoch')} of {trained.run}"
     origin = origin_of(spec) | {"from_scratch": trained_from_scratch(trained)}
     background = Background(spec.name, cli.plain_config(), weights, origin, spec.suite, trained.training)
+    if spec.exported:
+        exported = measure_exported(cli.trainer, cli.model, cli.datamodule, folder)
+        background = dataclasses.replace(background, exported=exported)
     add_callbacks(cli.trainer, ProgressWriter(folder, TrainingRecord()), ResultWriter(folder, background))
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
 

@@ -1,10 +1,12 @@
 """What a table shows of each kind of run: its columns, their units and roundings, and the names of tasks and heads."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from evmamba.launch.store.results import COST
+from evmamba.launch.store.spec import EXPORTED_FORMS
 from evmamba.tasks import TASKS, Head
 
 
@@ -19,6 +21,7 @@ class Column:
         scale: from the stored unit to the printed one.
         better: which end of the column is the good one.
         optional: left out when nothing in its group was measured.
+        cost: whether a training or evaluation has it in `Result.cost`.
     """
 
     key: str
@@ -27,6 +30,7 @@ class Column:
     scale: float = 1.0
     better: Literal["max", "min"] = "max"
     optional: bool = False
+    cost: bool = False
 
 
 def _two_decimals(value: float) -> str:
@@ -65,6 +69,21 @@ def columns_of(task: str, head: str | None) -> tuple[Column, ...]:
         )
         for metric in TASKS[task].metrics_of(head)
     )
+
+
+def exported_columns(task: str, head: str | None) -> list[Column]:
+    """The columns of a trained network's exported forms: the task's first metric, size and latency of each."""
+    if task == COST:
+        return []
+    metric = columns_of(task, head)[0]
+    columns = []
+    for form, name in EXPORTED_FORMS.items():
+        columns += [
+            dataclasses.replace(metric, key=f"{form}_{metric.key}", header=f"{name} {metric.header}", optional=True),
+            Column(f"{form}_mb", f"{name} (MB)", _three_digits, better="min", optional=True, cost=True),
+            Column(f"{form}_latency_ms", f"{name} (ms)", _three_digits, better="min", optional=True, cost=True),
+        ]
+    return columns
 
 
 def head_of(task: str, head: str | None) -> Head | None:

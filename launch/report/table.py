@@ -12,7 +12,7 @@ from typing import Any
 
 from evmamba.launch.report import over_images
 from evmamba.launch.report.cells import Cell, Group, Row, State, Table
-from evmamba.launch.report.columns import Column, columns_of, head_of, title_of
+from evmamba.launch.report.columns import Column, columns_of, exported_columns, head_of, title_of
 from evmamba.launch.report.equal_time import at_equal_time
 from evmamba.launch.report.notes import Notes, budgets, caption, memory, other_trainings, sizes
 from evmamba.launch.report.paper import claims, comparable, label_of, paper, published, split_tags
@@ -44,8 +44,7 @@ def build_table(results: Iterable[Result], models: Sequence[str] | None = None) 
             the network they come from, where that was run too.
         models: order of the rows; by default the models follow their number of parameters.
     """
-    # A training that another run evaluates has no numbers of its own.
-    results = [r for r in results if not (r.finished and r.protocol.get("stage") == "fit")]
+    results = _without_evaluated(list(results))
     # Nor have trials, beside what they chose.
     results = _named_apart([r for r in results if not _is_trial(r)] or results)
     whole = [result for result in results if not split_tags(result.model)[1]]
@@ -59,6 +58,16 @@ def build_table(results: Iterable[Result], models: Sequence[str] | None = None) 
             [model for model in models if split_tags(model)[0] in ablated] if models else None,
         )
     return table
+
+
+def _without_evaluated(results: list[Result]) -> list[Result]:
+    """Results without trainings that another run evaluates, which has their numbers."""
+    evaluated = {(r.task, r.head, r.provenance.get("init_from")) for r in results if r.finished}
+    return [
+        r
+        for r in results
+        if not r.finished or ((r.task, r.head, r.run) not in evaluated and r.protocol.get("stage") != "fit")
+    ]
 
 
 def _is_trial(result: Result) -> bool:
@@ -233,6 +242,8 @@ def _group(results: list[Result], apart: Sequence[str] = ()) -> Group:
             column = dataclasses.replace(column, header=f"{column.header} (b{batch})")
         if shown:
             columns.append(column)
+    exported = exported_columns(first.task, first.head)
+    columns += [c for c in exported if any(c.key in (r.cost if c.cost else r.metrics) for r in results)]
     return Group(first.task, first.head, title, columns, first.data, same_data or first.task == "cost", schedule)
 
 
@@ -259,7 +270,7 @@ def _measured_cells(runs: Repetitions, group: Group, label: str, notes: Notes, s
     cells = []
     undefined = []
     for column in group.columns:
-        number = runs.number(column.key, cost=group.task == "cost")
+        number = runs.number(column.key, cost=column.cost or group.task == "cost")
         if column.key == "elsewhere":
             cells.append(Cell("", "blank"))
         elif number is None:

@@ -37,6 +37,9 @@ SPEC_FILE = "spec.json"
 LOG_FILE = "run.log"
 NOT_STARTED = "not started: needs {}, which failed"
 
+# As what a trained network can be tested beside PyTorch, by onnxruntime: key in results and file names -> in words.
+EXPORTED_FORMS = {"onnx": "ONNX", "int8": "INT8"}
+
 # What model, data and trainer are told beyond their defaults: LightningCLI's configuration, e.g.
 # {"model": {"class_path": ..., "init_args": {...}}, "data": {...}, "trainer": {"max_epochs": 3}}.
 Settings = dict[str, Any]
@@ -265,9 +268,11 @@ class EvaluationSpec(TaskSpec, frozen=True, kw_only=True, tag="evaluation"):
 
     Attributes:
         start: the training.
+        exported: whether the network is also tested as ONNX files, in all `EXPORTED_FORMS`.
     """
 
     start: Start
+    exported: bool = False
 
     @property
     def kind(self) -> str:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from evmamba.errors import UserError
-from evmamba.launch.bench.graph import batch_of, build_graph, placed, tree
+from evmamba.launch.bench.graph import batch_of, build_graph, placed, tree, with_exported
 from evmamba.launch.fit.cli import EvmambaCLI, settings_of
 from evmamba.launch.fit.recipes import recipe_of
 from evmamba.launch.fit.settings import setting
@@ -56,6 +56,21 @@ def test_detection_and_segmentation_start_from_the_classification_of_the_same_mo
         assert before.kind == ("segmentation_training" if isinstance(spec, EvaluationSpec) else "classification")
     evaluations = [spec for spec in graph if isinstance(spec, EvaluationSpec)]
     assert all(setting(spec.settings, "model.init_args.multi_scale") for spec in evaluations)
+
+
+def test_every_trained_network_is_exported_by_an_evaluation_and_its_training_stays_what_it_was():
+    graph = build_graph(everything(), lambda kind: Resources(1, 8))
+    exported = with_exported(graph, lambda kind: Resources())
+    assert [spec.name for spec in exported if isinstance(spec, TrainingSpec)] == [
+        spec.name for spec in graph if isinstance(spec, TrainingSpec)
+    ]
+    evaluations = [spec for spec in exported if isinstance(spec, EvaluationSpec)]
+    assert [spec.task for spec in evaluations] == ["classification", "detection", "segmentation"]
+    assert all(spec.exported and spec.needs == (spec.start.run,) for spec in evaluations)
+    seen: set[str] = set()
+    for spec in exported:
+        assert set(spec.needs) <= seen
+        seen.add(spec.name)
 
 
 def test_the_graph_can_run_in_its_order():
