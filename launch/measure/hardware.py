@@ -1,4 +1,4 @@
-"""What GPUs can do at most, the scan's floor by it, and what the simulated scheduler predicts (predictions.json)."""
+"""What devices can do at most, the scan's floor by it, and what the simulated scheduler predicts (predictions.json)."""
 
 import json
 from dataclasses import dataclass
@@ -6,7 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 EXPONENTIALS_A_CLOCK = 16  # of a multiprocessor; a warp takes two cycles of each of its four schedulers
+VECTOR_INSTRUCTIONS = 17  # of a CPU, for a vector of states
 PREDICTIONS = Path(__file__).with_name("predictions.json")
 
 
@@ -54,6 +57,24 @@ def scan_floor_us(hardware: Hardware, token_channels: int, states: int, training
     forward = hardware.seconds(4 * token_channels, (states + 2) * token_channels)
     backward = hardware.seconds(6 * token_channels, (states + 3) * token_channels)
     return 1e6 * (forward + backward if training else forward)
+
+
+def cpu_scan_floor_us(token_channels: int, states: int, threads: int) -> float | None:
+    """No CPU code that keeps its states in registers is faster, forward, in float32; None where the clock is not told.
+
+    Counted: `VECTOR_INSTRUCTIONS` for a vector of states (exponential by a polynomial, recurrence, sum), two a clock,
+    at the clock that the operating system tells now.
+    """
+    try:
+        import psutil
+    except ImportError:  # not needed by the kernels alone
+        return None
+    clock = psutil.cpu_freq()
+    if clock is None or not clock.current:
+        return None
+    lanes = {"AVX512": 16, "AVX2": 8}.get(torch.backends.cpu.get_cpu_capability(), 4)
+    vectors = token_channels * states / lanes
+    return vectors * VECTOR_INSTRUCTIONS / 2 / (clock.current * threads)
 
 
 @lru_cache

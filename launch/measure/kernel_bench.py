@@ -2,18 +2,21 @@
 
     python -m evmamba.launch.measure.kernel_bench [--shapes T-s1 ...] [--backends triton original] [--output FOLDER]
 
-On a GPU all shapes in bfloat16, on a CPU the small ones in float32. Prints a table of medians; with --output also
-writes it as JSON (with device, versions, 20th and 80th percentiles) and Markdown, and a plot if matplotlib is
+On a GPU all shapes in bfloat16; on a CPU the small ones in float32, with one thread and with all, beside the scans of
+mambapy and transformers where these are installed, all of them taking turns. Prints a table of medians; with --output
+also writes it as JSON (with device, versions, 20th and 80th percentiles) and Markdown, and a plot if matplotlib is
 installed. A backend that fails at a shape (out of memory, say) is reported with its error, not left out.
 """
 
 import argparse
+import functools
 import gc
+import importlib.util
 import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -28,11 +31,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from evmamba.kernels.ops import es2d_scan
 from evmamba.kernels.paths import path_length
-from evmamba.launch.measure.hardware import hardware_of, scan_floor_us
-from evmamba.launch.measure.original import original_es2d, scan_name
+from evmamba.launch.measure.hardware import cpu_scan_floor_us, hardware_of, scan_floor_us
+from evmamba.launch.measure.original import original_es2d, other_scans, scan_name
 from evmamba.launch.store.results import processor_name
 
 N = 16
+SECONDS, ROUNDS = 1.0, 5
+# What EVMAMBA_BACKEND takes; the other rows are other people's scans.
+BACKENDS = ("triton", "numba", "torch", "reference")
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,10 @@ CPU_SHAPES = (
 
 
 def floor_ms(shape: Shape, device: torch.device, training: bool) -> float | None:
-    """No scan of this shape is faster (`hardware.scan_floor_us`); None for devices that are not known."""
+    """No scan of this shape is faster (see `hardware`); None for devices that are not known, and a CPU's training."""
+    if device.type == "cpu":
+        floor = None if training else cpu_scan_floor_us(shape.tokens * shape.D, N, torch.get_num_threads())
+        return floor and floor / 1e3
     hardware = hardware_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     return scan_floor_us(hardware, shape.tokens * shape.D, N, training) / 1e3 if hardware else None
 
@@ -107,16 +116,12 @@ class Measurement:
 
 def measure(call: Callable[[], object], device: torch.device, seconds: float = 1.0) -> Measurement:
     """Time and peak memory, after a warm-up."""
-    call()
     if device.type != "cuda":
-        times: list[float] = []
-        end = time.perf_counter() + seconds
-        while len(times) < 3 or time.perf_counter() < end:
-            start = time.perf_counter()
-            call()
-            times.append(1e3 * (time.perf_counter() - start))
-        p20, _, _, p80 = statistics.quantiles(times, n=5)
-        return Measurement(p20, statistics.median(times), p80, _cpu_memory(call))
+        (measured,) = measure_in_turns([call], seconds)
+        if isinstance(measured, Exception):
+            raise measured
+        return measured
+    call()
     from triton.testing import do_bench
 
     torch.cuda.synchronize()
@@ -127,6 +132,39 @@ def measure(call: Callable[[], object], device: torch.device, seconds: float = 1
     memory = (torch.cuda.max_memory_allocated(device) - before) / 1e6
     p20, median, p80 = do_bench(call, warmup=200, rep=int(1e3 * seconds), quantiles=[0.2, 0.5, 0.8])
     return Measurement(p20, median, p80, memory)
+
+
+def measure_in_turns(calls: Sequence[Callable[[], object]], seconds: float) -> list[Measurement | Exception]:
+    """On a CPU: after a warm-up the calls take turns, so that what else the machine does falls on all of them alike.
+
+    Args:
+        calls: what to time.
+        seconds: for each of them, in `ROUNDS` rounds with a call at least in each.
+
+    Returns:
+        For each what was measured, or the error with which it failed (see `failures`).
+    """
+    results: list[Measurement | Exception] = [RuntimeError("not measured")] * len(calls)
+    times: dict[int, list[float]] = {}
+    for k, call in enumerate(calls):
+        try:
+            call()
+            times[k] = []
+        except failures() as error:
+            results[k] = error
+    for _ in range(ROUNDS):
+        for k, taken in times.items():
+            end = time.perf_counter() + seconds / ROUNDS
+            while True:
+                start = time.perf_counter()
+                calls[k]()
+                taken.append(1e3 * (time.perf_counter() - start))
+                if time.perf_counter() >= end:
+                    break
+    for k, taken in times.items():
+        p20, _, _, p80 = statistics.quantiles(taken, n=5)
+        results[k] = Measurement(p20, statistics.median(taken), p80, _cpu_memory(calls[k]))
+    return results
 
 
 def _cpu_memory(call: Callable[[], object]) -> float:
@@ -155,30 +193,63 @@ def forced_backend(name: str) -> Iterator[None]:
             os.environ["EVMAMBA_BACKEND"] = before
 
 
-def run(shape: Shape, backend: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """One row: forward without gradients, and forward with backward."""
+def run(shape: Shape, backends: Sequence[str], device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """A row a backend: forward without gradients, and forward with backward."""
     inputs = make_inputs(shape, device, dtype)
-    scan = original_es2d if backend == "original" else es2d_scan
     dy = torch.randn(inputs[0].shape, device=device)
-
-    def training() -> None:
-        torch.autograd.grad(scan(*inputs), inputs, dy)
-
     sizes = {"B": shape.B, "H": shape.H, "W": shape.W, "D": shape.D, "R": shape.R, "N": N}
-    row: dict[str, Any] = {"shape": shape.name, "backend": backend, **sizes}
-    try:
-        with forced_backend("torch" if backend == "original" else backend):
+    rows: dict[str, dict[str, Any]] = {name: {"shape": shape.name, "backend": name, **sizes} for name in backends}
+
+    def call(name: str, key: str) -> object:
+        scan = scan_of(name)
+        with forced_backend(name if name in BACKENDS else "torch"):
+            if key == "training":
+                return torch.autograd.grad(scan(*inputs), inputs, dy)
             with torch.inference_mode():
-                row |= _columns("forward", measure(lambda: scan(*inputs), device))
-            row |= _columns("training", measure(training, device))
-    except failures() as error:
-        row["error"] = first_line(error)
+                return scan(*inputs)
+
     for key, in_training in (("forward", False), ("training", True)):
+        able = [name for name in backends if "error" not in rows[name]]
+        calls = [functools.partial(call, name, key) for name in able]
+        for name, measured in zip(able, _measured(calls, device), strict=True):
+            rows[name] |= (
+                {"error": first_line(measured)} if isinstance(measured, Exception) else _columns(key, measured)
+            )
         floor = floor_ms(shape, device, in_training)
         if floor is not None:
-            row[f"{key}_floor_ms"] = floor
+            for row in rows.values():
+                row[f"{key}_floor_ms"] = floor
+    if device.type == "cpu":
+        for row in rows.values():
+            row["threads"] = torch.get_num_threads()
     gc.collect()
-    return row
+    return list(rows.values())
+
+
+def _measured(calls: Sequence[Callable[[], object]], device: torch.device) -> list[Measurement | Exception]:
+    if device.type == "cpu":
+        return measure_in_turns(calls, SECONDS)
+    results: list[Measurement | Exception] = []
+    for call in calls:
+        try:
+            results.append(measure(call, device, SECONDS))
+        except failures() as error:
+            results.append(error)
+    return results
+
+
+def scan_of(name: str) -> Callable[..., Tensor]:
+    """The function behind a row: one of our backends (to be chosen by `forced_backend`), or somebody else's scan."""
+    if name in BACKENDS:
+        return es2d_scan
+    if name == "original":
+        return original_es2d
+    return functools.partial(original_es2d, scan=other_scans()[name])
+
+
+def cpu_backends() -> list[str]:
+    """What a CPU can be measured with here, the fastest first."""
+    return [*(["numba"] if importlib.util.find_spec("numba") else []), "torch", *other_scans(), "original"]
 
 
 def failures() -> tuple[type[Exception], ...]:
@@ -206,25 +277,30 @@ def _columns(name: str, measured: Measurement) -> dict[str, float]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table; "x original" is how many times faster than the original's recipe."""
-    originals = {row["shape"]: row for row in rows if row["backend"] == "original"}
+    originals = {_case(row): row for row in rows if row["backend"] == "original"}
     lines = [
         "| shape | backend | forward ms | x floor | x original | MB | training ms | x floor | x original | MB |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        cells = [row["shape"], row["backend"]]
+        cells = [_case(row), row["backend"]]
         if "error" in row:
-            lines.append(f"| {row['shape']} | {row['backend']} | {row['error']} |" + " |" * 7)
+            lines.append(f"| {cells[0]} | {row['backend']} | {row['error']} |" + " |" * 7)
             continue
         for key in ("forward", "training"):
             value = row[f"{key}_ms"]
-            floor, original = row.get(f"{key}_floor_ms"), originals.get(row["shape"], {}).get(f"{key}_ms")
+            floor, original = row.get(f"{key}_floor_ms"), originals.get(_case(row), {}).get(f"{key}_ms")
             cells.append(f"{value:.3f}")
             cells.append(f"{value / floor:.2f}" if floor else "")
             cells.append(f"{original / value:.1f}" if original else "")
             cells.append(f"{row[f'{key}_mb']:.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _case(row: dict[str, Any]) -> str:
+    threads = row.get("threads")
+    return row["shape"] if threads is None else f"{row['shape']}, {threads} thread{'s' * (threads > 1)}"
 
 
 def triton_version() -> str:
@@ -242,12 +318,12 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    shapes = list(dict.fromkeys(map(_case, rows)))
     backends = list(dict.fromkeys(row["backend"] for row in rows))
     figure, axes = plt.subplots(1, 2, figsize=(12, 0.5 * len(shapes) * len(backends) / 2 + 2), sharey=True)
     for axis, key in zip(axes, ("forward", "training"), strict=True):
         for i, backend in enumerate(backends):
-            values = {row["shape"]: row.get(f"{key}_ms", float("nan")) for row in rows if row["backend"] == backend}
+            values = {_case(row): row.get(f"{key}_ms", float("nan")) for row in rows if row["backend"] == backend}
             heights = [j + 0.8 * (i + 0.5) / len(backends) - 0.4 for j in range(len(shapes))]
             axis.barh(heights, [values.get(s, float("nan")) for s in shapes], 0.8 / len(backends), label=backend)
         axis.set_xscale("log")
@@ -264,11 +340,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time the scan backends at the networks' shapes.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shapes = GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
-    backends = ["triton", "torch", "original"] if device.type == "cuda" else ["torch", "original"]
+    backends = ["triton", "torch", "original"] if device.type == "cuda" else cpu_backends()
+    all_threads = [] if device.type == "cuda" else sorted({1, torch.get_num_threads()})
     parser.add_argument(
         "--shapes", nargs="+", default=[], metavar="WORD", help="only shapes whose name has one of these"
     )
-    parser.add_argument("--backends", nargs="+", default=backends, choices=["triton", "torch", "reference", "original"])
+    parser.add_argument("--backends", nargs="+", default=backends, choices=[*BACKENDS, *other_scans(), "original"])
+    parser.add_argument("--threads", nargs="+", type=int, default=all_threads, help="on a CPU (default: one, and all)")
     parser.add_argument("--output", type=Path, help="folder for kernels.json, kernels.md and kernels.png")
     options = parser.parse_args()
     chosen = [shape for shape in shapes if not options.shapes or any(word in shape.name for word in options.shapes)]
@@ -287,9 +365,12 @@ def main() -> None:
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     rows = []
     for shape in chosen:
-        for backend in options.backends:
-            rows.append(run(shape, backend, device, dtype))
-            print(f"  {shape.name}, {backend}: {rows[-1].get('error', 'done')}", flush=True)
+        for threads in options.threads or [None]:
+            if threads is not None:
+                torch.set_num_threads(threads)
+            for row in run(shape, options.backends, device, dtype):
+                rows.append(row)
+                print(f"  {_case(row)}, {row['backend']}: {row.get('error', 'done')}", flush=True)
     table = markdown(rows)
     print(table)
     if options.output:

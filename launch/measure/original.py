@@ -5,6 +5,8 @@ CUDA kernel of mamba_ssm where that is installed (else a loop over tokens), and 
 here to be measured and to be a second opinion on the definition; nothing else uses it.
 """
 
+import contextlib
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -14,6 +16,20 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# (u, delta [b, K D, L], A [K D, N], B, C [b, K, N, L], D, bias [K D]) -> [b, K D, L]
+Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def other_scans() -> dict[str, Scan]:
+    """Scans of other projects that need no GPU, by the project's name, as far as they are installed."""
+    found: dict[str, Scan] = {}
+    if importlib.util.find_spec("mambapy"):
+        found["mambapy"] = _mambapy
+    with contextlib.suppress(ImportError, AttributeError):
+        mamba = importlib.import_module("transformers.models.mamba.modeling_mamba")
+        found["transformers"] = functools.partial(_transformers, mamba.mamba_selective_scan)
+    return found
 
 
 def scan_name() -> str:
@@ -28,8 +44,9 @@ def original_es2d(
     dt_projs_bias: Tensor,
     A_logs: Tensor,
     Ds: Tensor,
+    scan: Scan | None = None,
 ) -> Tensor:
-    """Shapes as `es2d_scan`: x `[B, H, W, D]`, result float32 `[B, H, W, D]`."""
+    """Shapes as `es2d_scan`: x `[B, H, W, D]`, result float32 `[B, H, W, D]`; `scan` None: as `scan_name` says."""
     B, H, W, D = x.shape
     K, _, R = dt_projs_weight.shape
     N = A_logs.shape[1]
@@ -38,8 +55,7 @@ def original_es2d(
     projected = torch.einsum("bkdl,kcd->bkcl", xs, x_proj_weight.to(x.dtype))
     dt_low, Bs, Cs = projected.split([R, N, N], dim=2)
     dts = torch.einsum("bkrl,kdr->bkdl", dt_low, dt_projs_weight.to(x.dtype))
-    scan = _selective_scan()
-    ys = scan(
+    ys = (scan or _selective_scan())(
         xs.float().reshape(B, K * D, L),
         dts.contiguous().float().reshape(B, K * D, L),
         -A_logs.float().exp(),
@@ -70,7 +86,7 @@ def _merge(ys: Tensor, H: int, W: int) -> Tensor:
     return y[..., :H, :W]
 
 
-def _selective_scan() -> Callable[..., Tensor]:
+def _selective_scan() -> Scan:
     if scan_name() == "mamba_ssm":
         selective_scan_fn = importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
         return lambda u, delta, A, B, C, D, bias: selective_scan_fn(u, delta, A, B, C, D, None, bias, True)
@@ -89,6 +105,31 @@ def _loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, 
         h = torch.exp(delta[:, :, t, None] * A) * h + (delta[:, :, t] * u[:, :, t])[..., None] * Bt
         outputs.append((h * Ct).sum(-1))
     return torch.stack(outputs, dim=-1) + u * D[:, None]
+
+
+def _mambapy(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
+    """mambapy's parallel scan, prepared as its `MambaBlock` does."""
+    pscan = importlib.import_module("mambapy.pscan").pscan
+    per_group = u.shape[1] // B.shape[1]
+    u, delta = u.mT, F.softplus(delta + bias[:, None]).mT  # [b, L, K D]
+    B, C = (m.permute(0, 3, 1, 2).repeat_interleave(per_group, dim=2) for m in (B, C))  # [b, L, K D, N]
+    states = pscan(torch.exp(delta[..., None] * A), (delta * u)[..., None] * B)
+    return ((states * C).sum(-1) + u * D).mT
+
+
+def _transformers(
+    function: Scan, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor
+) -> Tensor:
+    """transformers' path without kernels: one call a group, as it knows no groups."""
+    K = B.shape[1]
+    groups = zip(*(t.chunk(K, dim) for t, dim in ((u, 1), (delta, 1), (A, 0), (D, 0), (bias, 0))), strict=True)
+    return torch.cat(
+        [
+            function(u, delta, A, B[:, k], C[:, k], D, delta_bias=bias, delta_softplus=True)  # type: ignore[call-arg]
+            for k, (u, delta, A, D, bias) in enumerate(groups)
+        ],
+        dim=1,
+    )
 
 
 class SelectiveScan(torch.autograd.Function):
