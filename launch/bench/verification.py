@@ -185,11 +185,11 @@ def verify_result(path: Path, settings: Settings, data: Path | None = None) -> C
         for metric in images.metrics:
             stored = result.metrics.get(metric)
             again = recomputed(images, metric)
-            undefined = math.isnan(again)
-            if stored is None and not undefined:
+            if stored is None and not math.isnan(again):
                 continue  # not a metric of this result
-            if undefined != (stored is None or stored < 0) or not (undefined or abs(stored - again) <= SAME):
-                faults.append(f"{metric} is {stored:.6f}, computed again from the images it is {again:.6f}")
+            claimed = math.nan if stored is None or stored < 0 else stored
+            if not (abs(claimed - again) <= SAME or (math.isnan(claimed) and math.isnan(again))):
+                faults.append(f"{metric} is {claimed:.6f}, computed again from the images it is {again:.6f}")
             checked.append(metric)
     if data is not None:
         faults += _other_data(result, record, data)

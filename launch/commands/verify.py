@@ -71,16 +71,13 @@ def main(arguments: Sequence[str]) -> int:
         given.tolerance,
         shlex.join(["evmamba", "verify", *arguments]),
     )
-    task, folder = next(iter(folders.items()), (None, None))
     certificates = []
     if given.result is not None:
-        certificates.append(verification.verify_result(given.result, settings, folder))
+        certificates.append(verification.verify_result(given.result, settings, next(iter(folders.values()), None)))
     elif given.checkpoint is not None:
-        assert folder is not None
-        certificates.append(verification.verify_checkpoint(given.checkpoint, folder, settings))
+        certificates.append(verification.verify_checkpoint(given.checkpoint, *folders.values(), settings))
     else:
-        assert folder is not None
-        assert task is not None
+        ((task, folder),) = folders.items()
         certificates += [
             verification.verify_weights(name, task, folder, settings, given.weights) for name in given.names
         ]

@@ -65,18 +65,22 @@ def _images_if_it_fits(arguments: Sequence[str], size: int) -> int | None:
             "data.init_args.batch_size": size,
         }
         try:
-            cli = EvmambaCLI([*arguments, *(f"--{option}={value}" for option, value in own.items())], run=False)
-            cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-            return len(cli.datamodule.train_set)  # type: ignore[arg-type]
+            return _train([*arguments, *(f"--{option}={value}" for option, value in own.items())])
         except RuntimeError as error:
             if not is_oom_error(error):
                 raise
         finally:
-            cli = None
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
     return None
+
+
+def _train(arguments: Sequence[str]) -> int:
+    """Train in a scope of its own, after which nothing is held; return the number of training images."""
+    cli = EvmambaCLI(arguments, run=False)
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    return len(cli.datamodule.train_set)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
