@@ -11,6 +11,7 @@ from evmamba.launch.report.columns import head_of
 from evmamba.launch.report.paper import label_of
 from evmamba.launch.report.seeds import estimate
 from evmamba.launch.report.table import DASH
+from evmamba.launch.store.estimates import read_estimate
 from evmamba.launch.store.results import FILE_NAME, Result
 from evmamba.tasks import TASKS
 from evmamba.tasks.images import read_image
@@ -50,9 +51,16 @@ def facts_of(result: Result) -> dict[str, str]:
         "configuration": sentence(origin, ("config_hash", "spec_hash", "seed", "init_from")),
         "start": str(origin.get("start") or ""),
         "duration": f"{origin['duration_s']:,.0f} s" if origin.get("duration_s") is not None else "",
+        "estimate": _estimate(result),
         "files": f"{result.folder.name}/: {', '.join(files)}" if result.folder else "",
     }
     return {name: text for name, text in facts.items() if text}
+
+
+def _estimate(result: Result) -> str:
+    found = read_estimate(result.folder) if result.folder else None
+    seconds = result.training.get("seconds")
+    return found.beside(seconds) if found and seconds else ""
 
 
 def sentence(values: dict[str, Any], keys: Sequence[str] | None = None) -> str:

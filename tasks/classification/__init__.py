@@ -12,6 +12,7 @@ TASK = Task(
     metrics=(Metric("top1", "top-1 (%)"), Metric("top5", "top-5 (%)")),
     class_metric="accuracy",
     per_image=f"{_HERE}.per_image:Right",
+    trained_side="data.init_args.image_size",
     published_protocol=f"{_HERE}.published:published_protocol",
     protocol_options=("image_size",),
     recipes="evmamba.conf:classification",

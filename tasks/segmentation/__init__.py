@@ -12,6 +12,7 @@ TASK = Task(
     metrics=(Metric("mIoU", "mIoU (%)"), Metric("mIoU_ms", "mIoU ms (%)", optional=True)),
     class_metric="IoU",
     per_image=f"{_HERE}.per_image:Overlaps",
+    trained_side="data.init_args.crop_size",
     protocol_options=("inference",),
     recipes="evmamba.conf:segmentation",
     paper_recipe="ade20k_{head}_{variant}",
