@@ -59,7 +59,7 @@ def read_speed(source: str | None) -> Speed:
 
     Args:
         source: a number (images a second of EfficientVMamba-T's training step at 224 pixels), the JSON file of
-            `evmamba profile --phases training`, result files of cost runs or a folder of them; None: an assumption.
+            `evmamba profile --training`, result files of cost runs or a folder of them; None: an assumption.
 
     Raises:
         UserError: nothing in it was measured in training.
@@ -67,7 +67,7 @@ def read_speed(source: str | None) -> Speed:
     if source is None:
         claim = claims(REFERENCE)[0]
         basis = (
-            f"{claim.source}: {claim.images_per_s:g} images/s of T on one {claim.hardware}; training a third (assumed)"
+            f"{claim.source}: {claim.images_per_s:g} images/s of T on one {claim.hardware}, training a third (assumed)"
         )
         return Speed(claim.images_per_s * FORWARD_SHARE * backbone_macs(REFERENCE), {}, basis)
     try:
@@ -78,7 +78,7 @@ def read_speed(source: str | None) -> Speed:
         measured = _from_files(Path(source))
     if not measured:
         raise UserError(
-            f"{source} has no training step of a backbone: measure some with `evmamba profile --phases training` or "
+            f"{source} has no training step of a backbone: measure some with `evmamba profile --training` or "
             "`evmamba bench` on such a device, or give images a second"
         )
     first = next(iter(measured))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from evmamba.launch.cluster.settings import Cluster
+    from evmamba.launch.store.spec import Spec
 
 DESCRIPTION = """A benchmark as SLURM jobs that wait for each other, ending in one table. The options of the cluster may
 also be given for one kind of run: cost, a task, evaluation, report."""
@@ -57,6 +58,14 @@ def main(arguments: Sequence[str]) -> int:
     for key, what in CLUSTER_OPTIONS.items():
         name = f"--{key.replace('_', '-')}"
         cluster_group.add_argument(name, action="append", dest=f"job_{key}", metavar="[KIND=]VALUE", help=what)
+    guess = parser.add_argument_group("estimate of hours, shown by --dry-run and kept for the report")
+    guess.add_argument(
+        "--speed",
+        metavar="SOURCE",
+        help="images a second of EfficientVMamba-T's training step at 224 pixels, the JSON of `evmamba profile "
+        "--training`, or results of an earlier benchmark (default: a published figure, and said so)",
+    )
+    guess.add_argument("--loading", type=float, metavar="N", help="images that a core loads in a second (default: 100)")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="print scripts and graph, submit nothing")
     how.add_argument("--local", action="store_true", help="run the same graph here, one run after the other")
@@ -101,9 +110,36 @@ def main(arguments: Sequence[str]) -> int:
             )
     if given.dry_run:
         submission.show(specs, given.output, cluster, console)
+        _estimate(given, specs, cluster, console)
     else:
         submission.submit(specs, given.output, cluster, resume, console, only_new=given.rest)
+        if given.speed is not None:
+            _estimate(given, specs, cluster, console, keep=True)
     return 0
+
+
+def _estimate(
+    given: argparse.Namespace, specs: "Sequence[Spec]", cluster: "Cluster", console: "Console", keep: bool = False
+) -> None:
+    """Print how long the trainings will take, and with `keep` leave that in their folders."""
+    from evmamba.launch.bench.estimate import LOADING, estimate, print_estimates, read_speed
+    from evmamba.launch.bench.graph import kind_of
+    from evmamba.launch.store.spec import RUNS_FOLDER, TrainingSpec
+
+    trainings = [spec for spec in specs if isinstance(spec, TrainingSpec)]
+    if given.speed is None and any(spec.device == "cpu" for spec in trainings):
+        console.print("no estimate: nothing is known of these processors; say it with --speed", style="dim")
+        return
+    speed = read_speed(given.speed)
+    with console.status("counting the networks' work"):
+        found = {
+            spec.name: one
+            for spec in trainings
+            if (one := estimate(spec, speed, cluster[kind_of(spec)].cpus_per_task, given.loading or LOADING))
+        }
+    print_estimates(trainings, found, console)
+    for name, one in found.items() if keep else ():
+        one.write(given.output / RUNS_FOLDER / name)
 
 
 def _run_here(given: argparse.Namespace, cluster: "Cluster", console: "Console") -> int:

@@ -76,7 +76,7 @@ def test_speed_is_the_users_figure_a_profile_results_or_a_stated_assumption(tmp_
     assert read_speed("900").of("resnet10t") == pytest.approx(900 * work)
     published = read_speed(None)
     assert published.macs_per_s == pytest.approx(2904 / 3 * work)
-    assert "A100; training a third (assumed)" in published.basis
+    assert "A100, training a third (assumed)" in published.basis
     rows = [
         {"backbone": "resnet10t", "phase": phase, "images_per_s": speed, "height": side, "width": side}
         for phase, speed, side in (("inference", 9e3, 224), ("training", 500, 224), ("training", 2400, 112))

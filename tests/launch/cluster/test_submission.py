@@ -14,6 +14,7 @@ from evmamba.launch.bench.plan import BenchOptions
 from evmamba.launch.cluster import jobs, submission
 from evmamba.launch.fit.cli import settings_of
 from evmamba.launch.fit.recipes import find_recipe, recipe_of
+from evmamba.launch.store.estimates import read_estimate
 from evmamba.launch.store.results import Result, write_result
 from evmamba.launch.store.spec import Spec, failed_result
 
@@ -127,8 +128,23 @@ def test_a_dry_run_shows_scripts_and_graph_and_does_nothing(
     assert found
     assert f"{found[1]}  submit  1 node x 8 processes; 2048 images a step = 256 x 8 processes" in printed
     assert "    └── segmentation_evaluation-resnet18" in printed
+    # Trainings alone are estimated, by a figure that is named.
+    assert len(re.findall(r"^\S+-resnet18-\w+ +[\d.]+ (?:h|min) +[\d.]+ +--time ", printed, re.MULTILINE)) == 3
+    assert "2904 images/s of T on one A100, training a third (assumed)" in printed
     assert fake.calls("sbatch") == []
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_estimate_by_a_given_speed_is_kept_for_the_report(
+    tmp_path: Path, fake: FakeSlurm, capsys: pytest.CaptureFixture[str]
+):
+    submit(tmp_path / "a", NO_GPUS)
+    assert "GPU-hours" not in capsys.readouterr().out  # nothing is known of a CPU
+    submit(tmp_path / "b", NO_GPUS, "--speed=12.5")
+    assert "12.5 images/s of T in training (given)" in " ".join(capsys.readouterr().out.split())
+    kept = {path.parent.name.split("-")[0] for path in (tmp_path / "b").glob("runs/*/estimate.json")}
+    assert kept == {"classification", "detection", "segmentation_training"}
+    assert read_estimate(next((tmp_path / "b").glob("runs/classification-*"))).seconds > 0
 
 
 def test_resume_submits_what_failed_and_leaves_what_is_finished_or_on_its_way(
