@@ -33,7 +33,6 @@ from evmamba.launch.store.spec import (
 
 POLL_SECONDS = 0.2
 # In a failed result's provenance: ended from outside; started again, the run goes on.
-INTERRUPTED = "interrupted"
 
 
 def run_here(
@@ -131,7 +130,7 @@ def run_one(spec: Spec, folder: Path, while_waiting: Callable[[], None]) -> Resu
     code = process.returncode
     how = f"killed by signal {-code}{' (out of memory?)' if code == -9 else ''}" if code < 0 else f"exit status {code}"
     result = failed_result(spec, f"{how}; last words: {last_words(folder)}", start)
-    result.provenance[INTERRUPTED] = code < 0 or code == os.EX_TEMPFAIL  # the second: it saved and left in order
+    result.provenance["interrupted"] = code < 0 or code == os.EX_TEMPFAIL  # the second: it saved and left in order
     write_result(result, folder)
     return result
 
@@ -143,7 +142,7 @@ def _make_room(folder: Path) -> None:
         result = read_result(folder / FILE_NAME)
     except UserError:
         return  # stopped before it could say anything
-    if result.provenance.get(INTERRUPTED):
+    if result.provenance.get("interrupted"):
         (folder / FILE_NAME).unlink()
         return
     if not result.finished and next(folder.rglob("*.ckpt"), None):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, WeightAveraging
@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from evmamba.launch.fit.exported import Exported
 from evmamba.launch.fit.settings import beyond_defaults
 from evmamba.launch.store.progress import write_progress
+from evmamba.launch.store.result_schema import Data, Provenance, Training
 from evmamba.launch.store.results import Result, device_name, file_hash, git_state, provenance, write_result
 from evmamba.launch.store.sweeps import Point
 from evmamba.tasks import TASKS
@@ -46,9 +47,9 @@ class Background:
     run: str
     config: Mapping[str, Any]
     weights: str | None = None
-    origin: Mapping[str, Any] = field(default_factory=dict)
+    origin: Provenance = field(default_factory=Provenance)
     suite: str | None = None
-    training: dict[str, Any] = field(default_factory=dict)
+    training: Training = field(default_factory=Training)
     sweeps: dict[str, list[Point]] = field(default_factory=dict)
     exported: Exported | None = None
     start: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
@@ -105,7 +106,7 @@ def result_of(
         task=task.name,
         model=arguments["backbone"],
         head=task.head_in(arguments).key,
-        data=data.description(),
+        data=cast("Data", data.description()),
         metrics={**evaluation.metrics, **exported.metrics},  # type: ignore[dict-item]
         cost={"parameters": sum(p.numel() for p in module.parameters()), **exported.cost},
         protocol={
@@ -126,8 +127,8 @@ def result_of(
             nodes=trainer.num_nodes,
             processes=trainer.world_size,
         )
-        | {"settings": beyond_defaults(config)}
-        | dict(background.origin),
+        | Provenance(settings=beyond_defaults(config))
+        | background.origin,
         suite=background.suite,
         sweeps=background.sweeps,
     )
@@ -207,19 +208,19 @@ class TrainingRecord(Callback):
             self.validation = [entry for entry in self.validation if entry[0] != trainer.global_step]
             self.validation.append((trainer.global_step, dict(pl_module.evaluation.metrics)))  # type: ignore[union-attr, arg-type]
 
-    def summary(self, trainer: L.Trainer) -> dict[str, Any]:
+    def summary(self, trainer: L.Trainer) -> Training:
         """Steps, epochs, images seen, seconds, images/s over whole steps (loading included), curves of the loss and of
         the metrics in validation."""
-        summary: dict[str, Any] = {
-            "steps": trainer.global_step,
-            "epochs": trainer.current_epoch,
-            "images": trainer.global_step * trainer.accumulate_grad_batches * self.images * trainer.world_size,
-            "seconds": round(self._elapsed(), 1),
-        }
+        summary = Training(
+            steps=trainer.global_step,
+            epochs=trainer.current_epoch,
+            images=trainer.global_step * trainer.accumulate_grad_batches * self.images * trainer.world_size,
+            seconds=round(self._elapsed(), 1),
+        )
         if self.seconds:
             median = statistics.median(self.seconds)
             summary["images_per_s"] = round(self.images * trainer.world_size / median, 2)
-        return summary | {"curve": self.curve, "validation": self.validation}
+        return summary | Training(curve=self.curve, validation=self.validation)  # type: ignore[typeddict-item]
 
 
 class ProgressWriter(Callback):

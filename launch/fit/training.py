@@ -19,6 +19,7 @@ from evmamba.launch.fit.scales import accuracy_at_scales
 from evmamba.launch.fit.signals import ignore_time_limit
 from evmamba.launch.fit.strategies import whole_parameters
 from evmamba.launch.fit.weights import BACKBONE_FILE, load_weights, save_weights
+from evmamba.launch.store.result_schema import Provenance
 from evmamba.launch.store.results import FILE_NAME, read_result, trained_from_scratch, write_result
 from evmamba.launch.store.spec import EvaluationSpec, TrainingSpec, origin_of
 
@@ -65,7 +66,7 @@ def evaluate(spec: EvaluationSpec, folder: Path) -> None:
     load_weights(cli.model, trained_folder)
     trained = read_result(trained_folder / FILE_NAME)
     weights = f"{trained.protocol.get('weights', 'last epoch')} of {trained.run}"
-    origin = origin_of(spec) | {"from_scratch": trained_from_scratch(trained)}
+    origin = origin_of(spec) | Provenance(from_scratch=trained_from_scratch(trained))
     background = Background(spec.name, cli.plain_config(), weights, origin, spec.suite, trained.training)
     if spec.exported:
         exported = measure_exported(cli.trainer, cli.model, cli.datamodule, folder)

@@ -23,6 +23,7 @@ from torch._subclasses import FakeTensorMode
 from evmamba import cost
 from evmamba.launch.measure.profiling import energy_counter
 from evmamba.launch.store.precision import DEFAULT, autocast_to
+from evmamba.launch.store.result_schema import Provenance, Turns
 from evmamba.launch.store.results import Result, device_name, git_state, provenance, write_result
 from evmamba.launch.store.spec import CostSpec, Timing, failed_result, origin_of, reason_of
 from evmamba.launch.store.sweeps import Point, sweep
@@ -85,7 +86,7 @@ def measure_cost(spec: CostSpec, folder: Path) -> None:
     members = spec.members if spec.leads else [spec]
     folders = [folder if member == spec else folder.parent / member.name for member in members]
     found = measure_in_turns(members)
-    about = {"runs": [member.name for member in members], "start": start.isoformat(timespec="seconds")}
+    about = Turns(runs=[member.name for member in members], start=start.isoformat(timespec="seconds"))
     failure: Exception | None = None
     for member, place, result in zip(members, folders, found, strict=True):
         if isinstance(result, Exception):
@@ -96,13 +97,17 @@ def measure_cost(spec: CostSpec, folder: Path) -> None:
             result = failed_result(member, reason_of(result), start)
         else:
             result.suite = member.suite
-            result.provenance = provenance(
-                config=msgspec.to_builtins(member),
-                seed=member.seed,
-                device=device_name(member.device),
-                precision=member.precision or DEFAULT,
-                start=start,
-            ) | {**origin_of(member), "threads": torch.get_num_threads(), "turns": about}
+            result.provenance = (
+                provenance(
+                    config=msgspec.to_builtins(member),
+                    seed=member.seed,
+                    device=device_name(member.device),
+                    precision=member.precision or DEFAULT,
+                    start=start,
+                )
+                | origin_of(member)
+                | Provenance(threads=torch.get_num_threads(), turns=about)
+            )
         if member != spec:
             member.write(place)
         write_result(result, place)

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from evmamba.launch.report.columns import Column, head_of
+from evmamba.launch.store.result_schema import Data
 from evmamba.launch.store.results import COST, Result
 
 State = Literal["measured", "published", "failed", "missing", "undefined", "blank", "elsewhere"]
@@ -18,7 +19,7 @@ class Group:
     head: str | None
     title: str
     columns: list[Column]
-    data: dict[str, Any] | None = None
+    data: Data | None = None
     comparable: bool = False
     """Whether the paper's numbers are on the same data: as many classes and validation images as its set has."""
     schedule: str | None = None

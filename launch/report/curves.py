@@ -37,9 +37,9 @@ def validation_curves(results: Iterable[Result], column: Column) -> list[Curve]:
     curves = []
     for result in results:
         points = [
-            (float(step), column.scale * values[column.key])
+            (float(step), column.scale * value)
             for step, values in result.training.get("validation") or []
-            if values.get(column.key) is not None
+            if (value := values.get(column.key)) is not None
         ]
         if len(points) > 1:
             curves.append(Curve(label_of(result.model), thinned(points), result.run))

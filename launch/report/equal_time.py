@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from evmamba.launch.report.columns import Column
 from evmamba.launch.report.paper import label_of
+from evmamba.launch.store.result_schema import Training
 from evmamba.launch.store.results import Result
 
 
@@ -13,18 +14,19 @@ def at_equal_time(results: Iterable[Result], column: Column) -> str | None:
 
     Read off the curves of the metric in validation, as if all steps of a training took equally long.
     """
-    runs: dict[str, list[Result]] = {}
+    runs: dict[str, list[tuple[Training, float, int]]] = {}
     for result in results:
-        if result.finished and result.training.get("seconds") and result.training.get("steps"):
-            runs.setdefault(label_of(result.model), []).append(result)
+        training = result.training
+        if result.finished and (took := training.get("seconds")) and (steps := training.get("steps")):
+            runs.setdefault(label_of(result.model), []).append((training, took, steps))
     if len(runs) < 2:
         return None
-    seconds = {label: statistics.fmean(r.training["seconds"] for r in own) for label, own in runs.items()}
+    seconds = {label: statistics.fmean(took for _, took, _ in own) for label, own in runs.items()}
     fastest = min(seconds, key=lambda label: seconds[label])
     reached: dict[str, float] = {}
     early = []
     for label, own in runs.items():
-        values = [_value(result, column, seconds[fastest]) for result in own]
+        values = [_value(training, column, steps * min(1.0, seconds[fastest] / took)) for training, took, steps in own]
         known = [value for value in values if value is not None]
         if len(known) == len(values):
             reached[label] = column.scale * statistics.fmean(known)
@@ -42,14 +44,12 @@ def at_equal_time(results: Iterable[Result], column: Column) -> str | None:
     )
 
 
-def _value(result: Result, column: Column, seconds: float) -> float | None:
-    """The metric at the last validation within so many seconds of training."""
-    training = result.training
-    share = min(1.0, seconds / training["seconds"])
+def _value(training: Training, column: Column, steps: float) -> float | None:
+    """The metric at the last validation within so many steps."""
     found = [
-        values[column.key]
+        value
         for step, values in training.get("validation") or []
-        if step <= training["steps"] * share and values.get(column.key) is not None
+        if step <= steps and (value := values.get(column.key)) is not None
     ]
     # Seeds of the fastest network itself differ a little from their mean: its last validation counts.
     return found[-1] if found else None

@@ -131,7 +131,7 @@ def _budget(results: list[Result]) -> list[str]:
     for task in TASKS:
         own = [result for result in results if result.task == task and result.finished]
         seen = {images for result in own if (images := images_seen(result))}
-        trials = {result.provenance["trials"] for result in own if result.provenance.get("trials")}
+        trials = {count for result in own if (count := result.provenance.get("trials"))}
         parts = [f"{min(seen):,}{f' to {max(seen):,}' if len(seen) > 1 else ''} training images a run"] if seen else []
         parts += [f"own best of {n} trials of as many, on held-out training images" for n in sorted(trials)]
         if parts:
@@ -146,11 +146,11 @@ def caption(results: list[Result]) -> str:
     software: dict[str, None] = {}
     days: list[str] = []
     for result in results:
-        if result.data and result.data.get("name"):
-            data.setdefault(result.data["name"], {}).setdefault(result.task, result.data.get("val_images", "?"))
+        if result.data and (name := result.data.get("name")):
+            data.setdefault(name, {}).setdefault(result.task, result.data.get("val_images", "?"))
         origin = result.provenance
-        if origin.get("device"):
-            places.setdefault(origin["device"], {}).setdefault(precision_of(result))
+        if device := origin.get("device"):
+            places.setdefault(device, {}).setdefault(precision_of(result))
         if origin.get("versions"):
             names = ("evmamba", "torch")
             software.setdefault(", ".join(f"{n} {origin['versions'][n]}" for n in names if n in origin["versions"]))

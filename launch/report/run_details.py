@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def _estimate(result: Result) -> str:
     return found.beside(seconds) if found and seconds else ""
 
 
-def sentence(values: dict[str, Any], keys: Sequence[str] | None = None) -> str:
+def sentence(values: Mapping[str, Any], keys: Sequence[str] | None = None) -> str:
     """``name value, name value`` of what is not None."""
     names = keys or list(values)
     return ", ".join(

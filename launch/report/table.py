@@ -20,6 +20,7 @@ from evmamba.launch.report.seeds import Estimate, Repetitions, repetitions
 from evmamba.launch.report.turns import COUNTED
 from evmamba.launch.report.verdicts import mark_best, verdict_notes
 from evmamba.launch.store.precision import in_words
+from evmamba.launch.store.result_schema import Turns
 from evmamba.launch.store.results import COST, Result
 from evmamba.tasks import TASKS
 from evmamba.tasks.per_image import PerImage
@@ -100,7 +101,9 @@ def _table(results: list[Result], models: Sequence[str] | None = None) -> Table:
             same = [r for r in results if (r.model, r.task, r.head) == (model, group.task, group.head)]
             # A failed run may not know its data: it counts where nothing else does.
             own = [r for r in same if _group_key(r) == key] or [
-                r for r in same if not r.finished and (group.task == COST or r.provenance.get("trials", 0) == key[6])
+                r
+                for r in same
+                if not r.finished and (group.task == COST or str(r.provenance.get("trials", 0)) == key[6])
             ]
             runs, left_out = repetitions(own)
             older += left_out
@@ -158,7 +161,7 @@ def _group_key(result: Result) -> tuple[str, ...]:
     else:
         data = result.data or {}
         where = (str(data.get("name")), str(data.get("fingerprint")), str(_schedule(result)))
-        where += (str(data.get("split", "val")), result.provenance.get("trials", 0))
+        where += (str(data.get("split", "val")), str(result.provenance.get("trials", 0)))
     return (result.task, result.head or "", *where)
 
 
@@ -171,7 +174,8 @@ def _schedule(result: Result) -> str | None:
     head = head_of(result.task, result.head)
     if head is None or not comparable(result.task, result.data or {}):
         return None
-    return {epochs: name for name, epochs in head.schedules.items()}.get(result.training.get("epochs", 0))
+    trained = result.training.get("epochs")
+    return next((name for name, epochs in head.schedules.items() if epochs == trained), None)
 
 
 def _groups(results: list[Result]) -> list[tuple[tuple[str, ...], Group]]:
@@ -213,7 +217,7 @@ def _apart(key: tuple[str, ...], kind: Sequence[tuple[str, ...]]) -> list[str]:
     if cost:
         words[5] = f"training batch {key[5]}"
     else:
-        words[6] = f"own best of {key[6]} trials" if key[6] else "same recipe"
+        words[6] = "same recipe" if key[6] == "0" else f"own best of {key[6]} trials"
     return [words.get(part, key[part]) for part in chosen[1:]]
 
 
@@ -299,9 +303,9 @@ def _add_turns(cell: Cell, result: Result, column: Column) -> None:
     """What tells whether a cost differs from another one by more than the machine's moods."""
     memory = column.key.endswith("memory_mb") and result.cost.get("peak_memory_kind") == "CUDA tensors"
     cell.exact = column.key in COUNTED or memory
-    turns = result.provenance.get("turns") or {}
-    if len(turns.get("runs", ())) > 1:
-        cell.turns = f"{turns['runs'][0]} {turns['start']}"
+    turns = result.provenance.get("turns") or Turns()
+    if len(runs := turns.get("runs", [])) > 1:
+        cell.turns = f"{runs[0]} {turns.get('start')}"
         cell.rounds = [value * column.scale for value in (result.details.get("rounds") or {}).get(column.key, ())]
 
 

@@ -43,6 +43,7 @@ class Details(TypedDict, total=False):
     per_class: dict[str, dict[str, Number | None]] | None
     confusion: list[list[Number]] | None
     files: list[str]
+    rounds: dict[str, list[Number]] | None
 
 
 class Part(TypedDict, total=False):
@@ -56,6 +57,18 @@ class Config(TypedDict, total=False):
     trainer: dict[str, Any] | None
     model: Part | None
     data: Part | None
+
+
+class GitState(TypedDict):
+    git_commit: str | None
+    git_dirty: bool | None
+
+
+class Turns(TypedDict, total=False):
+    """Runs that were measured side by side."""
+
+    runs: list[str]
+    start: str
 
 
 class Provenance(TypedDict, total=False):
@@ -74,6 +87,13 @@ class Provenance(TypedDict, total=False):
     init_from: str | None
     from_scratch: bool | None
     interrupted: bool
+    config_hash: str | None
+    spec_hash: str | None
+    init_family: str | None
+    threads: Whole | None
+    trial: bool
+    trials: Whole
+    turns: Turns | None
 
 
 class SweepPoint(TypedDict, total=False):

@@ -22,7 +22,7 @@ from typing import Any
 
 from evmamba.errors import UserError
 from evmamba.files import write_text
-from evmamba.launch.store.result_schema import checked
+from evmamba.launch.store.result_schema import Data, GitState, Provenance, Training, checked
 from evmamba.tasks import TASKS
 from evmamba.tasks.plain_files import read_json
 from evmamba.tasks.training.lease import guard
@@ -66,14 +66,14 @@ class Result:
     status: str = "finished"
     reason: str | None = None
     blocked_by: str | None = None
-    data: dict[str, Any] | None = None
+    data: Data | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
+    training: Training = field(default_factory=Training)
     details: dict[str, Any] = field(default_factory=dict)
     gallery: list[str] = field(default_factory=list)
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
     suite: str | None = None
     sweeps: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False)
@@ -220,7 +220,7 @@ def provenance(
     start: datetime.datetime,
     nodes: int = 1,
     processes: int = 1,
-) -> dict[str, Any]:
+) -> Provenance:
     """Where a result comes from: code, configuration, machine, time.
 
     Args:
@@ -245,7 +245,7 @@ def provenance(
 
 
 @functools.cache
-def git_state() -> dict[str, Any]:
+def git_state() -> GitState:
     """Commit and dirty flag of the checkout that this code runs from, as of the first call; None for an installed
     package."""
     here = Path(__file__).resolve()

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from evmamba.errors import UserError
+from evmamba.launch.store.result_schema import Provenance
 from evmamba.launch.store.results import (
     COST,
     FILE_NAME,
@@ -357,17 +358,18 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}{': ' + first[0] if first else ''}"
 
 
-def origin_of(spec: Spec) -> dict[str, Any]:
+def origin_of(spec: Spec) -> Provenance:
     """What a result's provenance says about its spec."""
-    start = None if isinstance(spec, CostSpec) else spec.start
-    trials = 0 if isinstance(spec, CostSpec) else spec.trials
-    trial = not isinstance(spec, CostSpec) and bool(spec.settings.get("data", {}).get("init_args", {}).get("held_out"))
-    return {
-        "spec_hash": spec.hash,
-        **({"trials": trials} if trials else {}),
-        **({"trial": True} if trial else {}),
-        **({"init_from": start.run, "init_family": start.family} if start else {}),
-    }
+    origin = Provenance(spec_hash=spec.hash)
+    if isinstance(spec, CostSpec):
+        return origin
+    if spec.trials:
+        origin["trials"] = spec.trials
+    if spec.settings.get("data", {}).get("init_args", {}).get("held_out"):
+        origin["trial"] = True
+    if spec.start:
+        origin |= Provenance(init_from=spec.start.run, init_family=spec.start.family)
+    return origin
 
 
 def _beyond_defaults(record: Struct) -> dict[str, Any]:
