@@ -20,8 +20,11 @@ from evmamba.tasks.training.interruption import outlive_signals
 from evmamba.tasks.training.randomness import SeededSamples
 from evmamba.tasks.training.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
 
-Split = Literal["train", "val"]
+Split = Literal["train", "val", "test"]
+# Those that every data set has.
 SPLITS: tuple[Split, ...] = ("train", "val")
+# If there is a labelled one, the test stage is on it alone.
+TEST: Split = "test"
 EMBEDDED = "embedded"
 STAGE = "input/"
 MAX_HASHED_BYTES = 64 * 2**20
@@ -31,8 +34,9 @@ class TaskDataModule(L.LightningDataModule):
     """Folders of images in one of the documented layouts, and loaders that are exact for any number of processes.
 
     A task's constructor does the cheap checks and sets ``num_classes`` and ``class_names`` (the command line links them
-    to the model); its ``setup`` sets ``train_set`` and ``val_set``, map-style data sets of samples for :meth:`collate`.
-    The test stage and predict use the validation split, or what is held out.
+    to the model); its ``setup`` sets ``train_set`` and ``val_set``, map-style data sets of samples for :meth:`collate`,
+    and ``test_set`` where the data has a labelled split of that name. The test stage uses that one, or the validation
+    split where there is none; with `held_out` all evaluation is on what is held out. Predict uses the validation split.
 
     Args:
         data_dir: the data set's root, or "embedded" for the drawn one that is made on first use.
@@ -54,6 +58,8 @@ class TaskDataModule(L.LightningDataModule):
     image_size: int  # where the record says `scalable`
     train_set: Dataset
     val_set: Dataset
+    test_set: Dataset | None = None
+    has_test = False  # a labelled test split; set in the constructor
 
     def __init__(
         self,
@@ -142,6 +148,15 @@ class TaskDataModule(L.LightningDataModule):
         """Return the training and the validation image files (known from the constructor on)."""
         raise NotImplementedError
 
+    def test_paths(self) -> list[Path]:
+        """Return the images of the test split, where there is a labelled one."""
+        return []
+
+    @property
+    def tested_on(self) -> str:
+        """The split of the test stage: "val", "test" or "held out"."""
+        return "held out" if self.held_out else TEST if self.has_test else "val"
+
     def label_paths(self) -> list[Path]:
         """Return the files with labels, where images have such."""
         return []
@@ -155,14 +170,15 @@ class TaskDataModule(L.LightningDataModule):
             "train_images": len(train),
             "val_images": len(val),
             "num_classes": self.num_classes,
-            "split": "held out" if self.held_out else "val",
+            "split": self.tested_on,
+            **({"test_images": len(test)} if (test := self.test_paths()) else {}),
             "fingerprint": self.fingerprint(),
         }
 
     def fingerprint(self) -> str:
         """See :func:`fingerprint`."""
         train, val = self.image_paths()
-        return fingerprint(self.root, [*train, *val], self.class_names, self.label_paths())
+        return fingerprint(self.root, [*train, *val, *self.test_paths()], self.class_names, self.label_paths())
 
     def readable(
         self,
@@ -221,18 +237,18 @@ class TaskDataModule(L.LightningDataModule):
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader()
+        return self._evaluation_loader(self.val_set)
 
     def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader()
+        return self._evaluation_loader(self.val_set if self.test_set is None else self.test_set)
 
     def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader()
+        return self._evaluation_loader(self.val_set)
 
-    def _evaluation_loader(self) -> DataLoader:
-        sampler = EvaluationSampler(len(self.val_set), self._rank, self._world)  # type: ignore[arg-type]
+    def _evaluation_loader(self, images: Dataset) -> DataLoader:
+        sampler = EvaluationSampler(len(images), self._rank, self._world)  # type: ignore[arg-type]
         collate = _Ignored(self.collate) if sampler.ignored else self.collate
-        return DataLoader(self.val_set, batch_size=self.eval_batch_size, sampler=sampler, **self._loading(collate))
+        return DataLoader(images, batch_size=self.eval_batch_size, sampler=sampler, **self._loading(collate))
 
     def _loading(self, collate: Callable) -> dict[str, Any]:
         """The options of every loader."""

@@ -147,7 +147,9 @@ def caption(results: list[Result]) -> str:
     days: list[str] = []
     for result in results:
         if result.data and (name := result.data.get("name")):
-            data.setdefault(name, {}).setdefault(result.task, result.data.get("val_images", "?"))
+            data.setdefault(name, {}).setdefault(
+                result.task, result.data.get("test_images") or result.data.get("val_images", "?")
+            )
         origin = result.provenance
         if device := origin.get("device"):
             places.setdefault(device, {}).setdefault(precision_of(result))

@@ -37,7 +37,7 @@ def facts_of(result: Result) -> dict[str, str]:
     """Names and sentences: what was measured, on what, with which code, when."""
     origin = result.provenance
     commit = origin.get("git_commit")
-    data = ("name", "split", "train_images", "val_images", "num_classes", "fingerprint")
+    data = ("name", "split", "train_images", "val_images", "test_images", "num_classes", "fingerprint")
     files = [FILE_NAME, *result.details.get("files", []), *result.gallery[:1]]
     facts = {
         "metrics": sentence({k: f"{v:.4f}" for k, v in result.metrics.items() if v is not None}),

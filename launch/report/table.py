@@ -306,7 +306,8 @@ def _add_turns(cell: Cell, result: Result, column: Column) -> None:
     turns = result.provenance.get("turns") or Turns()
     if len(runs := turns.get("runs", [])) > 1:
         cell.turns = f"{runs[0]} {turns.get('start')}"
-        cell.rounds = [value * column.scale for value in (result.details.get("rounds") or {}).get(column.key, ())]
+        rounds = [value * column.scale for value in (result.details.get("rounds") or {}).get(column.key, ())]
+        cell.rounds = rounds if all(value > 0 for value in rounds) else []
 
 
 def _with_interval(number: Estimate, half_width: float | None, column: Column, counted: bool) -> str:

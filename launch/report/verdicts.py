@@ -49,7 +49,7 @@ def _mark_cost(cells: list[Cell], top: Cell, column: Column) -> None:
     if all(cell.exact for cell in cells):
         for cell in cells:
             cell.best = cell.value == top.value
-    elif len({cell.turns for cell in cells}) == 1 and all(cell.rounds for cell in cells):
+    elif len({(cell.turns, len(cell.rounds)) for cell in cells}) == 1 and cells[0].rounds:
         first = first_of([cell.rounds for cell in cells], column.better)
         if first is not None:
             cells[first].best = True
@@ -103,6 +103,8 @@ def _cost_notes(rows: list[Row], group: Group, g: int) -> list[str]:
     if len({cell.turns for cell in cells}) > 1 or cells[0].turns is None:
         return [f"{group.title}: not all networks were timed in turns with each other, so no time is marked"]
     drifts = [drift(cell.rounds) for cell in cells if cell.rounds]
+    if not drifts:
+        return []
     return [
         f"{group.title}: timed in turns; a number drifted over the rounds by ±{100 * max(drifts):.0f}% at most, and "
         "what lies within its drift is not marked"

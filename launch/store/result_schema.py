@@ -21,6 +21,7 @@ class Data(TypedDict, total=False):
     num_classes: Whole | None
     train_images: Whole | None
     val_images: Whole | None
+    test_images: Whole | None
 
 
 class Protocol(TypedDict, total=False):
@@ -43,6 +44,7 @@ class Details(TypedDict, total=False):
     per_class: dict[str, dict[str, Number | None]] | None
     confusion: list[list[Number]] | None
     files: list[str]
+    sha256: dict[str, str] | None
     rounds: dict[str, list[Number]] | None
 
 

@@ -45,7 +45,7 @@ class Result:
         status: ``"finished"`` or ``"failed"``.
         reason: one line, why it failed; None when it did not.
         blocked_by: of a run that was never started: the run before it that failed, the first one of a chain.
-        data: name, root, split, train_images, val_images, num_classes, fingerprint.
+        data: name, root, split, train_images, val_images, test_images, num_classes, fingerprint.
         metrics: fractions in [0, 1]; None where the metric is undefined on this data.
         cost: of the backbone (task ``"cost"``) or of the whole model: parameters, MACs (multiply-adds), milliseconds,
             MB, images/s.

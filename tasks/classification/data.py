@@ -16,7 +16,7 @@ from evmamba.tasks.classification import staging
 from evmamba.tasks.classification.augment import NORMALISE, Patch, TrainingAugmentation, normalise
 from evmamba.tasks.classification.folders import FolderImages, read_folders
 from evmamba.tasks.classification.shards import ShardImages, list_shards, read_shards
-from evmamba.tasks.data import SPLITS, TaskDataModule, files_digest, stage
+from evmamba.tasks.data import SPLITS, TEST, TaskDataModule, files_digest, stage
 from evmamba.tasks.images import BadImagePolicy
 
 Sample = tuple[Tensor, int, str]
@@ -93,6 +93,7 @@ class ClassificationData(TaskDataModule):
     task: ClassVar[str] = "classification"
     train_set: TrainingImages
     val_set: ImageList
+    test_set: ImageList | None = None
 
     def __init__(
         self,
@@ -126,17 +127,25 @@ class ClassificationData(TaskDataModule):
                 "`evmamba data shard`, or leave the option out"
             )
         self.staging_dir = staging_dir
-        self._val_rows: dict[str, int] = {}
+        self._rows: dict[str, int] = {}
         self._images: dict[str, FolderImages] | dict[str, ShardImages]
         self._images, self.class_names = read_shards(self.root) if self.sharded else read_folders(self.root)
+        self.has_test = TEST in self._images
         self.num_classes = len(self.class_names)
         self.augment = TrainingAugmentation(image_size, min_scale, flip, color_jitter, auto_augment, random_erasing)
         self.eval_transform = evaluation_transform(image_size, crop_ratio)
 
     def image_paths(self) -> tuple[list[Path], list[Path]]:
         """Training and validation images; those in shards have the names that unpacking would give them."""
-        train, val = ([images.path(k) for k in range(len(images))] for images in self._images.values())
+        train, val = (self._paths(split) for split in SPLITS)
         return train, val
+
+    def test_paths(self) -> list[Path]:
+        return self._paths(TEST) if self.has_test else []
+
+    def _paths(self, split: str) -> list[Path]:
+        images = self._images[split]
+        return [images.path(k) for k in range(len(images))]
 
     def fingerprint(self) -> str:
         """Of shards as of the folders that they were made from."""
@@ -166,22 +175,29 @@ class ClassificationData(TaskDataModule):
             val = self._readable(images["val"], "val")
         self.train_set = TrainingImages(train, self.augment)
         self.val_set = ImageList(val, self.eval_transform)
+        if TEST in images and not self.held_out:
+            self.test_set = ImageList(self._readable(images[TEST], TEST), self.eval_transform)
 
     def read_image(self, path: str) -> Image.Image:
-        """A validation image by the name that its batch gave it."""
-        images = self.val_set.images
-        if not self._val_rows:
-            self._val_rows = {str(images.path(k)): k for k in range(len(images))}
-        return images.read(self._val_rows[path])
+        """A tested image by the name that its batch gave it."""
+        images = self._tested.images
+        if not self._rows:
+            self._rows = {str(images.path(k)): k for k in range(len(images))}
+        return images.read(self._rows[path])
 
     @contextmanager
     def evaluated_at(self, side: int) -> Iterator[None]:
-        own = self.val_set.transform
-        self.val_set.transform = evaluation_transform(side, self.crop_ratio)
+        tested = self._tested
+        own = tested.transform
+        tested.transform = evaluation_transform(side, self.crop_ratio)
         try:
             yield
         finally:
-            self.val_set.transform = own
+            tested.transform = own
+
+    @property
+    def _tested(self) -> ImageList:
+        return self.val_set if self.test_set is None else self.test_set
 
     def collate(self, samples: list[Sample] | list[TrainingSample]) -> dict[str, Any]:
         images, labels, paths, *patches = zip(*samples, strict=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from evmamba.errors import UserError, first_few, printable
-from evmamba.tasks.data import SPLITS
+from evmamba.tasks.data import SPLITS, TEST
 from evmamba.tasks.images import BadImagePolicy, find_unreadable, is_image_file, read_image, read_pixels
 from evmamba.tasks.plain_files import is_file
 
@@ -63,12 +63,17 @@ class FolderImages:
 
 
 def read_folders(root: Path) -> tuple[dict[str, FolderImages], list[str]]:
-    """Images of both splits, and the class names, printable.
+    """Images of both splits, and of a test split with class folders where there is one; the class names, printable.
 
     Raises:
-        UserError: see :func:`list_dataset`.
+        UserError: see :func:`list_dataset`; or the test split has other classes.
     """
     listed = dict(zip(SPLITS, list_dataset(root), strict=True))
+    if (root / TEST).is_dir() and any(path.name in listed["train"] for path in (root / TEST).iterdir()):
+        listed[TEST] = list_split(root, TEST)
+        if listed[TEST].keys() != listed["train"].keys():
+            odd = first_few(sorted(listed[TEST].keys() ^ listed["train"].keys()))
+            raise UserError(f"the class folders of train and test differ in {root}: {odd}")
     splits: dict[str, FolderImages] = {}
     for split, classes in listed.items():
         found = [(f"{name}/{path.name}", label) for label, name in enumerate(classes) for path in classes[name]]

@@ -13,7 +13,6 @@ from evmamba.errors import UserError
 from evmamba.files import new_folder
 from evmamba.tasks.classification.folders import FolderImages, read_folders
 from evmamba.tasks.classification.shards import ShardImages, read_shards
-from evmamba.tasks.data import SPLITS
 
 # Padding, two headers and a label come to this much a sample, in bytes.
 OVERHEAD = 2048
@@ -65,9 +64,9 @@ def write_shards(
                 for count in pool.map(_write, files, parts, [images] * len(parts)):
                     advance(count, total)
         written, names = read_shards(partial, remember=False)
-        for split in SPLITS:
-            _verify(splits[split], written[split], names == classes)
-    return {split: sorted((output / split).iterdir()) for split in SPLITS}
+        for split, images in splits.items():
+            _verify(images, written[split], names == classes)
+    return {split: sorted((output / split).iterdir()) for split in splits}
 
 
 def _bytes(images: FolderImages) -> int:

@@ -10,6 +10,7 @@ indexed sister) takes a truncated shard for a shorter one; litdata reads its own
 """
 
 import hashlib
+import itertools
 import os
 import tarfile
 import zipfile
@@ -29,6 +30,7 @@ from torch import Tensor
 from evmamba.errors import UserError, first_few, printable
 from evmamba.files import replacing
 from evmamba.tasks.cache import cache_folder
+from evmamba.tasks.data import SPLITS, TEST
 from evmamba.tasks.images import BadImagePolicy, find_faults, is_image_file, read_image, read_pixels
 from evmamba.tasks.plain_files import is_file, read_json, read_text
 
@@ -161,14 +163,16 @@ def read_shards(root: Path, *, remember: bool = True) -> tuple[dict[str, ShardIm
         remember: keep the index in the cache folder and take it from there.
 
     Returns:
-        {"train": ..., "val": ...} and the class names: of ``classes.txt`` (one a line) or ``classes.json`` (a list),
+        {"train": ..., "val": ...}, with "test" where ``test/`` has labelled ones, and the class names: of
+        ``classes.txt`` (one a line) or ``classes.json`` (a list),
         else the numbers.
 
     Raises:
         UserError: no shards for a split, a damaged shard, an image without label, a name that occurs twice, class
             numbers without a name, or classes that only one split has. Names the shard.
     """
-    splits = {split: index_shards(root, split, remember) for split in ("train", "val")}
+    labelled = [TEST] if any(map(_has_labels, sorted((root / TEST).glob("*.tar"))[:1])) else []
+    splits: dict[str, ShardImages] = {s: index_shards(root, s, remember) for s in (*SPLITS, *labelled)}
     names = read_class_names(root) or _numbered(root, splits)
     for split, images in splits.items():
         if images.labels.max() >= len(names):
@@ -184,6 +188,15 @@ def read_shards(root: Path, *, remember: bool = True) -> tuple[dict[str, ShardIm
     if len(names) < 2:
         raise UserError(f"only one class, {names[0]}, in the shards of {root}; at least two are needed")
     return splits, names
+
+
+def _has_labels(file: Path) -> bool:
+    """Whether a shard's first sample has one; a damaged one is for `index_shards` to name."""
+    try:
+        with tarfile.open(file, mode="r:") as archive:
+            return any(member.name.endswith((".cls", ".json")) for member in itertools.islice(archive, 2))
+    except (tarfile.TarError, OSError, EOFError):
+        return True
 
 
 def _numbered(root: Path, splits: Mapping[str, ShardImages]) -> list[str]:

@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from evmamba.errors import UserError, first_few
-from evmamba.tasks.data import Split, TaskDataModule, fingerprint, stage
+from evmamba.tasks.data import TEST, Split, TaskDataModule, fingerprint, stage
 from evmamba.tasks.detection.annotations import (
     CocoAnnotations,
     ImageRecord,
@@ -28,7 +28,7 @@ from evmamba.tasks.detection.annotations import (
     read_annotations,
     to_rle,
 )
-from evmamba.tasks.detection.yolo import find_yolo, yolo_split
+from evmamba.tasks.detection.yolo import find_yolo, has_test, yolo_split
 from evmamba.tasks.images import FORMATS, BadImagePolicy, is_turned, read_pixels
 from evmamba.tasks.module import TaskModule
 from evmamba.tasks.plain_files import is_file
@@ -86,6 +86,9 @@ class DetectionData(TaskDataModule):
             "train": find_split(self.root, "train"),
             "val": find_split(self.root, "val"),
         }
+        if test := find_test_split(self.root):
+            self.splits[TEST] = test
+        self.has_test = TEST in self.splits
         self.category_ids, names = categories(load_coco_json(self.annotation_file))
         self.class_names = list(names)
         self.num_classes = len(names)
@@ -102,12 +105,21 @@ class DetectionData(TaskDataModule):
         return self.splits["train" if self.held_out else "val"][1]
 
     @property
+    def test_file(self) -> Path:
+        """The one that decides a test."""
+        return self.splits[TEST][1] if self.tested_on == TEST else self.annotation_file
+
+    @property
     def train_set(self) -> Dataset:  # type: ignore[override]
         return self._sets["train"]
 
     @property
     def val_set(self) -> Dataset:  # type: ignore[override]
         return self._sets["val"]
+
+    @property
+    def test_set(self) -> Dataset | None:  # type: ignore[override]
+        return self._sets.get(TEST)
 
     def fit_to(self, module: TaskModule) -> None:
         if self.masks is None:
@@ -125,6 +137,8 @@ class DetectionData(TaskDataModule):
             self.fit_to(self.trainer.lightning_module)  # type: ignore[arg-type]
         masks = bool(self.masks)
         wanted: tuple[Split, ...] = ("train", "val") if stage == "fit" else ("val",)
+        if stage == "test" and self.tested_on == TEST:
+            wanted = (TEST,)
         for split in wanted:
             if split not in self._sets:
                 self._sets[split] = self._read(split, masks)
@@ -142,6 +156,9 @@ class DetectionData(TaskDataModule):
             UserError: some are not, and unreadable images are not to be skipped.
         """
         return self._listed_images("train"), self._listed_images("val")
+
+    def test_paths(self) -> list[Path]:
+        return self._listed_images(TEST) if self.has_test else []
 
     def description(self) -> dict[str, Any]:
         described = super().description()
@@ -208,6 +225,14 @@ class DetectionData(TaskDataModule):
             )
 
 
+def find_test_split(root: Path) -> tuple[Path, Path] | None:
+    """Image folder and annotation file of a labelled test split, where there is one."""
+    if description := find_yolo(root):
+        return yolo_split(description, TEST) if has_test(description) else None
+    layouts = _layouts(root, TEST)
+    return next(((folder, file) for folder, file in layouts if is_file(file) and folder.is_dir()), None)
+
+
 class CocoDataset(Dataset):
     """Images as float [3, H, W] in 0..1 with their targets, in the annotation file's order.
 
@@ -255,6 +280,13 @@ class CocoDataset(Dataset):
         return target
 
 
+def _layouts(root: Path, split: Split) -> tuple[tuple[Path, Path], ...]:
+    return (
+        (root / f"{split}2017", root / "annotations" / f"instances_{split}2017.json"),
+        (root / "images" / split, root / "annotations" / f"instances_{split}.json"),
+    )
+
+
 def find_split(root: Path, split: Split) -> tuple[Path, Path]:
     """Image folder and annotation file of a split, in any of the layouts.
 
@@ -263,10 +295,7 @@ def find_split(root: Path, split: Split) -> tuple[Path, Path]:
     """
     if description := find_yolo(root):
         return yolo_split(description, split)
-    layouts = (
-        (root / f"{split}2017", root / "annotations" / f"instances_{split}2017.json"),
-        (root / "images" / split, root / "annotations" / f"instances_{split}.json"),
-    )
+    layouts = _layouts(root, split)
     for folder, file in layouts:
         if is_file(file):
             if not folder.is_dir():

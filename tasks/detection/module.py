@@ -126,7 +126,7 @@ class DetectionModule(TaskModule):
         files: dict[str, Callable[[Path], None]] = {}
         if gathered is not None:
             image_ids, boxes, masks = gathered
-            metrics, details, matches = self._evaluate(image_ids, boxes, masks, keep=stage == "test")
+            metrics, details, matches = self._evaluate(image_ids, boxes, masks, test=stage == "test")
             if stage == "test":  # a validation's are not kept: they are large
                 files[PER_IMAGE_FILE] = Matches.of(image_ids, matches).write
                 files[BOX_FILE] = functools.partial(write_detections, detections=boxes)
@@ -159,17 +159,17 @@ class DetectionModule(TaskModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def _evaluate(
-        self, image_ids: list[int | str], boxes: list[dict], masks: list[dict], keep: bool
+        self, image_ids: list[int | str], boxes: list[dict], masks: list[dict], test: bool
     ) -> tuple[dict[str, Tensor | float], dict[str, Any], dict[str, Mapping[str, np.ndarray]]]:
-        """Metrics and details, on rank 0, and with `keep` what `Matches.of` takes."""
-        file = self._data.annotation_file
-        score = evaluate_coco(file, boxes, image_ids, "bbox", keep)
+        """Metrics and details, on rank 0, and of a test what `Matches.of` takes."""
+        file = self._data.test_file if test else self._data.annotation_file
+        score = evaluate_coco(file, boxes, image_ids, "bbox", keep=test)
         matches = {"": score.matches}
         metrics: dict[str, Tensor | float] = dict(score.metrics())
         per_class = score.per_class
         details: dict[str, Any] = {"coco_stats": score.stats, "images": len(image_ids), "images_in_file": score.images}
         if self.wants_masks:
-            mask_score = evaluate_coco(file, masks, image_ids, "segm", keep)
+            mask_score = evaluate_coco(file, masks, image_ids, "segm", keep=test)
             metrics |= {f"mask_{name}": value for name, value in mask_score.metrics().items()}
             details["coco_mask_stats"] = mask_score.stats
             matches[MASKS] = mask_score.matches

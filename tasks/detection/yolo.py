@@ -18,7 +18,7 @@ from PIL import Image
 from evmamba.errors import UserError, first_line, printable
 from evmamba.files import write_text
 from evmamba.tasks.cache import cache_folder
-from evmamba.tasks.data import Split
+from evmamba.tasks.data import TEST, Split
 from evmamba.tasks.images import FORMATS, is_image_file, is_turned
 from evmamba.tasks.plain_files import is_file, read_text, read_yaml
 
@@ -31,6 +31,15 @@ ROUNDING = 1e-3
 def find_yolo(root: Path) -> Path | None:
     """The file that describes a data set in this layout, if `root` has one."""
     return next((path for name in NAMES if is_file(path := root / name)), None)
+
+
+def has_test(description: Path) -> bool:
+    """Whether the description names a test split whose images have labels."""
+    content = _read_description(description)
+    try:
+        return bool(content.get(TEST)) and any(is_file(_label_file(i)) for i in _images(content, description, TEST))
+    except UserError:  # many descriptions name test images that nobody has
+        return False
 
 
 def yolo_split(description: Path, split: Split) -> tuple[Path, Path]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from evmamba.errors import UserError, first_few, printable
-from evmamba.tasks.data import TaskDataModule, stage
+from evmamba.tasks.data import TEST, TaskDataModule, stage
 from evmamba.tasks.images import BadImagePolicy, handle_unreadable, is_image_file, read_pixels
 from evmamba.tasks.plain_files import is_file, read_text
 from evmamba.tasks.segmentation.augment import TrainingAugmentation, normalise
@@ -134,6 +134,9 @@ class SegmentationData(TaskDataModule):
             crop_size, scale, short_side, max_class_share, flip, photometric_distortion, antialias
         )
         self._pairs = {split: find_pairs(self.root, folder) for split, folder in SPLITS.items()}
+        if (self.root / "annotations" / TEST).is_dir():
+            self._pairs[TEST] = find_pairs(self.root, TEST)
+        self.has_test = TEST in self._pairs
         names = read_class_names(self.root)
         if names and num_classes not in (None, len(names)):
             raise UserError(f"data.num_classes={num_classes}, but {self.root} names {len(names)} classes; leave it out")
@@ -149,6 +152,9 @@ class SegmentationData(TaskDataModule):
     def image_paths(self) -> tuple[list[Path], list[Path]]:
         return [pair.image for pair in self._pairs["train"]], [pair.image for pair in self._pairs["val"]]
 
+    def test_paths(self) -> list[Path]:
+        return [pair.image for pair in self._pairs.get(TEST, [])]
+
     def label_paths(self) -> list[Path]:
         return [pair.label for pairs in self._pairs.values() for pair in pairs]
 
@@ -163,6 +169,8 @@ class SegmentationData(TaskDataModule):
             val = self._checked("val")
         self.train_set = PairList(train, self.label_map, self.augment)
         self.val_set = PairList(val, self.label_map)
+        if TEST in self._pairs and not self.held_out:
+            self.test_set = PairList(self._checked(TEST), self.label_map)
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
         images, labels, paths = zip(*samples, strict=True)
@@ -170,7 +178,7 @@ class SegmentationData(TaskDataModule):
 
     def _checked(self, split: str) -> list[Pair]:
         """The readable pairs of a split, all with labels that fit; rank 0 looks, all ranks agree."""
-        readable = set(self.readable([pair.image for pair in self._pairs[split]], SPLITS[split]))
+        readable = set(self.readable([pair.image for pair in self._pairs[split]], SPLITS.get(split, split)))
         pairs = [pair for pair in self._pairs[split] if pair.image in readable]
         index = index_labels(pairs) if self._rank == 0 else None
         if self._world > 1:
@@ -178,7 +186,7 @@ class SegmentationData(TaskDataModule):
             index = self.trainer.strategy.broadcast(index)
         assert index is not None
         unreadable = {Path(name): reason for name, reason in index.unreadable.items()}
-        handle_unreadable(unreadable, len(pairs), self.on_bad_image, f"{SPLITS[split]} label")
+        handle_unreadable(unreadable, len(pairs), self.on_bad_image, f"{SPLITS.get(split, split)} label")
         index.check(self.label_map, len(pairs))
         return [pair for pair in pairs if pair.label not in unreadable]
 

@@ -1,6 +1,8 @@
 """Loaders, the description of the data and options that all tasks share."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -11,6 +13,7 @@ from PIL import Image
 from evmamba.errors import UserError
 from evmamba.tasks import TASKS, Task
 from evmamba.tasks import data as data_of_tasks
+from evmamba.tasks.classification.packing import write_shards
 
 from .toy import ToyData
 
@@ -97,3 +100,57 @@ def test_held_out_images_are_training_images_that_are_not_trained_on(sound: Path
     assert [other.val_set[k][2] for k in range(len(other.val_set))] == held
     with pytest.raises(UserError, match="holds out 0"):
         made("fit").held_out_rows(["only one"])
+
+
+# Where a split lies in the embedded data's layouts: of validation, and of a test split beside it.
+THIRD_SPLITS = {
+    "classification": [("val", "test")],
+    "detection": [("images/val", "images/test"), ("annotations/instances_val.json", "annotations/instances_test.json")],
+    "segmentation": [("images/validation", "images/test"), ("annotations/validation", "annotations/test")],
+}
+
+
+@pytest.mark.parametrize("task", THIRD_SPLITS)
+def test_a_labelled_test_split_is_what_the_test_stage_is_on(copy: Callable[[str], Path], task: str):
+    root = copy(task)
+
+    def made(stage: str, **options: Any) -> Any:
+        module = locate(TASKS[task].data)(str(root), num_workers=0, **options)
+        module.setup(stage)
+        return module
+
+    def tested(module: Any) -> list[str]:
+        return [path for batch in module.test_dataloader() for path in batch["path"]]
+
+    before = made("fit").description()
+    assert before["split"] == "val"
+    assert tested(made("fit")) == [str(path) for path in made("fit").image_paths()[1]]
+    for val, test in THIRD_SPLITS[task]:
+        (shutil.copytree if (root / val).is_dir() else shutil.copy)(root / val, root / test)
+    data = made("test")
+    assert tested(data) == [str(path) for path in data.test_paths()]
+    assert all("/test/" in path for path in tested(data))
+    described = data.description()
+    assert (described["split"], described["test_images"]) == ("test", before["val_images"])
+    assert described["fingerprint"] != before["fingerprint"]
+    fitted = made("fit")
+    assert not any("/test/" in path for batch in fitted.val_dataloader() for path in batch["path"])
+    # What is chosen on held-out images must not see it.
+    assert made("test", held_out=0.25).description()["split"] == "held out"
+    assert not any("/test/" in path for path in tested(made("test", held_out=0.25)))
+
+
+def test_a_test_split_without_labels_is_none(copy: Callable[[str], Path]):
+    root = copy("classification")
+    (root / "test").mkdir()
+    shutil.copy(next((root / "val").rglob("*.*")), root / "test")
+    assert locate(TASKS["classification"].data)(str(root)).description()["split"] == "val"
+
+
+def test_shards_keep_the_test_split(copy: Callable[[str], Path], tmp_path: Path):
+    root = copy("classification")
+    shutil.copytree(root / "val", root / "test")
+    assert set(write_shards(root, tmp_path / "shards", shard_bytes=10_000, jobs=1)) == {"train", "val", "test"}
+    folders, shards = (locate(TASKS["classification"].data)(str(place)) for place in (root, tmp_path / "shards"))
+    assert shards.description() | {"name": "", "root": ""} == folders.description() | {"name": "", "root": ""}
+    assert shards.has_test
