@@ -52,6 +52,18 @@ VARIANTS = {
             "step": 2,
         }
     ),
+    # VMamba as narrow as T, of table 5's first row: the paper prints neither widths nor depths, its author told them.
+    "vmamba_narrow": Variant(
+        {
+            "dims": (32, 64, 128, 256),
+            "depths": (2, 2, 4, 2),
+            "state_dim": 16,
+            "scan": "ss2d",
+            "fusion": False,
+            "layout": "EEEE",
+            "step": 2,
+        }
+    ),
     "vim_tiny": Variant({"dim": 192, "depth": 24, "state_dim": 16}, Vim, VimPyramid),
 }
 

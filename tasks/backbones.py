@@ -29,6 +29,8 @@ FLEXIBLE_SIZE_OPTIONS: tuple[dict[str, Any], ...] = (
     {"dynamic_img_size": True},
     {},
 )
+# What timm's models raise for options that they do not have.
+CANNOT_BUILD = (TypeError, AssertionError, IndexError, ValueError, RuntimeError, AttributeError)
 
 
 class TimmPyramid(nn.Module):
@@ -195,11 +197,20 @@ def _create_flexible(name: str, options: dict[str, Any]) -> nn.Module:
     for flexible in FLEXIBLE_SIZE_OPTIONS:
         try:
             return timm.create_model(name, **options, **flexible)
-        except (TypeError, AssertionError, IndexError, ValueError, RuntimeError, AttributeError) as error:
+        except CANNOT_BUILD as error:
             complaint = error  # the last one, without extra options, is the one that counts
-    few = isinstance(complaint, IndexError) and "out_indices" in options
-    reason = "it has fewer levels of feature maps" if few else str(complaint).strip().split("\n")[0]
+    strides = _strides(name) if "out_indices" in options else STRIDES
+    few = f"it has feature maps at strides {list(strides)} only; detection and segmentation need {list(STRIDES)}"
+    reason = few if len(strides) < len(STRIDES) else str(complaint).strip().split("\n")[0]
     raise UserError(f"timm cannot build backbone '{name}' with {_shown(options)}: {reason}") from complaint
+
+
+def _strides(name: str) -> Sequence[int]:
+    """Of all feature maps of a timm model; STRIDES of one that has none to tell."""
+    try:
+        return timm.create_model(name, features_only=True).feature_info.reduction()
+    except CANNOT_BUILD:
+        return STRIDES
 
 
 def _shown(options: dict[str, Any]) -> str:

@@ -96,7 +96,8 @@ def _inputs(module: TaskModule, data: TaskDataModule, network: nn.Module) -> lis
     try:
         with torch.no_grad():
             for batch in data.train_dataloader():
-                module.predict_step(module.transfer_batch_to_device(batch, module.device, 0), 0)
+                batch = data.transfer_batch_to_device(batch, module.device, 0)
+                module.predict_step(data.on_after_batch_transfer(batch, 0), 0)
                 if sum(map(len, seen)) >= CALIBRATION_IMAGES:
                     break
     finally:

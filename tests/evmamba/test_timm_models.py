@@ -10,7 +10,7 @@ from torch import nn
 from evmamba import UserError, create_model, list_models
 
 NAMES = ["efficientvmamba_b", "efficientvmamba_s", "efficientvmamba_t"]
-PEERS = ["vim_tiny", "vmamba_tiny"]
+PEERS = ["vim_tiny", "vmamba_narrow", "vmamba_tiny"]
 
 
 def test_timm_lists_our_models():

@@ -12,7 +12,7 @@ from evmamba.cost import count_macs
 from evmamba.variants import ABLATIONS, TAGS, split_name
 
 NAMES = ["efficientvmamba_b", "efficientvmamba_s", "efficientvmamba_t"]
-PEERS = ["vim_tiny", "vmamba_tiny"]
+PEERS = ["vim_tiny", "vmamba_narrow", "vmamba_tiny"]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6}
 
 
@@ -103,6 +103,12 @@ def test_vmambas_counts_equal_the_original(golden_folder):
     assert macs.paper == expected["exact_total"] == 5_626_902_528
     assert macs.by_op["scan"] == expected["exact_by_op"]["scan"]
     assert sum(p.numel() for p in model.parameters()) == 22_893_448
+
+
+def test_the_narrowed_vmamba_has_the_counts_that_its_author_told():
+    model = create_model("vmamba_narrow")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 2_398_920  # 2.399 M
+    assert count_macs(model).paper == 868_576_768  # 0.869 G
 
 
 def test_vmambas_names_and_shapes_equal_the_original(golden_folder):

@@ -8,13 +8,15 @@ import timm
 import torch
 
 import evmamba
+from evmamba.errors import UserError
 from evmamba.launch.bench.graph import ACCUMULATE_OPTION, BATCH_OPTION
 from evmamba.launch.bench.plan import DROP_PATH_OPTION, BenchOptions, plan, preset_of
-from evmamba.launch.bench.suites import ABLATED, PEERS, SUITES, entries_of, paper_entries
+from evmamba.launch.bench.suites import ABLATED, PEERS, SUITES, WITHOUT_PYRAMID, entries_of, paper_entries
 from evmamba.launch.fit import recipes
 from evmamba.launch.fit.settings import setting
 from evmamba.launch.report.paper import OURS
 from evmamba.launch.store.spec import Spec
+from evmamba.tasks import TASKS
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.detection.detectors import build_detector
 from evmamba.tasks.segmentation.upernet import UPerNet
@@ -72,6 +74,17 @@ def test_among_peers_upernet_has_one_width_for_all_by_the_papers_recipes_too(tmp
 
     assert widths("peers") == {512}
     assert widths("main") == {256, 384, 512}
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_networks_of_three_stages_are_compared_as_classifiers(tmp_path: Path):
+    specs = planned(tmp_path, "peers", backbones=["efficientvim_m1", "repvit_m0_9"])
+    assert [spec.task for spec in specs if spec.model == "efficientvim_m1"] == ["cost", "classification"]
+    assert {spec.task for spec in specs if spec.model == "repvit_m0_9"} == {"cost", *TASKS}
+    for name in WITHOUT_PYRAMID:
+        build_backbone(name, features_only=False)
+        with pytest.raises(UserError, match=r"strides \[16, 32, 64\]"):
+            build_backbone(name, features_only=True)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -195,7 +208,7 @@ def test_a_peer_stands_under_every_head(name: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted({*OURS, *PEERS, *ABLATED, *SUITES["resolution"].models}))
+@pytest.mark.parametrize("name", sorted({*OURS, *PEERS, *ABLATED, *SUITES["resolution"].models} - {*WITHOUT_PYRAMID}))
 def test_every_peer_stands_under_every_head(name: str):
     built_under_every_head(name)
 
