@@ -17,6 +17,7 @@ COMMANDS = {
     "bench": "train briefly, evaluate, measure; ends in one table",
     "profile": "latency, throughput and memory of networks, side by side",
     "traffic": "bytes, kernels and memory of networks on a GPU, counted without one",
+    "cluster": "try what trainings rely on in a job of two minutes; settings that fit",
     "submit": "bench as SLURM jobs: a graph that ends in one table",
     "status": "what runs, waits, failed",
     "verify": "published weights, a checkpoint or a result file: measured beside published",

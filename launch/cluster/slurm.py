@@ -53,10 +53,24 @@ def array_script(name: str, folder: Path, indices: Sequence[int], job: JobConfig
     return _run_script(job, name, one, f"{_escaped(folder)}/%a/{LOG_FILE}", runs, header)
 
 
-def _run_script(job: JobConfig, name: str, folder: str, log: str, runs: Path, header: Mapping[str, str | None]) -> str:
-    """As `run_script`; `folder` is the run's as the shell understands it."""
+def module_script(module: str, name: str, folder: Path, job: JobConfig) -> str:
+    """The job script of another module in place of a run; it is called with its folder, and logs there."""
+    log = _escaped(folder / LOG_FILE)
+    return _run_script(job, name, shlex.quote(str(folder)), log, folder, {}, (module, ""))
+
+
+def _run_script(
+    job: JobConfig,
+    name: str,
+    folder: str,
+    log: str,
+    runs: Path,
+    header: Mapping[str, str | None],
+    program: tuple[str, str] = ("evmamba.launch.bench.run", SPEC_FILE),
+) -> str:
+    """As `run_script`; `folder` is the run's as the shell understands it, `program` a module and its file there."""
     template = "single_node" if job.nodes == 1 else "multi_node"
-    command = f'{shlex.join([_python(job), "-m", "evmamba.launch.bench.run"])} "$folder"/{SPEC_FILE}'
+    command = f'{shlex.join([_python(job), "-m", program[0]])} "$folder"/{program[1]}'
     settings = [f"folder={folder}", f"command=({command})", *_start(job, runs)]
     if job.nodes > 1:
         settings.append(f"interface={shlex.quote(job.interface) if job.interface else ''}")
@@ -115,7 +129,7 @@ def _header(job: JobConfig, name: str, log: str) -> dict[str, str | None]:
         "nodes": str(job.nodes),
         "ntasks-per-node": str(job.tasks),
         "gpus-per-node": None if job.gpus_per_task else per_node,
-        "gpus-per-task": per_node and job.gpus_per_task and str(job.gpus_per_task),
+        "gpus-per-task": str(job.gpus_per_task) if per_node and job.gpus_per_task else None,
         "gres": job.gres,
         "cpus-per-task": None if job.cpus_per_task is None else str(job.cpus_per_task),
         "mem": job.mem,
@@ -200,6 +214,29 @@ def cancel(jobs: Sequence[JobId]) -> None:
     """Cancel jobs; those that have ended are none to complain about."""
     if jobs:
         _call(["scancel", *map(str, jobs)])
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node has, as SLURM counts it.
+
+    Attributes:
+        cpus: cores or threads that jobs can ask for.
+        gpus: of all kinds.
+    """
+
+    cpus: int
+    gpus: int
+
+
+def node(name: str) -> Node | None:
+    """What a node has; None where nobody says."""
+    fields = dict(re.findall(r"(\w+)=(\S*)", _ask(["scontrol", "show", "node", "--oneliner", name]) or ""))
+    if "CPUTot" not in fields:
+        return None
+    # As gpu:a100:4(S:0-1),gpu:h100:4
+    gpus = re.findall(r"gpu(?::[^:,(]+)?:(\d+)", fields.get("Gres", ""))
+    return Node(int(fields["CPUTot"]), sum(map(int, gpus)))
 
 
 @dataclass(frozen=True)

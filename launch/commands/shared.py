@@ -13,6 +13,38 @@ if TYPE_CHECKING:
     from evmamba.launch.bench.plan import BenchOptions
 
 
+# Keys of a cluster's YAML, which are options too.
+CLUSTER_OPTIONS = {
+    "account": "to charge",
+    "partition": "or several, with commas",
+    "qos": "quality of service",
+    "time": "limit, e.g. 24:00:00, or classification=2-00:00:00",
+    "nodes": "number of nodes (default: 1)",
+    "gpus_per_node": "one process each (default: 1); 0 for none",
+    "gres": "the GPUs in the cluster's own words instead, e.g. gpu:a100:8",
+    "tasks_per_node": "processes per node (default: one per GPU)",
+    "cpus_per_task": "cores per process, loading included",
+    "mem": "memory per node, e.g. 200G; 0 is all",
+    "exclusive": "true: no other job on the nodes (default: for cost runs)",
+    "gpus_per_task": "1: ask for GPUs by the process, where a site wants that",
+    "numa": "true: every process on cores and memory of its own",
+    "strategy": "ddp, deepspeed_stage_1, ... (default: DDP)",
+    "interface": "network interface between nodes, e.g. ib0",
+    "container": "command before python, e.g. 'apptainer exec --nv evmamba.sif'",
+    "apptainer": "image for Apptainer in place of a command",
+    "pyxis": "image for srun --container-image (NVIDIA's pyxis)",
+    "mounts": "a folder for the image, or /here:/there; may be repeated",
+    "python": "interpreter (default: this one, in a container: python)",
+    "environment": "a shell line before the run, e.g. 'module load cuda'; may be repeated",
+    "sbatch": "another option of sbatch, e.g. --sbatch=--constraint=a100; may be repeated",
+    "srun": "another option of srun, e.g. --srun=--cpu-bind=cores; may be repeated",
+    "chain": "jobs for each training, one after the other, where requeueing is forbidden",
+    "array": "trainings that differ by their seed as one array job, so many at once",
+    "max_jobs": "jobs of this benchmark at once; the others are submitted when one has ended",
+    "warning": "seconds before the time limit at which a training saves (default: 90, or what its checkpoints need)",
+}
+
+
 def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -111,3 +143,17 @@ def bench_options(given: argparse.Namespace) -> "BenchOptions":
         overrides=given.set,
         search=given.search,
     )
+
+
+def add_cluster_options(parser: Parser) -> None:
+    """The options that say what jobs ask of a cluster; `cluster_options` reads them."""
+    group = parser.add_argument_group("cluster")
+    group.add_argument("--cluster", type=Path, metavar="FILE", help="YAML file; its keys are these options")
+    for key, what in CLUSTER_OPTIONS.items():
+        name = f"--{key.replace('_', '-')}"
+        group.add_argument(name, action="append", dest=f"job_{key}", metavar="[KIND=]VALUE", help=what)
+
+
+def cluster_options(given: argparse.Namespace) -> dict[str, list[str]]:
+    """Key of a cluster's YAML -> values as given."""
+    return {key: values for key in CLUSTER_OPTIONS if (values := getattr(given, f"job_{key}"))}

@@ -2,12 +2,17 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evmamba.errors import UserError
 from evmamba.launch.commands.parser import Parser
-from evmamba.launch.commands.shared import add_bench_options, bench_options, need_extra
+from evmamba.launch.commands.shared import (
+    add_bench_options,
+    add_cluster_options,
+    bench_options,
+    cluster_options,
+    need_extra,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,47 +22,13 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """A benchmark as SLURM jobs that wait for each other, ending in one table. The options of the cluster may
 also be given for one kind of run: cost, a task, evaluation, report."""
-# Keys of a cluster's YAML, which are options too.
-CLUSTER_OPTIONS = {
-    "account": "to charge",
-    "partition": "or several, with commas",
-    "qos": "quality of service",
-    "time": "limit, e.g. 24:00:00, or classification=2-00:00:00",
-    "nodes": "number of nodes (default: 1)",
-    "gpus_per_node": "one process each (default: 1); 0 for none",
-    "gres": "the GPUs in the cluster's own words instead, e.g. gpu:a100:8",
-    "tasks_per_node": "processes per node (default: one per GPU)",
-    "cpus_per_task": "cores per process, loading included",
-    "mem": "memory per node, e.g. 200G; 0 is all",
-    "exclusive": "true: no other job on the nodes (default: for cost runs)",
-    "gpus_per_task": "1: ask for GPUs by the process, where a site wants that",
-    "numa": "true: every process on cores and memory of its own",
-    "strategy": "ddp, deepspeed_stage_1, ... (default: DDP)",
-    "interface": "network interface between nodes, e.g. ib0",
-    "container": "command before python, e.g. 'apptainer exec --nv evmamba.sif'",
-    "apptainer": "image for Apptainer in place of a command",
-    "pyxis": "image for srun --container-image (NVIDIA's pyxis)",
-    "mounts": "a folder for the image, or /here:/there; may be repeated",
-    "python": "interpreter (default: this one, in a container: python)",
-    "environment": "a shell line before the run, e.g. 'module load cuda'; may be repeated",
-    "sbatch": "another option of sbatch, e.g. --sbatch=--constraint=a100; may be repeated",
-    "srun": "another option of srun, e.g. --srun=--cpu-bind=cores; may be repeated",
-    "chain": "jobs for each training, one after the other, where requeueing is forbidden",
-    "array": "trainings that differ by their seed as one array job, so many at once",
-    "max_jobs": "jobs of this benchmark at once; the others are submitted when one has ended",
-    "warning": "seconds before the time limit at which a training saves (default: 90, or what its checkpoints need)",
-}
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = Parser(prog="evmamba submit", description=DESCRIPTION)
     add_bench_options(parser)
     benchmark_names = {action.dest for action in parser._actions} - {"help", "output"}
-    cluster_group = parser.add_argument_group("cluster")
-    cluster_group.add_argument("--cluster", type=Path, metavar="FILE", help="YAML file; its keys are these options")
-    for key, what in CLUSTER_OPTIONS.items():
-        name = f"--{key.replace('_', '-')}"
-        cluster_group.add_argument(name, action="append", dest=f"job_{key}", metavar="[KIND=]VALUE", help=what)
+    add_cluster_options(parser)
     guess = parser.add_argument_group("estimate of hours, shown by --dry-run and kept for the report")
     guess.add_argument(
         "--speed",
@@ -90,8 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.local and resume:
         parser.error("--local goes on by itself when the same command is given again; leave out --resume")
     before = JobBook.read(given.output) if resume else None
-    options = {key: values for key in CLUSTER_OPTIONS if (values := getattr(given, f"job_{key}"))}
-    cluster = read_cluster(given.cluster, options, before.cluster if before else None)
+    cluster = read_cluster(given.cluster, cluster_options(given), before.cluster if before else None)
     if given.local:
         return _run_here(given, cluster, console)
     if not given.dry_run:

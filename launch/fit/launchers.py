@@ -74,7 +74,7 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
             return Launch("fabric run", world // per_node, per_node, ("--num-nodes", "--devices"))
         return Launch("torchrun", world // per_node, per_node, ("--nnodes", "--nproc-per-node"))
     step = slurm_job.step(environment)
-    return step and Launch("srun", step.nodes, step.per_node, ("--nodes", "--ntasks-per-node"))
+    return Launch("srun", step.nodes, step.per_node, ("--nodes", "--ntasks-per-node")) if step else None
 
 
 def set_topology(trainer: Any) -> None:

@@ -16,11 +16,12 @@ from evmamba.launch.store.results import read_result
 from evmamba.launch.store.spec import TrainingSpec
 
 from ..misbehaviour import FAILED
-from ..tiny import EVMAMBA, TASKS, free_port, loopback, run, write_images, write_recipe
+from ..tiny import BIN, EVMAMBA, TASKS, free_port, loopback, run, write_images, write_recipe
 from .slurm_cluster import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
+ROOT = Path(__file__).parents[3]
 # A start takes ten seconds on idle cores; these tests share theirs.
 PATIENCE = 150
 STOPPED = [
@@ -79,6 +80,36 @@ def test_every_task_trains_on_two_nodes(cluster: Cluster, tmp_path: Path, task: 
     assert "Starting with 2 processes" in log
     (checkpoint,) = (tmp_path / "run").rglob("last.ckpt")
     assert torch.load(checkpoint, weights_only=False)["global_step"] == 2
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "fabric run"])
+def test_the_documented_scripts_of_other_launchers_train_on_two_nodes(
+    cluster: Cluster, tmp_path: Path, recipe: Path, launcher: str
+):
+    document = (ROOT / "docs" / "cluster.md").read_text()
+    (script,) = re.findall(rf"```bash\n(#!/bin/bash\n[^`]*?bash -c '{launcher} [^`]*)```", document)
+    replaced = {
+        " --gpus-per-node=8 --cpus-per-task=96": f"\n#SBATCH --output={tmp_path}/log",
+        '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)': "127.0.0.1",  # names lead nowhere here
+        "29500": str(free_port()),
+        "--nproc-per-node=8": "--nproc-per-node=1",
+        "--devices=8": "--devices=1",
+        "--accelerator=cuda": "--accelerator=cpu",
+        "classification/imagenet_efficientvmamba_t": f"{recipe} --trainer.default_root_dir={tmp_path / 'run'}",
+        f"'{launcher}": f"'{BIN}/{launcher}",
+        "launch/train.py": str(ROOT / "launch" / "train.py"),
+    }
+    for word, value in replaced.items():
+        script = script.replace(word, value)
+    variables = {name: value for name, value in loopback_variables().items() if not name.startswith("MASTER")}
+    exports = "".join(f"export {name}={value}\n" for name, value in variables.items())
+    (tmp_path / "job.sbatch").write_text(script.replace("export FIRST", f"{exports}export FIRST"))
+    job = cluster.wait_for(cluster.run("sbatch", "--parsable", str(tmp_path / "job.sbatch")), ended, PATIENCE)
+    log = (tmp_path / "log").read_text()
+    assert job["JobState"] == "COMPLETED", log[-3000:]
+    assert job["NodeList"] == "n[1-2]"
+    assert "Starting with 2 processes" in log
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)["global_step"] == 2
 
 
 @pytest.mark.parametrize("how", ["killed", "error"])

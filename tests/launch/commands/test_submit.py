@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from evmamba.launch import cli
-from evmamba.launch.cluster.settings import KEYS
-from evmamba.launch.commands.submit import CLUSTER_OPTIONS
+from evmamba.launch.cluster.settings import KEYS, MAX_JOBS
+from evmamba.launch.commands.shared import CLUSTER_OPTIONS
 
 
 def test_without_slurm_the_other_ways_are_named(
@@ -25,4 +25,4 @@ def test_without_slurm_the_other_ways_are_named(
 
 
 def test_every_key_of_a_cluster_file_is_an_option():
-    assert set(CLUSTER_OPTIONS) == set(KEYS)
+    assert set(CLUSTER_OPTIONS) == {*KEYS, MAX_JOBS}
