@@ -155,7 +155,7 @@ def _read_deepspeed(folder: Path) -> dict[str, Any]:
         weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(folder, TAG)
     # DeepSpeed makes float32 of buffers too, counters among them.
     raw = {name: weights[name].to(value.dtype) for name, value in written["module"].items()}
-    checkpoint = {key: value for key, value in written.items() if key in LIGHTNING_KEYS}
+    checkpoint = _described(written)
     if AVERAGE_SLOT in written:
         return checkpoint | {"state_dict": written[AVERAGE_SLOT], LIGHTNING_RAW_SLOT: raw}
     return checkpoint | {"state_dict": raw}
@@ -176,18 +176,26 @@ def _read_fsdp2(folder: Path) -> dict[str, Any]:
     }
     load(weights, storage_reader=reader, no_dist=True)
     rest = load_plain(folder / REST_FILE)
-    checkpoint = {key: value for key, value in rest.items() if key in LIGHTNING_KEYS}
+    checkpoint = _described(rest)
     return checkpoint | {"state_dict": {name.removeprefix(prefix): value for name, value in weights.items()}}
 
 
-# What a file for evaluation needs to have, besides the weights.
-LIGHTNING_KEYS = (
-    "epoch",
-    "global_step",
-    "pytorch-lightning_version",
-    "loops",
-    "hparams_name",
-    "hyper_parameters",
-    "datamodule_hparams_name",
-    "datamodule_hyper_parameters",
-)
+# Entries of which an evaluation has no need: of a training that goes on, and DeepSpeed's own.
+OF_TRAINING = {
+    *("state_dict", "optimizer_states", "lr_schedulers", "callbacks", AVERAGE_SLOT),
+    *("module", "optimizer", "lr_scheduler", "data_sampler", "random_ltd", "ds_config", "ds_version"),
+    *("buffer_names", "param_shapes", "frozen_param_shapes", "frozen_param_fragments", "shared_params"),
+    *(
+        "sparse_tensor_module_names",
+        "skipped_steps",
+        "global_steps",
+        "global_samples",
+        "dp_world_size",
+        "mp_world_size",
+    ),
+}
+
+
+def _described(written: dict[str, Any]) -> dict[str, Any]:
+    """The entries that an evaluation needs besides the weights: Lightning's, and what the task's module put there."""
+    return {key: value for key, value in written.items() if key not in OF_TRAINING}

@@ -22,7 +22,7 @@ from evmamba.tasks import TASKS
 from evmamba.tasks.data import TaskDataModule
 from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.module import TaskModule
-from evmamba.tasks.training.callbacks import BestCheckpoint
+from evmamba.tasks.training.callbacks import BestCheckpoint, LastCheckpoint
 
 CURVE_POINTS = 200
 NOT_EVALUATED = Evaluation()
@@ -220,6 +220,8 @@ class TrainingRecord(Callback):
         if self.seconds:
             median = statistics.median(self.seconds)
             summary["images_per_s"] = round(self.images * trainer.world_size / median, 2)
+        if (saving := last_checkpoint_seconds(trainer)) is not None:
+            summary["checkpoint_seconds"] = saving
         return summary | Training(curve=self.curve, validation=self.validation)  # type: ignore[typeddict-item]
 
 
@@ -233,9 +235,11 @@ class ProgressWriter(Callback):
         self.folder = folder
         self.record = record
         self._written = 0.0
+        self._saving: float | None = None
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.is_global_zero:
+            self._saving = last_checkpoint_seconds(trainer)
             self._write("training", trainer.global_step, total_steps(trainer))
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
@@ -251,7 +255,13 @@ class ProgressWriter(Callback):
         if done < total and now - self._written < 0.5:
             return
         self._written = now
-        write_progress(self.folder, phase, done, total, self.record.loss)
+        write_progress(self.folder, phase, done, total, self.record.loss, self._saving)
+
+
+def last_checkpoint_seconds(trainer: L.Trainer) -> float | None:
+    """How long the last checkpoint of a training took; None where none was written yet."""
+    seconds = [c.seconds for c in trainer.callbacks if isinstance(c, LastCheckpoint)]  # type: ignore[attr-defined]
+    return round(seconds[0], 2) if seconds and seconds[0] is not None else None
 
 
 def _number(batches: Any) -> int:

@@ -141,6 +141,13 @@ class ZeRO(WholeInEvaluation, DeepSpeedStrategy):
             }
         super().__init__(config=config, precision_plugin=KeptInputs(precision))  # type: ignore[arg-type]
 
+    def connect(self, model: L.LightningModule) -> None:
+        super().connect(model)
+        # Lightning would build a loader to know it, and in an evaluation there is nothing to train with.
+        batch_size = getattr(getattr(model.trainer, "datamodule", None), "batch_size", 1)
+        assert isinstance(self.config, dict)
+        self.config.setdefault("train_micro_batch_size_per_gpu", batch_size)
+
     def setup(self, trainer: L.Trainer) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING
         if fitting:

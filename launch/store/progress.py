@@ -22,22 +22,41 @@ TAIL_BYTES = 4096
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run does: its phase, steps or batches done, of how many (0: not known), and the latest loss."""
+    """What a run does.
+
+    Attributes:
+        phase: "training", "testing", ...
+        done, total: steps or batches, of how many (0: not known).
+        loss: the latest.
+        checkpoint_seconds: how long it took to save the last checkpoint; what a warning ahead of a time limit must
+            leave time for.
+    """
 
     phase: str
     done: Whole = 0
     total: Whole = 0
     loss: float | None = None
+    checkpoint_seconds: float | None = None
 
 
-def write_progress(folder: Path, phase: str, done: int = 0, total: int = 0, loss: float | None = None) -> None:
-    """Replace ``folder/progress.json``.
+def write_progress(
+    folder: Path,
+    phase: str,
+    done: int = 0,
+    total: int = 0,
+    loss: float | None = None,
+    checkpoint_seconds: float | None = None,
+) -> None:
+    """Replace ``folder/progress.json``; what a checkpoint took stays known until it is measured again.
 
     Raises:
         UserError: it cannot be written, or the folder is another start's by now (`LeaseLost`).
     """
     guard(folder)
-    write_text(folder / PROGRESS_FILE, json.dumps(asdict(Progress(phase, done, total, loss))), durable=False)
+    if checkpoint_seconds is None and (before := read_progress(folder)) is not None:
+        checkpoint_seconds = before.checkpoint_seconds
+    progress = Progress(phase, done, total, loss, checkpoint_seconds)
+    write_text(folder / PROGRESS_FILE, json.dumps(asdict(progress)), durable=False)
 
 
 def read_progress(folder: Path) -> Progress | None:

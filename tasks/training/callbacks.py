@@ -5,6 +5,8 @@ import os
 import signal
 import time
 import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     WeightAveraging,
 )
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -89,10 +92,61 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning writes to the system's temporary folder first and then moves; between file systems that is a copy, and a
     job killed during it leaves half a file under the checkpoint's name. Here the temporary file is in the same folder,
     and is on the disk before it gets its name.
+
+    Attributes:
+        background: write in a thread, from a copy on the CPU, while the training goes on.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.background = False
+        self._writer: ThreadPoolExecutor | None = None
+        self._waiting: list[Future[None]] = []
+        self._failed = False
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
-        target = Path(path)
+        if self.background:
+            copies: dict[int, Any] = {}
+            apply_to_collection(checkpoint, Tensor, lambda t: copies.setdefault(id(t), t.detach().to("cpu", copy=True)))
+            checkpoint = copy.deepcopy(checkpoint, copies)
+        self.then(lambda: self._write(checkpoint, Path(path)))
+
+    def then(self, task: Callable[[], None]) -> None:
+        """Do something after what is being written, at once where that is not done in a thread.
+
+        Raises:
+            UserError, OSError: of the task, or of one before it that has failed meanwhile.
+        """
+        if not self.background:
+            task()
+            return
+        for done in [future for future in self._waiting if future.done()]:
+            self._waiting.remove(done)
+            done.result()
+        self._writer = self._writer or ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._waiting.append(self._writer.submit(self._attempt, task))
+
+    def _attempt(self, task: Callable[[], None]) -> None:
+        if self._failed:
+            return  # what is not whole must not take the place of what is
+        self._failed = True
+        task()
+        self._failed = False
+
+    def wait(self) -> None:
+        """Return when all is on the disk.
+
+        Raises:
+            UserError, OSError: something could not be written.
+        """
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            future.result()
+
+    def teardown(self) -> None:
+        self.wait()
+
+    def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         with write_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             guard(target)
@@ -107,6 +161,22 @@ def _prepare(trainer: L.Trainer, dirpath: str | os.PathLike | None) -> Path:
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     return Path(dirpath or Path(trainer.default_root_dir, CHECKPOINTS)).absolute()
+
+
+def _writer(trainer: L.Trainer) -> AtomicCheckpointIO:
+    """What writes a trainer's checkpoints.
+
+    Raises:
+        UserError: its strategy does that itself.
+    """
+    writer = trainer.strategy.checkpoint_io
+    if not isinstance(writer, AtomicCheckpointIO) or isinstance(
+        trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy
+    ):
+        raise UserError(
+            "asynchronous checkpoints are files: use --strategy ddp, or leave out LastCheckpoint.asynchronous"
+        )
+    return writer
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -169,10 +239,20 @@ class LastCheckpoint(Checkpoint, StepCallback):
         dirpath: folder; by default ``checkpoints`` in the trainer's default_root_dir.
         every_n_train_steps: also save every so many optimizer steps.
         every_n_minutes: also save when so many minutes have passed since the last time; what a crash can cost.
+        asynchronous: go on training while a checkpoint is written from a copy in the memory of rank 0's machine. When
+            a training stops or ends, the last one is waited for. Sharded strategies write theirs on all processes at
+            once and do without.
+
+    Attributes:
+        seconds: how long the last one took, until it was on the disk; None before that.
     """
 
     def __init__(
-        self, dirpath: str | None = None, every_n_train_steps: int | None = None, every_n_minutes: float = 10.0
+        self,
+        dirpath: str | None = None,
+        every_n_train_steps: int | None = None,
+        every_n_minutes: float = 10.0,
+        asynchronous: bool = False,
     ) -> None:
         if every_n_train_steps is not None and every_n_train_steps < 1:
             raise UserError(f"every_n_train_steps must be at least 1, not {every_n_train_steps}")
@@ -181,6 +261,8 @@ class LastCheckpoint(Checkpoint, StepCallback):
         self.dirpath = dirpath
         self.every_n_train_steps = every_n_train_steps
         self.every_n_minutes = every_n_minutes
+        self.asynchronous = asynchronous
+        self.seconds: float | None = None
         self._folder = Path()
         self._agreement = Agreement(wishes=1 + len(SIGNALS))
         self._saved_at = 0.0
@@ -195,6 +277,8 @@ class LastCheckpoint(Checkpoint, StepCallback):
         self._folder = Path(trainer.strategy.broadcast(str(_prepare(trainer, self.dirpath))))
         self._agreement = Agreement(wishes=1 + len(SIGNALS))
         self._log_rows, self._last_loops, self._ended = 0, None, False
+        if self.asynchronous:
+            _writer(trainer).background = True
         if trainer.is_global_zero and held(self._folder) is not None:
             remove_unfinished(self._folder)
 
@@ -216,6 +300,7 @@ class LastCheckpoint(Checkpoint, StepCallback):
             self._save(trainer)
         for number, wanted in zip(SIGNALS, stopping, strict=True):
             if wanted:
+                self._wait(trainer)
                 trainer.strategy.barrier("stopping")  # nobody leaves before rank 0 has named the file
                 stop(trainer, number, f"saved as {self._folder / LAST}")
 
@@ -225,6 +310,7 @@ class LastCheckpoint(Checkpoint, StepCallback):
         if noted is None:
             return
         if trainer.world_size == 1:
+            self._wait(trainer)
             stop(trainer, noted, "the validation will be repeated")
         # Several processes may not leave one by one: they stop after the next step, if they live to see it.
         if noted == signal.SIGUSR1 and trainer.is_global_zero and not self._requeued:
@@ -233,6 +319,7 @@ class LastCheckpoint(Checkpoint, StepCallback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._ended = True
         self._save(trainer)
+        self._wait(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what a continuation needs to know besides Lightning's own entries, to any checkpoint."""
@@ -255,14 +342,23 @@ class LastCheckpoint(Checkpoint, StepCallback):
     def _save(self, trainer: L.Trainer) -> None:
         for logger in trainer.loggers:
             logger.save()  # a log that is behind its checkpoint would have a gap
-        partial = unfinished_last(self._folder)
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
+        partial, begun, step = unfinished_last(self._folder), time.monotonic(), trainer.global_step
+
+        def replace() -> None:
             guard(self._folder)
             replace_last(partial, self._folder)
-            if (lease := held(self._folder)) is not None and trainer.global_step > self._first_step:
+            self.seconds = time.monotonic() - begun
+            if (lease := held(self._folder)) is not None and step > self._first_step:
                 lease.advance()
+
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            _writer(trainer).then(replace) if self.asynchronous else replace()
         self._saved_at = time.monotonic()
+
+    def _wait(self, trainer: L.Trainer) -> None:
+        if self.asynchronous:
+            _writer(trainer).wait()
 
 
 def _images_per_batch(trainer: L.Trainer) -> int | None:

@@ -135,7 +135,9 @@ def test_requeued_by_the_signal_before_the_time_limit_it_ends_with_the_same_weig
     done = run([*straight, *arguments, "--trainer.devices=2"])
     assert done.returncode == 0, done.stderr[-3000:]
 
-    number = submit(cluster, tmp_path, recipe, *arguments, *misbehaving(0, "time_limit"))
+    # SLURM sends it to the loading processes, too.
+    loading = "--data.init_args.num_workers=1"
+    number = submit(cluster, tmp_path, recipe, *arguments, loading, *misbehaving(0, "time_limit"))
     job = cluster.wait_for(number, ended, 2 * PATIENCE)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), (tmp_path / "log").read_text()[-3000:]
     one, other = (

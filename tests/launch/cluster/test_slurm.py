@@ -76,6 +76,11 @@ def test_gpus_in_the_clusters_own_words_replace_the_common_option():
     assert "--gres" not in slurm.report_script(Path("/x"), cluster["report"])
 
 
+# How every run's srun begins, and what it starts: signals are ignored until the run can obey them.
+OPTIONS = "<--export=ALL><--kill-on-bad-exit=1>"
+BEGIN = '<sh><-c><trap "" TERM USR1; exec "$@"><sh>'
+
+
 def run_shell(script: str, tmp_path: Path, **variables: str) -> str:
     """Run a script with an srun that says what it was called with."""
     fake = tmp_path / "bin" / "srun"
@@ -101,12 +106,20 @@ def test_the_script_starts_the_run_in_its_environment_and_container(tmp_path: Pa
         interface=["ib0"],
     )
     assert run_shell(text, tmp_path, SLURM_CPUS_PER_TASK="12") == (
-        f"<--export=ALL><--kill-on-bad-exit=1><apptainer><exec><--nv><img.sif><python><-m><evmamba.launch.bench.run><{folder}/spec.json>\n"
+        f"{OPTIONS}{BEGIN}<apptainer><exec><--nv><img.sif><python><-m><evmamba.launch.bench.run><{folder}/spec.json>\n"
         "nccl=ib0 omp=3 cpus=12 mine=1\n"
     )
     plain = run_shell(script_of(folder, python=["/venv/bin/python"]), tmp_path)
-    assert plain.startswith("<--export=ALL><--kill-on-bad-exit=1></venv/bin/python><-m>")
+    assert plain.startswith(f"{OPTIONS}{BEGIN}</venv/bin/python><-m>")
     assert plain.endswith("nccl= omp= cpus= mine=\n")
+
+
+@pytest.mark.parametrize("name", ["TERM", "USR1"])
+def test_a_signal_ahead_of_the_run_does_not_kill_it(tmp_path: Path, name: str):
+    begin = re.search(r"^begin=\((.*)\)$", script_of(tmp_path), re.MULTILINE)
+    assert begin is not None
+    command = f"{begin[1]} sh -c 'kill -{name} $$; echo alive'"
+    assert subprocess.run(["bash", "-c", command], capture_output=True, text=True).stdout == "alive\n"
 
 
 def test_the_report_records_what_slurm_ended_before_it_writes_the_table(tmp_path: Path):
@@ -135,21 +148,25 @@ def started(tmp_path: Path, kind: str = "classification", **options: list[str]) 
 
 
 def test_options_of_srun_and_ways_into_a_container_stand_before_the_command(tmp_path: Path):
-    begin = "<--export=ALL><--kill-on-bad-exit=1>"
     options = {"srun": ["--cpu-bind=cores", "--label"], "python": ["python"]}
-    assert started(tmp_path, **options) == f"{begin}<--cpu-bind=cores><--label><python>"
+    assert started(tmp_path, **options) == f"{OPTIONS}<--cpu-bind=cores><--label>{BEGIN}<python>"
     image = {"apptainer": ["/img/e.sif"], "mounts": ["/data", "/scratch/me:/me"]}
     mounts = "/data:/data,/scratch/me:/me,/out/runs:/out/runs"  # runs start from others beside them
-    assert started(tmp_path, **image) == f"{begin}<apptainer><exec><--nv><--bind><{mounts}></img/e.sif><python>"
+    assert (
+        started(tmp_path, **image) == f"{OPTIONS}{BEGIN}<apptainer><exec><--nv><--bind><{mounts}></img/e.sif><python>"
+    )
     assert "<--nv>" not in started(tmp_path, **image, gpus_per_node=["0"])
     image["pyxis"] = image.pop("apptainer")
-    assert started(tmp_path, **image) == (f"{begin}<--container-image=/img/e.sif><--container-mounts={mounts}><python>")
+    assert (
+        started(tmp_path, **image)
+        == f"{OPTIONS}<--container-image=/img/e.sif><--container-mounts={mounts}>{BEGIN}<python>"
+    )
 
 
 def test_a_gpu_for_every_process_and_its_neighbourhood(tmp_path: Path):
     bound = started(tmp_path, gpus_per_node=["8"], gpus_per_task=["1"], numa=["true"], python=["python"])
-    assert bound.removeprefix("<--export=ALL><--kill-on-bad-exit=1>") == (
-        "<--gpu-bind=none><--cpu-bind=cores><--mem-bind=local><--distribution=block:block><python>"
+    assert bound.removeprefix(OPTIONS) == (
+        f"<--gpu-bind=none><--cpu-bind=cores><--mem-bind=local><--distribution=block:block>{BEGIN}<python>"
     )
     lines = header(script_of(gpus_per_node=["8"], gpus_per_task=["1"]))
     assert {"--gpus-per-task=1", "--ntasks-per-node=8"} <= set(lines)

@@ -141,10 +141,16 @@ def assert_same(one: Any, other: Any, where: str) -> None:
 
 @pytest.mark.slow
 def test_classification_killed_at_random_moments(tmp_path: Path, fit: Fit, images: Path):
-    """Mixup, cutmix, RandAugment, erasing, drop path, averaged weights, accumulation, two loading processes."""
+    """Mixup, cutmix, RandAugment, erasing, drop path, averaged weights, accumulation, two loading processes.
+
+    The one that is killed writes its checkpoints while it trains on.
+    """
     path = recipe(tmp_path, CLASSIFICATION, "val/top1", data_dir=str(images))
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     assert fit(path, whole) == [0]
+    config = yaml.safe_load(path.read_text())
+    config["trainer"]["callbacks"][1]["init_args"]["asynchronous"] = True
+    path.write_text(yaml.safe_dump(config))
     draw = random.Random(0)
     for rows in (1, 3, 4, 6, 9, 10):  # of 12; among them before and after a validation
         assert fit(path, folder, rows=rows, delay=draw.choice([0.0, draw.uniform(0.0, 0.1)])) == [-9]

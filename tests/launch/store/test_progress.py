@@ -11,8 +11,9 @@ from evmamba.launch.store.spec import LOG_FILE
 def test_what_a_run_says_is_read_by_others(tmp_path: Path):
     write_progress(tmp_path, "training", 3, 10, 0.5)
     assert read_progress(tmp_path) == Progress("training", 3, 10, 0.5)
+    write_progress(tmp_path, "training", checkpoint_seconds=3.5)
     write_progress(tmp_path, "preparing")
-    assert read_progress(tmp_path) == Progress("preparing")
+    assert read_progress(tmp_path) == Progress("preparing", checkpoint_seconds=3.5)  # until it is measured again
     assert [path.name for path in tmp_path.iterdir()] == [PROGRESS_FILE]
 
 

@@ -1,5 +1,6 @@
 """Averaged weights against hand-computed ones; checkpoints that are whole, best and last."""
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,10 +8,11 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from evmamba.errors import UserError
 from evmamba.tasks.evaluation import Evaluation
+from evmamba.tasks.training import callbacks
 from evmamba.tasks.training.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, WeightEMA
 from evmamba.tasks.training.checkpoint_files import candidates, newest_whole
 
@@ -169,6 +171,57 @@ def test_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch
         AtomicCheckpointIO().save_checkpoint({"epoch": 2}, target)
     assert torch.load(target) == {"epoch": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_checkpoint_written_in_the_background_is_of_the_moment_at_which_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    go, save = threading.Event(), torch.save
+
+    def late(checkpoint, file) -> None:
+        go.wait(10)
+        save(checkpoint, file)
+
+    monkeypatch.setattr(torch, "save", late)
+    writer = AtomicCheckpointIO()
+    writer.background = True
+    weight, curve = torch.ones(2), [1]
+    done: list[str] = []
+    writer.save_checkpoint({"state_dict": {"w": weight, "again": weight}, "curve": curve}, tmp_path / "last.ckpt")
+    writer.then(lambda: done.append("after"))
+    weight.zero_()
+    curve.append(2)
+    assert not (tmp_path / "last.ckpt").exists()
+    assert done == []
+    go.set()
+    writer.wait()
+    found = torch.load(tmp_path / "last.ckpt")
+    assert torch.equal(found["state_dict"]["again"], torch.ones(2))
+    assert (found["curve"], done) == ([1], ["after"])
+
+    writer.save_checkpoint({}, tmp_path / "last.ckpt" / "below a file.ckpt")
+    writer.then(lambda: done.append("in spite of that"))
+    with pytest.raises(UserError, match="cannot write"):
+        writer.wait()
+    assert done == ["after"]
+
+
+def test_a_training_notes_how_long_a_checkpoint_takes_also_in_the_background(tmp_path: Path):
+    for asynchronous in (False, True):
+        last = LastCheckpoint(str(tmp_path / str(asynchronous)), every_n_train_steps=1, asynchronous=asynchronous)
+        trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[last])
+        trainer.fit(ToyModule(), ToyData(tmp_path, [1.0] * 4))
+        assert last.seconds is not None
+        assert last.seconds > 0
+        assert torch.load(tmp_path / str(asynchronous) / "last.ckpt")["global_step"] == trainer.global_step
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
+def test_sharded_checkpoints_are_not_written_in_the_background(strategy: type):
+    trainer = SimpleNamespace(strategy=strategy.__new__(strategy))
+    trainer.strategy._checkpoint_io = AtomicCheckpointIO()
+    with pytest.raises(UserError, match=r"use --strategy ddp, or leave out LastCheckpoint\.asynchronous"):
+        callbacks._writer(trainer)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):

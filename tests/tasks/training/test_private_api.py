@@ -15,6 +15,8 @@ PRIVATE = {
     f"{SIGNALS}.register_signal_handlers": "interruption.py",
     f"{SIGNALS}.teardown": "interruption.py",
     "lightning.pytorch.strategies.launchers:_SubprocessScriptLauncher.launch": "interruption.py",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector:_CheckpointConnector.resume_start": "agreed_start.py",
+    "torch._C._distributed_c10d:_dump_nccl_trace": "progress_watch.py",
     "lightning.pytorch.loops:_FitLoop.done": "loops.py",
     "lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop.update_restart_stage": "loops.py",
     "lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop.reset": "loops.py",
@@ -61,6 +63,7 @@ def test_a_trainer_has_the_parts_that_are_exchanged():
     trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", barebones=False)
     loop = trainer.fit_loop.epoch_loop
     assert type(trainer._signal_connector).__name__ == "_SignalConnector"
+    assert type(trainer._checkpoint_connector).__name__ == "_CheckpointConnector"
     assert type(trainer.fit_loop).__name__ == "_FitLoop"
     assert type(loop).__name__ == "_TrainingEpochLoop"
     assert loop.val_loop._has_run is False
