@@ -18,11 +18,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights for a backbone given by its name")
     parser.add_argument("--backbone", action="store_true", help="the feature pyramid alone")
     parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument(
+        "--result", type=Path, metavar="FILE", help="result.json for the model card (default: the run's own, beside it)"
+    )
+    parser.add_argument("--license", help="of the weights, the hub's identifier (default: apache-2.0)")
     given = parser.parse_args(arguments)
     need_extra()
 
     from evmamba.launch.use.hub import push
+    from evmamba.launch.use.model_card import LICENSE, read_card_result, result_of
     from evmamba.launch.use.networks import find_network
 
-    print(push(find_network(given.source, given.weights, given.backbone), given.target, given.private))
+    network = find_network(given.source, given.weights, given.backbone)
+    result = read_card_result(given.result) if given.result else result_of(Path(given.source))
+    print(push(network, given.target, given.private, result, given.license or LICENSE))
     return 0

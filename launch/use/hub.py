@@ -7,6 +7,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from evmamba.checkpoints import save_checkpoint
 from evmamba.errors import UserError, first_line
+from evmamba.launch.store.results import Result
+from evmamba.launch.use.model_card import LICENSE, card_of
 from evmamba.launch.use.networks import Network
 from evmamba.model import EfficientVMamba, FeaturePyramid
 from evmamba.tasks.plain_files import is_file, read_json
@@ -17,13 +19,17 @@ WEIGHTS_FILE = constants.SAFETENSORS_SINGLE_FILE
 KIND_KEY, CLASSES_KEY = "architecture", "class_names"
 
 
-def push(network: Network, target: str, private: bool = False) -> str:
-    """Write a network into a folder, or push it to a repository.
+def push(
+    network: Network, target: str, private: bool = False, result: Result | None = None, license: str = LICENSE
+) -> str:
+    """Write a network into a folder, or push it to a repository, with a model card.
 
     Args:
         network: an EfficientVMamba or its pyramid.
         target: a folder (starts with . or /, or exists), or ``user/repository``.
         private: of a new repository.
+        result: a test of these weights, for the card.
+        license: of the weights, the hub's identifier.
 
     Returns:
         Where it is.
@@ -38,6 +44,9 @@ def push(network: Network, target: str, private: bool = False) -> str:
     arguments = network.model._hub_mixin_config
     assert isinstance(arguments, dict)
     config = arguments | {KIND_KEY: kind, CLASSES_KEY: network.class_names}
+    card = card_of(target, kind, network.outputs, network.class_names, result, license)
+    # The hub's mixin asks the network for its card.
+    network.model.generate_model_card = lambda *args, **kwargs: card  # type: ignore[method-assign]
     try:
         if _is_folder(target):
             network.model.save_pretrained(target, config=config)
