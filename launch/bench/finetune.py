@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from types import MappingProxyType
@@ -47,6 +47,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     precision: str | None = None,
+    loggers: Sequence[str] = (),
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Result:
     """Train a network on images in folders, test the best weights, and write a report.
@@ -68,6 +69,7 @@ def train(
         seed: of everything.
         device: "auto", "cpu" or "cuda".
         precision: Lightning's name; None: bf16-mixed on a GPU that has it.
+        loggers: e.g. ``["wandb"]``, see `evmamba.launch.fit.loggers`.
         options: more of `evmamba fit`'s options, e.g. ``{"model.init_args.optimizer.layer_decay": 0.9}``.
 
     Returns:
@@ -99,6 +101,7 @@ def train(
         seeds=[seed],
         device=device,
         precision=precision,
+        loggers=loggers,
     )
     bench.overrides = [_override(name, value) for name, value in (told | dict(options)).items()]
     spec = _training_of(bench)

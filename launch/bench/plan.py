@@ -11,6 +11,7 @@ from msgspec import structs
 from evmamba.errors import UserError, unknown_name
 from evmamba.launch.bench.graph import ACCUMULATE_OPTION, BATCH_OPTION, CHECKPOINT_OPTION, DROP_PATH_OPTION
 from evmamba.launch.bench.suites import SUITES, Entry, Suite, entries_of
+from evmamba.launch.fit.loggers import check_logger
 from evmamba.launch.fit.recipes import has_drop_path, recipe_of
 from evmamba.launch.store.devices import DEVICES, choose_device
 from evmamba.launch.store.precision import autocast_to
@@ -55,6 +56,7 @@ class BenchOptions:
             warmup_steps, timed_steps (see `evmamba.launch.measure.cost`).
         search: trials of each network before the benchmark (see `evmamba.launch.bench.search`); 0: no search.
         exported: test trained networks as ONNX files too (`evmamba.launch.bench.graph.with_exported`).
+        loggers: others' loggers of the trainings, see `evmamba.launch.fit.loggers`.
         force: also repeat finished runs.
         elsewhere: plan for a cluster: the device need not be here, and not every file is looked at.
     """
@@ -71,6 +73,7 @@ class BenchOptions:
     precision: str | None = None
     pretrained: bool = False
     overrides: Sequence[str] = ()
+    loggers: Sequence[str] = ()
     search: int = 0
     exported: bool = False
     force: bool = False
@@ -103,6 +106,8 @@ def plan(options: BenchOptions) -> list[Spec]:
         raise UserError("no backbone to run; name one with --backbones")
     if not options.seeds:
         raise UserError("no seed to run with; give one with --seeds")
+    for logger in options.loggers:
+        check_logger(logger)
     check_writable(options.output, "--output")
     usual = (suite and suite.tasks) or [task.name for task in TASKS.values() if task.embedded]
     wanted = options.tasks if options.tasks is not None else options.data or usual
@@ -323,6 +328,7 @@ def _training_spec(
         suite=options.suite,
         recipe=str(recipe),
         settings=settings,
+        loggers=tuple(dict.fromkeys(options.loggers)),
         own_batch=not names.isdisjoint((BATCH_OPTION, ACCUMULATE_OPTION)),
         test_scales=suite.test_scales if suite and record.scalable else (),
     )

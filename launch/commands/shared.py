@@ -101,6 +101,13 @@ def add_bench_options(parser: Parser) -> None:
         help="test trained networks as ONNX files too, float32 and INT8: accuracy, size and latency in onnxruntime",
     )
     parser.add_argument(
+        "--logger",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="log trainings there too: wandb, mlflow, comet or trackio; may be repeated",
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -141,6 +148,7 @@ def bench_options(given: argparse.Namespace) -> "BenchOptions":
         pretrained=given.pretrained,
         exported=given.exported,
         overrides=given.set,
+        loggers=given.logger,
         search=given.search,
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from evmamba.launch.fit.cli import EvmambaCLI
 from evmamba.launch.fit.exported import measure_exported
+from evmamba.launch.fit.loggers import logger_settings
 from evmamba.launch.fit.record import (
     Background,
     ProgressWriter,
@@ -92,8 +93,7 @@ def cli_arguments(spec: TrainingSpec | EvaluationSpec, folder: Path) -> list[str
         "data.init_args.batch_size": own.batch_size,
         "trainer.accumulate_grad_batches": own.accumulate,
         "trainer.default_root_dir": folder,
-        "trainer.logger": "evmamba.tasks.training.metrics_log.MetricsLog",
-        "trainer.logger.save_dir": folder,
+        "trainer.logger": json.dumps(logger_settings(folder, spec.loggers if isinstance(spec, TrainingSpec) else ())),
         "trainer.enable_progress_bar": "false",
         "trainer.enable_model_summary": "false",
         "model.init_args.checkpoint": start.folder(folder) / BACKBONE_FILE if start else None,

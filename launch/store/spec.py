@@ -247,13 +247,16 @@ class TrainingSpec(TaskSpec, frozen=True, kw_only=True, tag="training"):
         test_scales: a classifier is tested also on images of these multiples of its training size.
         own_batch: the batch of the settings was asked for as it is, per process: processes do not share it.
         global_batch: training images per optimizer step over all processes; None: the settings' batch, one process.
+        loggers: which of `evmamba.launch.fit.loggers` log the training, besides the log of its own.
     """
 
+    of_no_consequence = (*TaskSpec.of_no_consequence, "loggers")
     start: Start | None = None
     test: bool = True
     test_scales: tuple[float, ...] = ()
     own_batch: bool = False
     global_batch: int | None = None
+    loggers: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:

@@ -65,7 +65,7 @@ def card_of(
 
 def _what(kind: str, outputs: str, class_names: list[str], result: Result | None) -> str:
     model = f" `{result.model}`" if result else ""
-    text = f"EfficientVMamba{model} ([paper]({PAPER})), `evmamba.{kind}`; it takes normalised RGB images and gives {outputs}."
+    text = f"EfficientVMamba{model} ([paper]({PAPER})), `evmamba.{kind}`: normalised RGB images to {outputs}."
     if class_names:
         shown = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")
         text += f"\n\n{len(class_names)} classes: {shown}."
@@ -111,7 +111,10 @@ def _numbers(result: Result) -> str:
         if (value := result.metrics.get(metric.key)) is not None
     ]
     on = "Of the whole network that it was trained in, on" if TASKS[result.task].network_at is None else "On"
-    where = f"{on} {data.get('val_images')} validation images of {data.get('name')} (fingerprint `{data.get('fingerprint')}`)"
+    where = (
+        f"{on} {data.get('val_images')} validation images of {data.get('name')} "
+        f"(fingerprint `{data.get('fingerprint')}`)"
+    )
     protocol = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in result.protocol.items())
     return "\n".join([f"## Numbers\n\n{where}; {protocol}.\n", "| metric | |", "|---|---|", *rows])
 

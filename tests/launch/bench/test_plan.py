@@ -65,6 +65,7 @@ def test_a_data_folder_limits_the_bench_to_its_task_and_takes_the_small_recipe(t
         ({"suite": "paper", "backbones": ["convnext_atto"]}, "the paper's tables have nothing on convnext_atto"),
         ({"backbones": ["efficientvmamba_t-ss3d"]}, "unknown tag of efficientvmamba_t 'ss3d'; did you mean ss2d"),
         ({"seeds": []}, "no seed"),
+        ({"loggers": ["wandbb"]}, "unknown logger 'wandbb'; did you mean wandb"),
         ({"precision": "64-true"}, "--precision 64-true: a benchmark runs and measures 32-true, bf16-mixed, 16-mixed"),
         (
             {"preset": "paper", "tasks": ["detection"]},
