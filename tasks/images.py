@@ -110,8 +110,11 @@ def _decoded_jpeg(path: str | os.PathLike, upright: bool, content: bytes | None)
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether EXIF orientation swaps the width and height of an image that is open."""
-    return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    """Whether EXIF orientation swaps the width and height of an image that is open; damaged EXIF data do not."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except Exception:  # decoders raise nearly anything on damaged files
+        return False
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -7,7 +7,8 @@ command line: in an option's value (``--model my_task.Module``, ``--backbones my
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from evmamba.errors import UserError
 
@@ -55,6 +56,31 @@ def check_backbone(name: str, what: str) -> None:
     module, colon, _ = name.partition(":")
     if colon:
         check_trusted(module, what)
+
+
+def named_in(settings: Any) -> list[str]:
+    """What a run's settings name to be imported: classes, and the modules of backbones ``module:name``."""
+    if isinstance(settings, Mapping):
+        found = [name for key, value in settings.items() for name in _named_at(str(key), value)]
+    elif isinstance(settings, list | tuple):
+        found = [name for value in settings for name in named_in(value)]
+    else:
+        found = []
+    return list(dict.fromkeys(found))
+
+
+def modules_in(settings: Any) -> list[str]:
+    """The top-level modules that settings name, without Python's own: for a run that was planned or allowed before."""
+    roots = dict.fromkeys(name.split(".")[0] for name in named_in(settings))
+    return [root for root in roots if root.isidentifier() and root not in sys.stdlib_module_names]
+
+
+def _named_at(key: str, value: Any) -> list[str]:
+    if isinstance(value, str):
+        return (
+            [value] if key == "class_path" else [value.partition(":")[0]] if key == "backbone" and ":" in value else []
+        )
+    return named_in(value)
 
 
 def refusal(name: str, what: str) -> UserError:

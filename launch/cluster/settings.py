@@ -35,7 +35,7 @@ from evmamba.tasks import TASKS
 from evmamba.tasks.plain_files import read_yaml
 
 # SLURM's: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
-TIME = re.compile(r"^(\d+(:\d\d?){0,2}|\d+-\d+(:\d\d?){0,2}|UNLIMITED)$")
+TIME = re.compile(r"^(\d{1,9}(:\d\d?){0,2}|\d{1,6}-\d{1,6}(:\d\d?){0,2}|UNLIMITED)$")
 # When the signal comes before the time limit, where nothing else is said; SLURM may send it a minute early.
 WARNING_SECONDS = 90
 EARLY_SECONDS = 60
@@ -116,7 +116,7 @@ class JobConfig:
             if value is not None and value < least:
                 raise UserError(f"{name} must be at least {least}, not {value}")
         if self.time is not None and not TIME.match(self.time):
-            raise UserError(f"time '{self.time}' is none of SLURM's forms; write e.g. 24:00:00 or 2-00:00:00")
+            raise UserError(f"time '{self.time[:60]}' is none of SLURM's forms; write e.g. 24:00:00 or 2-00:00:00")
         for program, example in (("sbatch", "--constraint=a100"), ("srun", "--cpu-bind=cores")):
             for line in getattr(self, program):
                 if not line.startswith("-"):
@@ -209,7 +209,13 @@ def read_cluster(
         UserError: the file is missing or no mapping; unknown keys (the nearest is offered); values that cannot be.
     """
     given = _merged(before or {}, _from_file(file) if file else {})
-    given = _merged(given, _from_options(options, given))
+    try:
+        return _cluster(_merged(given, _from_options(options, given)))
+    except UserError as error:
+        raise UserError(f"{error} (--cluster {file}, and the options beside it)" if file else str(error)) from error
+
+
+def _cluster(given: Mapping[str, Any]) -> Cluster:
     special = given.get("runs", {})
     general = {key: value for key, value in given.items() if key not in ("runs", MAX_JOBS)}
     max_jobs = _typed(MAX_JOBS, given.get(MAX_JOBS))
@@ -218,7 +224,8 @@ def read_cluster(
     jobs = {}
     for kind in kinds():
         settings = general | _nature(kind, general) | special.get(kind, {})
-        jobs[kind] = JobConfig(**{key: _typed(key, value) for key, value in settings.items()})
+        typed = {key: _typed(key, value) for key, value in settings.items()}
+        jobs[kind] = JobConfig(**{key: value for key, value in typed.items() if value is not None})  # null: the default
         if settings.get("gres") and not (settings.get("gpus_per_node") or settings.get("tasks_per_node")):
             raise UserError(
                 f"gres '{settings['gres']}' does not say how many processes to start: add gpus_per_node, one process "
@@ -284,7 +291,7 @@ def _nature(kind: str, general: Mapping[str, Any]) -> dict[str, Any]:
     if kind in SHORT:
         nature["time"] = min(SHORT[kind], str(general.get("time") or "UNLIMITED"), key=seconds)
     # One device: of a request in the cluster's own words only the number is changed.
-    if kind == "cost" and int(general.get("gpus_per_node", 1)) > 0:
+    if kind == "cost" and _typed("gpus_per_node", general.get("gpus_per_node", 1)) != 0:
         nature["gpus_per_node"] = 1
         if gres := general.get("gres"):
             nature["gres"] = re.sub(r":\d+$", ":1", gres)
@@ -314,16 +321,16 @@ def _typed(key: str, value: Any) -> Any:
         return () if key in LISTS else False if key in SWITCHES_OF else None
     if key in SWITCHES_OF:
         if str(value).lower() not in SWITCHES:
-            raise UserError(f"{key} is true or false, not '{value}'")
+            raise UserError(f"{key} is true or false, not '{str(value)[:60]}'")
         return SWITCHES[str(value).lower()]
     if key in LISTS:
         lines = value.splitlines() if isinstance(value, str) else value
         return tuple(str(line) for line in lines)
     if not isinstance(value, str | int):
-        raise UserError(f"{key} is one value, not {value}")
+        raise UserError(f"{key} is one value, not {str(value)[:60]}")
     if key in INTEGERS:
         try:
             return int(value)
         except ValueError:
-            raise UserError(f"{key} must be a whole number, not '{value}'") from None
+            raise UserError(f"{key} must be a whole number, not '{str(value)[:60]}'") from None
     return str(value)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evmamba.errors import UserError
+from evmamba.errors import UserError, printable
 from evmamba.launch.cluster.settings import WARNING_SECONDS, JobConfig
 from evmamba.launch.store.spec import LOG_FILE, SPEC_FILE, Spec
 from evmamba.tasks.registry import IMPORTS_VARIABLE
@@ -110,7 +110,13 @@ def _environment(job: JobConfig) -> list[str]:
 
 
 def _escaped(path: Path) -> str:
-    """A path for ``--output``, in which % begins a pattern."""
+    """A path for ``--output``, in which % begins a pattern.
+
+    Raises:
+        UserError: it has a backslash, which SLURM takes away there.
+    """
+    if "\\" in str(path):
+        raise UserError(f"{path}: SLURM writes no log into a folder with a backslash in its name; rename it")
     return str(path).replace("%", "%%")
 
 
@@ -157,12 +163,19 @@ def _render(template: str, header: Mapping[str, str | None], settings: Sequence[
         if found:
             last = len(head)
     extra = [_directive(name, value) for name, value in remaining.items() if value is not None]
-    extra += [f"#SBATCH {option}\n" for option in more]
+    for option in more:
+        if option != printable(option):
+            raise UserError(f"the sbatch option {option!r} has a line break or a control character")
+        extra.append(f"#SBATCH {option}\n")
     head[last:last] = extra
     return "".join([*head, lines[begin], *(f"{line}\n" for line in settings), *lines[end:]])
 
 
 def _directive(name: str, value: str) -> str:
+    if value != printable(value):  # the rest of a line that breaks would be a command
+        raise UserError(
+            f"#SBATCH --{name} cannot hold {value!r}: it has a line break or a control character; rename it"
+        )
     return f"#SBATCH --{name}={shlex.quote(value)}\n" if value else f"#SBATCH --{name}\n"
 
 

@@ -24,8 +24,9 @@ from evmamba.launch.cluster.settings import Cluster
 from evmamba.launch.cluster.slurm import SCRIPT_FILE, JobId
 from evmamba.launch.store.progress import PROGRESS_FILE
 from evmamba.launch.store.results import FILE_NAME
-from evmamba.launch.store.spec import RUNS_FOLDER, CostSpec, Resources, Spec, TrainingSpec, finished_before
+from evmamba.launch.store.spec import RUNS_FOLDER, SPEC_FILE, CostSpec, Resources, Spec, TrainingSpec, finished_before
 from evmamba.tasks import TASKS
+from evmamba.tasks.trust import check_backbone, check_trusted, named_in
 
 REPORT_SCRIPT = "report.sbatch"
 LOCK_FILE = ".submit.lock"
@@ -94,12 +95,16 @@ def graph_of(output: Path, cluster: Cluster) -> list[Spec]:
     """The graph that was submitted before, under the present resources.
 
     Raises:
-        UserError: there is none, or other resources would make other runs.
+        UserError: there is none, one names a class that the user has not, or other resources would make other runs.
     """
     if not (output / JOBS_FILE).is_file():
         raise UserError(f"nothing was submitted to {output} yet; leave out --resume (or check --output)")
     specs = read_specs(output)
     for name, spec in specs.items():
+        where = str(output / RUNS_FOLDER / name / SPEC_FILE)
+        check_backbone(spec.model, where)
+        for named in [] if isinstance(spec, CostSpec) else named_in(spec.settings):
+            check_trusted(named, where)
         if spec.name != name:
             raise UserError(
                 f"the runs of {output} are of another version of evmamba, or their spec.json was edited: all would be "

@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import shutil
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +11,13 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from evmamba.checkpoints import LIGHTNING_RAW_SLOT, write_safetensors
 from evmamba.errors import UserError, first_line
 from evmamba.files import write_errors
 from evmamba.tasks.training.callbacks import AtomicCheckpointIO
-from evmamba.tasks.training.checkpoint_safety import Torn, check_folder, holds, load_plain
+from evmamba.tasks.training.checkpoint_safety import Torn, check_folder, holds, is_archive, load_plain
 from evmamba.tasks.training.lease import guard
 
 Kind = Literal["deepspeed", "fsdp2"]
@@ -35,9 +35,9 @@ def folder_kind(folder: Path) -> Kind | None:
     """Which strategy wrote a folder; None for one that is no checkpoint, or not a whole one."""
     files = sorted((folder / TAG).glob("*.pt"))
     if (folder / "latest").is_file() and files:
-        return "deepspeed" if all(zipfile.is_zipfile(file) for file in files) else None
+        return "deepspeed" if all(is_archive(file) for file in files) else None
     if (folder / ".metadata").is_file() and (folder / REST_FILE).is_file():
-        return "fsdp2" if zipfile.is_zipfile(folder / REST_FILE) else None
+        return "fsdp2" if is_archive(folder / REST_FILE) else None
     return None
 
 
@@ -138,7 +138,10 @@ def read_whole(path: Path) -> dict[str, Any]:
         return _read_deepspeed(path) if kind == "deepspeed" else _read_fsdp2(path)
     except UserError:
         raise
-    except Exception as error:  # what these libraries raise where a folder is not as they left it
+    except (
+        Exception,
+        CheckpointException,
+    ) as error:  # what these libraries raise where a folder is not as they left it
         raise Torn(f"{path} is no whole checkpoint ({first_line(error)}; {type(error).__name__})") from error
 
 

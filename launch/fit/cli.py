@@ -7,6 +7,7 @@ options are one line.
 
 import contextlib
 import functools
+import itertools
 import json
 import operator
 import os
@@ -29,7 +30,7 @@ from evmamba.launch.fit.launchers import process_rank
 from evmamba.launch.fit.option_errors import short_error
 from evmamba.launch.fit.quiet import quiet_warnings
 from evmamba.launch.fit.recipe_imports import limit_imports
-from evmamba.launch.fit.recipes import find_recipe
+from evmamba.launch.fit.recipes import find_recipe, is_shipped
 from evmamba.launch.fit.record import Background, ResultWriter, add_callbacks
 from evmamba.launch.fit.resume import find_continuation, is_restarted, move_aside, write_config
 from evmamba.launch.fit.settings import TRAINER_DEFAULTS, beyond_defaults
@@ -80,15 +81,16 @@ class EvmambaCLI(LightningCLI):
         args: command-line arguments, e.g. ``["fit", "--config", "conf/detection/tiny.yaml"]``.
         run: whether the first argument is a subcommand that is run at once; otherwise only model, data and trainer are
             built.
+        named: modules that recipes may name besides; None: those that the arguments name, which are a user's own words.
 
     Raises:
         UserError: unknown option or recipe (the nearest one is offered), a value of the wrong type, and whatever the
             data and the model complain about.
     """
 
-    def __init__(self, args: Sequence[str], run: bool = True) -> None:
+    def __init__(self, args: Sequence[str], run: bool = True, named: Sequence[str] | None = None) -> None:
         TASKS.find()
-        trust(named_by_user(args))
+        trust(named_by_user(args) if named is None else named)
         limit_imports()
         args, self.recipe = resolve_configs(spell_out(args))
         self.fresh = args[:1] == ["fit"] and "--fresh" in args
@@ -122,7 +124,9 @@ class EvmambaCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise short_error(error.message or str(error), set(_options(parser))) from error
+            short = short_error(error.message or str(error), set(_options(parser)))
+            own = [path for path in _configs(args) if not is_shipped(Path(path))]
+            raise UserError(f"{short} (with {', '.join(own)})" if own else str(short)) from error
         subcommand = self.config.get("subcommand")
         options = self.config[subcommand] if subcommand else self.config
         if subcommand and options.get("weights_only") is None:
@@ -279,6 +283,13 @@ def train(args: Sequence[str]) -> None:
     finally:
         deliver_signals()
         release()
+
+
+def _configs(args: Sequence[str]) -> list[str]:
+    """The recipes that the arguments name."""
+    options = ("--config", "-c")
+    behind = [value for option, value in itertools.pairwise(args) if option in options]
+    return behind + [value for option, _, value in (arg.partition("=") for arg in args) if value and option in options]
 
 
 def resolve_configs(args: Sequence[str]) -> tuple[list[str], str | None]:

@@ -20,6 +20,11 @@ def folder_of(task: Task) -> Path:
     return Path(importlib.import_module(package).__path__[0], folder)
 
 
+def is_shipped(path: Path) -> bool:
+    """Whether a recipe is one of those that the package brings along."""
+    return any(path.resolve().is_relative_to(folder_of(task).resolve()) for task in TASKS.values())
+
+
 def find_recipe(name: str) -> Path:
     """Find a recipe: a file on disk, else one of the package, with or without ``conf/`` and ``.yaml``.
 

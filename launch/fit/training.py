@@ -23,6 +23,7 @@ from evmamba.launch.fit.weights import BACKBONE_FILE, load_weights, save_weights
 from evmamba.launch.store.result_schema import Provenance
 from evmamba.launch.store.results import FILE_NAME, read_result, trained_from_scratch, write_result
 from evmamba.launch.store.spec import EvaluationSpec, TrainingSpec, origin_of
+from evmamba.tasks.trust import modules_in
 
 
 def fit_and_test(spec: TrainingSpec, folder: Path) -> None:
@@ -32,7 +33,7 @@ def fit_and_test(spec: TrainingSpec, folder: Path) -> None:
 
     Leaves those weights in the folder. Without a test (`spec.test`) it stops there; its result has no metrics.
     """
-    cli = EvmambaCLI(cli_arguments(spec, folder), run=False)
+    cli = EvmambaCLI(cli_arguments(spec, folder), run=False, named=modules_in(spec.settings))
     record = TrainingRecord()
     background = Background(spec.name, cli.plain_config(), weights_in_memory(cli.trainer), origin_of(spec), spec.suite)
     add_callbacks(cli.trainer, record, ProgressWriter(folder, record))
@@ -63,7 +64,7 @@ def fit_and_test(spec: TrainingSpec, folder: Path) -> None:
 def evaluate(spec: EvaluationSpec, folder: Path) -> None:
     """Test the weights that a training ended with, under options of the test's own (multi-scale, say)."""
     trained_folder = spec.start.folder(folder)
-    cli = EvmambaCLI(cli_arguments(spec, folder), run=False)
+    cli = EvmambaCLI(cli_arguments(spec, folder), run=False, named=modules_in(spec.settings))
     load_weights(cli.model, trained_folder)
     trained = read_result(trained_folder / FILE_NAME)
     weights = f"{trained.protocol.get('weights', 'last epoch')} of {trained.run}"

@@ -24,7 +24,7 @@ from evmamba.errors import UserError
 from evmamba.files import write_text
 from evmamba.launch.store.result_schema import Data, GitState, Provenance, Training, checked
 from evmamba.tasks import TASKS
-from evmamba.tasks.plain_files import read_json
+from evmamba.tasks.plain_files import is_file, read_json
 from evmamba.tasks.training.lease import guard
 
 SCHEMA = 1
@@ -144,19 +144,19 @@ def find_results(paths: Iterable[Path]) -> list[Path]:
         UserError: a path does not exist, or no result lies under any of them.
     """
     paths = [Path(path) for path in paths]
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}  # by where it really is
     for path in paths:
         if path.is_dir():
-            found.update((file.resolve(), None) for file in sorted(path.rglob(FILE_NAME)))
-        elif path.is_file():
-            found[path.resolve()] = None
+            found |= {Path(os.path.realpath(file)): file for file in sorted(path.rglob(FILE_NAME))}
+        elif is_file(path):
+            found[path.resolve()] = path
         else:
             raise UserError(f"{path}: no such file or folder; give result files or folders that hold them")
     if not found:
         raise UserError(
             f"no {FILE_NAME} under {', '.join(map(str, paths))}; 'evmamba bench' or 'evmamba test' write them"
         )
-    return list(found)
+    return [path.absolute() for path in found.values()]
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -12,6 +12,7 @@ from evmamba.launch.fit.checkpoint_metadata import load_trained_network
 from evmamba.launch.store.results import check_writable, write_json
 from evmamba.tasks import TASKS
 from evmamba.tasks.images import is_image_file, read_image
+from evmamba.tasks.plain_files import is_file
 from evmamba.tasks.predictor import Predictor
 
 FILE_NAME = "predictions.json"
@@ -44,7 +45,7 @@ def find_images(given: Sequence[Path]) -> dict[str, Path]:
             if not inside:
                 raise UserError(f"no images in the folder {path}")
             named = [(p.relative_to(path), p) for p in inside]
-        elif path.is_file():
+        elif is_file(path):
             named = [(Path(path.name), path)]
         else:
             raise UserError(f"{path}: no such image or folder")

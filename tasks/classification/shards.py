@@ -307,7 +307,9 @@ def read_members(file: Path) -> list[Member]:
             stream.seek(archive.offset)
             if stream.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"no end of archive at byte {archive.offset}")
-    except (tarfile.TarError, OSError, EOFError, OverflowError, MemoryError, RecursionError) as error:
+    except UserError:
+        raise
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, MemoryError, RecursionError) as error:
         raise UserError(f"shard {file} is truncated or damaged ({error}); copy it again") from None
     alone = [name for key, (name, *_) in images.items() if key not in labels] or sorted(labels.keys() - images.keys())
     if alone:

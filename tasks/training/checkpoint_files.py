@@ -92,7 +92,7 @@ def _read_folder(path: Path) -> Checkpoint | None:
     if not states or not all(_whole(file) for file in parts):
         return None
     try:
-        check_folder(path)
+        check_folder(path, checksums=True)
         content = load_plain(states[0])
     except Torn:
         return None

@@ -9,6 +9,7 @@ import contextlib
 import io
 import math
 import pickle
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,8 +70,21 @@ def load_plain(source: Path | io.BytesIO, name: str | None = None) -> Any:
         raise _torn(name or str(source), error) from error
 
 
-def check_folder(folder: Path) -> None:
+def is_archive(path: Path) -> bool:
+    """Whether a file is one that `torch.save` may have written."""
+    try:
+        with open_archive(path):
+            return True
+    except Exception:  # whatever a damaged archive makes zipfile raise
+        return False
+
+
+def check_folder(folder: Path, *, checksums: bool = False) -> None:
     """Make sure that nothing in a sharded checkpoint names more than tensors, plain values, and what its library needs.
+
+    Args:
+        folder: of ZeRO or FSDP2.
+        checksums: compare those of FSDP2's tensors too, which reads all of them once.
 
     Raises:
         UserError: it does.
@@ -81,7 +95,7 @@ def check_folder(folder: Path) -> None:
             for file in sorted(path for path in folder.rglob("*") if path.suffix in (".pt", ".ckpt")):
                 load_plain(file)
         if (folder / METADATA_FILE).is_file():
-            _check_distributed(folder)
+            _check_distributed(folder, checksums)
     except UserError:
         raise
     except Exception as error:
@@ -134,7 +148,7 @@ class _MetadataUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _check_distributed(folder: Path) -> None:
+def _check_distributed(folder: Path, checksums: bool) -> None:
     """The index of a folder, and the values in it that are no tensors, each a pickle within a file."""
     file = folder / METADATA_FILE
     try:
@@ -152,11 +166,16 @@ def _check_distributed(folder: Path) -> None:
         if not 0 <= where.offset <= where.offset + where.length <= part.stat().st_size:
             raise Torn(f"{file} names a part of {part} that is not there")
         stored[entry.fqn] += where.length
-        if isinstance(index.state_dict_metadata.get(entry.fqn), dcp.TensorStorageMetadata):
+        is_tensor = isinstance(index.state_dict_metadata.get(entry.fqn), dcp.TensorStorageMetadata)
+        if is_tensor and not checksums:
             continue  # torch reads those as tensors only
         with part.open("rb") as stream:
             stream.seek(where.offset)
-            load_plain(io.BytesIO(stream.read(where.length)), f"{part} ({entry.fqn})")
+            stored_bytes = io.BytesIO(stream.read(where.length))
+        if not is_tensor:
+            load_plain(stored_bytes, f"{part} ({entry.fqn})")
+        elif zipfile.ZipFile(stored_bytes).testzip() is not None:
+            raise Torn(f"{part} is damaged at {entry.fqn}")
     for name, tensor in index.state_dict_metadata.items():
         if isinstance(tensor, dcp.TensorStorageMetadata):
             promised = math.prod(tensor.size) * tensor.properties.dtype.itemsize

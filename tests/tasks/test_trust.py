@@ -50,3 +50,16 @@ def test_what_is_no_module_of_ones_own_cannot_be_trusted(name):
 @pytest.mark.parametrize("name", ["os.system", "torch.hub.load"])
 def test_what_cannot_be_allowed_gets_no_advice_to_allow_it(name):
     assert "--import" not in str(trust_module.refusal(name, "the recipe"))
+
+
+def test_classes_and_backbones_of_settings_are_found_wherever_they_stand():
+    settings = {
+        "model": {"class_path": "mine.Module", "init_args": {"backbone": "nets:small", "class_path": 3}},
+        "trainer": {
+            "callbacks": [{"class_path": "evmamba.tasks.training.callbacks.LastCheckpoint"}, {"class_path": "os.X"}]
+        },
+        "data": {"init_args": {"data_dir": "a.b", "backbone": "resnet18"}},
+    }
+    found = ["mine.Module", "nets", "evmamba.tasks.training.callbacks.LastCheckpoint", "os.X"]
+    assert trust_module.named_in(settings) == found
+    assert trust_module.modules_in(settings) == ["mine", "nets", "evmamba"]

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from evmamba.errors import UserError
 from evmamba.launch import cli
 from evmamba.launch.bench import local
 from evmamba.launch.bench.plan import BenchOptions
 from evmamba.launch.cluster import jobs, submission
+from evmamba.launch.cluster.settings import read_cluster
+from evmamba.launch.cluster.submission import graph_of
 from evmamba.launch.fit.cli import settings_of
 from evmamba.launch.fit.recipes import find_recipe, recipe_of
 from evmamba.launch.store.estimates import read_estimate
@@ -386,3 +389,20 @@ def test_the_graph_runs_here_too(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert results["segmentation_training"]["provenance"]["init_from"] == results["classification"]["run"]
     report = json.loads((output / "report.json").read_text())
     assert [part[0]["state"] for part in report["rows"][0]["cells"]] == ["measured"] * 3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": {"class_path": "evil.Module"}},
+        {"model": {"init_args": {"backbone": "evil:net"}}},
+        {"model": "evil:net"},
+    ],
+)
+def test_a_folder_of_somebody_else_is_not_resumed_with_classes_that_nobody_named(tmp_path: Path, settings: dict):
+    more = {"model": settings["model"]} if isinstance(settings["model"], str) else {"settings": settings}
+    spec = made_spec("classification", **more)
+    spec.write(tmp_path / "runs" / spec.name)
+    jobs.JobBook(tmp_path, order=[spec.name]).write()
+    with pytest.raises(UserError, match=r"spec\.json names 'evil.*--import evil"):
+        graph_of(tmp_path, read_cluster(None, {}))
