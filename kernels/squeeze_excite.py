@@ -113,8 +113,8 @@ def _backward(ctx: Any, dout: Tensor | None, *_: None) -> tuple:
         d_squeezed = d_hidden @ W1
         d_w1, d_w2 = (d.flatten(0, 1).mT @ of.flatten(0, 1) for d, of in ((d_hidden, squeezed), (d_out, active)))
         du, dv = branch_gradients(dout, u, v, gates, d_squeezed * scale, ctx.eps)
-        gradients = ((d_squeezed * mean).sum((0, 1)), d_squeezed.sum((0, 1)), d_w1, d_hidden.sum((0, 1)), d_w2)
-        gradients += (d_out.sum((0, 1)),)
+        d_norm, d_norm_bias, d_b1, d_b2 = (d.sum((0, 1)) for d in (d_squeezed * mean, d_squeezed, d_hidden, d_out))
+        gradients = (d_norm, d_norm_bias, d_w1, d_b1, d_w2, d_b2)
     parameters = (norm_weight, norm_bias, w1, b1, w2, b2)
     of_parameters = (d.to(parameter.dtype) for d, parameter in zip(gradients, parameters, strict=True))
     return dout.to(ctx.type_of_x), du, dv, *of_parameters, None, None

@@ -75,7 +75,8 @@ def main(arguments: Sequence[str]) -> int:
     if given.result is not None:
         certificates.append(verification.verify_result(given.result, settings, next(iter(folders.values()), None)))
     elif given.checkpoint is not None:
-        certificates.append(verification.verify_checkpoint(given.checkpoint, *folders.values(), settings))
+        (folder,) = folders.values()
+        certificates.append(verification.verify_checkpoint(given.checkpoint, folder, settings))
     else:
         ((task, folder),) = folders.items()
         certificates += [

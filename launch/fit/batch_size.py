@@ -80,7 +80,7 @@ def _train(arguments: Sequence[str]) -> int:
     """Train in a scope of its own, after which nothing is held; return the number of training images."""
     cli = EvmambaCLI(arguments, run=False)
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    return len(cli.datamodule.train_set)  # type: ignore[arg-type]
+    return len(cli.datamodule.train_set)
 
 
 if __name__ == "__main__":

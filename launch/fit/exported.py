@@ -26,7 +26,7 @@ from evmamba.tasks.module import TaskModule
 
 FOLDER = "exported"
 CALIBRATION_IMAGES = 64
-TIMED = {"warmup": 3, "steps": 15}
+TIMED: dict[str, Any] = {"warmup": 3, "steps": 15}
 
 
 @dataclass(frozen=True)
