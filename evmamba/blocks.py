@@ -15,7 +15,15 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from evmamba.errors import UserError, unknown_name
-from evmamba.kernels import es2d_scan, has_kernels, norm_gate, pattern_scan, squeeze_excite_add
+from evmamba.kernels import (
+    depthwise_conv,
+    es2d_scan,
+    has_kernels,
+    layer_norm,
+    norm_gate,
+    pattern_scan,
+    squeeze_excite_add,
+)
 from evmamba.kernels.paths import PATTERNS, Pattern, es2d_pattern
 from evmamba.kernels.reference import step_sizes
 
@@ -33,6 +41,39 @@ def to_channels_first(x: Tensor) -> Tensor:
 def to_channels_last(x: Tensor) -> Tensor:
     """View a map `[B, C, H, W]` as tokens `[B, H, W, C]`."""
     return x.permute(0, 2, 3, 1)
+
+
+def compute_type(x: Tensor) -> torch.dtype:
+    """The type that a linear layer computes in when it is given x: autocast's, else x's."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def token_norm(norm: nn.Module, x: Tensor, *, before_linear: bool = False) -> Tensor:
+    """LayerNorm of tokens `[B, H, W, C]`, in the type that autocast gives it (float32).
+
+    Layers that come next may round its result to their own type, `before_linear`: kernels write it in that type.
+    """
+    if not isinstance(norm, nn.LayerNorm) or not has_kernels(x):
+        return norm(x)
+    dtype = compute_type(x)
+    if not before_linear and torch.is_autocast_enabled(x.device.type):
+        dtype = torch.float32
+    return layer_norm(x, norm.weight, norm.bias, norm.eps, dtype)
+
+
+def pointwise(conv: nn.Conv2d, x: Tensor, *, relu: bool = False) -> Tensor:
+    """A 1x1 convolution of tokens `[B, H, W, C]` as a linear layer, whose product adds the bias itself.
+
+    With `relu` too, where the product can do that as well (without gradients).
+    """
+    weight, bias = conv.weight.flatten(1), conv.bias
+    if not relu or bias is None or torch.is_grad_enabled():
+        y = F.linear(x, weight, bias)
+        return F.relu(y) if relu else y
+    dtype = compute_type(x)
+    rows = x.to(dtype).flatten(0, -2)
+    return torch._addmm_activation(bias.to(dtype), rows, weight.to(dtype).T).unflatten(0, x.shape[:-1])
 
 
 class ES2D(nn.Module):
@@ -112,6 +153,8 @@ class ES2D(nn.Module):
     def signal_and_gate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What is scanned, and what the scan's result is multiplied by (before SiLU); both `[B, H, W, D]`."""
         signal, gate = self.in_proj(x).chunk(2, dim=-1)
+        if has_kernels(signal):
+            return depthwise_conv(signal, self.conv2d.weight, self.conv2d.bias, "silu"), gate
         return F.silu(to_channels_last(self.conv2d(to_channels_first(signal)))), gate
 
     def _scan(self, x: Tensor) -> Tensor:
@@ -159,6 +202,17 @@ class ConvBranch(nn.Sequential):
         self.act = nn.GELU()
         self.pointwise = nn.Conv2d(dim, dim, 1)
 
+    def forward(self, x: Tensor) -> Tensor:
+        if not has_kernels(x):
+            return super().forward(x)
+        conv = self.depthwise
+        if isinstance(self.norm, nn.Identity):  # `fuse` has folded it
+            y = depthwise_conv(to_channels_last(x), conv.weight, conv.bias, "gelu")
+        else:
+            y = depthwise_conv(to_channels_last(x), conv.weight, conv.bias)
+            y = to_channels_last(self.act(self.norm(to_channels_first(y))))
+        return to_channels_first(pointwise(self.pointwise, y))
+
 
 class EVSSBlock(nn.Module):
     """Efficient visual state space block (EfficientVMamba, section 4.2, eq. 6) on tokens `[B, H, W, C]`.
@@ -194,7 +248,7 @@ class EVSSBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        n = self.norm(x)
+        n = token_norm(self.norm, x, before_linear=True)
         if not self.fusion:
             return x + self.drop_path(self.global_branch(n))
         local = to_channels_last(self.local_branch(to_channels_first(n)))
@@ -247,10 +301,27 @@ class InvertedResidual(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
+        if has_kernels(x):
+            return self._with_kernels(x)
         y = F.relu(self.expand_norm(self.expand(x)), inplace=True)
         y = F.relu(self.depthwise_norm(self.depthwise(y)), inplace=True)
         y = self.project_norm(self.project(self.se(y)))
         return x + self.drop_path(y)
+
+    def _with_kernels(self, x: Tensor) -> Tensor:
+        """The same on tokens; activations are part of what is before them where `fuse` has folded the norms."""
+        folded = isinstance(self.expand_norm, nn.Identity)
+        wide, conv, se = to_channels_last(x), self.depthwise, self.se
+        y = pointwise(self.expand, wide, relu=folded)
+        if not folded:
+            y = to_channels_last(F.relu(self.expand_norm(to_channels_first(y)), inplace=True))
+        y = depthwise_conv(y, conv.weight, conv.bias, "relu" if folded else "none")
+        if not folded:
+            y = to_channels_last(F.relu(self.depthwise_norm(to_channels_first(y)), inplace=True))
+        squeezed = to_channels_last(se.pool(to_channels_first(y)))
+        gate = pointwise(se.expand, pointwise(se.reduce, squeezed, relu=True)).sigmoid()
+        y = to_channels_first(pointwise(self.project, y * gate))
+        return x + self.drop_path(self.project_norm(y))
 
 
 class PatchMerging(nn.Module):
@@ -271,4 +342,4 @@ class PatchMerging(nn.Module):
         if torch.compiler.is_exporting() or h % 2 or w % 2:
             x = F.pad(x, (0, 0, 0, w % 2, 0, h % 2))
         phases = (x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2])
-        return self.reduction(self.norm(torch.cat(phases, dim=-1)))
+        return self.reduction(token_norm(self.norm, torch.cat(phases, dim=-1), before_linear=True))

@@ -368,6 +368,7 @@ def _formulas(tally: Counter[str]) -> dict[Any, Callable[..., int]]:
         aten._convolution: convolution,
         aten.mm: product("linear", 0),
         aten.addmm: product("linear", 1),
+        aten._addmm_activation: product("linear", 1),
         aten.bmm: product("matmul", 0),
         aten.baddbmm: product("matmul", 1),
     }
@@ -389,7 +390,11 @@ def _formulas(tally: Counter[str]) -> dict[Any, Callable[..., int]]:
         weight = shapes[4]  # of two linear layers, for both branches of every image
         return counted("linear", 2 * 4 * shape[0] * math.prod(weight))
 
-    formulas[torch.ops.evmamba.norm_gate] = fused_norm
+    def depthwise(shape: Any, *_: Any, **__: Any) -> int:
+        return counted("conv_depthwise", 2 * 9 * math.prod(shape))
+
+    formulas[torch.ops.evmamba.norm_gate] = formulas[torch.ops.evmamba.layer_norm] = fused_norm
+    formulas[torch.ops.evmamba.depthwise_conv] = depthwise
     formulas[torch.ops.evmamba.squeeze_excite_add] = fused_squeeze
     return formulas
 

@@ -1,8 +1,9 @@
-"""Networks for inference: BatchNorms folded into the convolutions before them."""
+"""Networks for inference: BatchNorms folded into the convolutions before them, weights cast once."""
 
 import copy
 from typing import TypeVar
 
+import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -12,12 +13,19 @@ from evmamba.errors import UserError
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def fuse(model: Network) -> Network:
+def fuse(model: Network, dtype: torch.dtype | None = None) -> Network:
     """A copy of a network for inference, with every BatchNorm of its EfficientVMamba blocks folded into a convolution.
 
     Any module that contains such blocks: classifier, feature pyramid, or a detector around one. Outputs differ by
     rounding only. The copy has other parameter names (no checkpoint fits it) and cannot be trained as the network was.
-    Raises UserError for a network in training mode, whose BatchNorms depend on the batch.
+
+    Args:
+        model: in evaluation mode.
+        dtype: cast the weights of linear layers and convolutions to this type, once, where autocast would do it in
+            every pass; images have to come in it. Norms and the scan's parameters stay as they are.
+
+    Raises:
+        UserError: a network in training mode, whose BatchNorms depend on the batch.
     """
     if model.training:
         raise UserError("fuse folds the statistics that BatchNorm has learnt: call model.eval() before it")
@@ -28,6 +36,9 @@ def fuse(model: Network) -> Network:
                 _fold(block, convolution, f"{convolution}_norm")
         elif isinstance(block, ConvBranch):
             _fold(block, "depthwise", "norm")
+    for module in fused.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)
     return fused
 
 

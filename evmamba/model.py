@@ -13,7 +13,7 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from evmamba.backbone import takes_fields_of
-from evmamba.blocks import to_channels_first, to_channels_last
+from evmamba.blocks import to_channels_first, to_channels_last, token_norm
 from evmamba.errors import UserError, unknown_name
 from evmamba.trunk import Trunk, TrunkOptions
 
@@ -41,7 +41,7 @@ class Head(nn.Module):
         _init_linear(self.fc)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = to_channels_first(self.norm(to_channels_last(x)))
+        x = to_channels_first(token_norm(self.norm, to_channels_last(x)))
         if isinstance(self.pool, nn.Identity):
             return x
         x = F.dropout(self.pool(x).flatten(1), self.drop_rate, self.training)
@@ -129,7 +129,7 @@ class EfficientVMamba(
         maps = list(self.stage_maps(x, max(taken) if stop_early else last))
         final = maps[-1]
         if norm and len(maps) == len(self.stages):
-            maps[-1] = self.head.norm(final)
+            maps[-1] = token_norm(self.head.norm, final)
         intermediates = [maps[i] if output_fmt == "NHWC" else to_channels_first(maps[i]) for i in taken]
         return intermediates if intermediates_only else (to_channels_first(final), intermediates)
 
@@ -185,7 +185,7 @@ class FeaturePyramid(
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = list(self.stage_maps(x, len(self.stages) - 1))
-        return [to_channels_first(self.get_submodule(f"outnorm{i}")(maps[i])) for i in self.out_indices]
+        return [to_channels_first(token_norm(self.get_submodule(f"outnorm{i}"), maps[i])) for i in self.out_indices]
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -21,6 +21,7 @@ from evmamba.blocks import (
     Scan,
     to_channels_first,
     to_channels_last,
+    token_norm,
 )
 from evmamba.errors import UserError
 from evmamba.original_names import from_original, to_original
@@ -83,7 +84,7 @@ class Stem(nn.Module):
                 f"images must have at least {MIN_SIZE}x{MIN_SIZE} pixels, not {image.shape[2]}x{image.shape[3]}; "
                 "resize or pad them"
             )
-        return self.norm(to_channels_last(self.conv(image)))
+        return token_norm(self.norm, to_channels_last(self.conv(image)))
 
 
 class Stage(nn.Module):

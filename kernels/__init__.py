@@ -1,13 +1,16 @@
 """Selective-scan kernels: definition, PyTorch and Triton backends behind a few functions, and what follows a scan."""
 
-from .gated_norm import norm_gate
+from .depthwise import depthwise_conv
+from .gated_norm import layer_norm, norm_gate
 from .ops import es2d_scan, has_kernels, pattern_scan, scan_macs, selective_scan_1d, ss2d_scan
 from .selective_scan import selective_scan_fn
 from .squeeze_excite import squeeze_excite_add
 
 __all__ = [
+    "depthwise_conv",
     "es2d_scan",
     "has_kernels",
+    "layer_norm",
     "norm_gate",
     "pattern_scan",
     "scan_macs",

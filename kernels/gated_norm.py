@@ -1,4 +1,4 @@
-"""LayerNorm of the scan's output and its gate: one fused operator on GPUs, plain PyTorch elsewhere."""
+"""LayerNorm, and that of the scan's output with its gate: fused operators on GPUs, plain PyTorch elsewhere."""
 
 import importlib
 from typing import Any
@@ -29,6 +29,19 @@ def norm_gate(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float = 1
     dtype = scan_type(y)
     n = F.layer_norm(y.to(dtype), (D,), weight.to(dtype), bias.to(dtype), eps)
     return n.to(z.dtype) * F.silu(z)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, dtype: torch.dtype | None = None) -> Tensor:
+    """LayerNorm over the channels of x `[..., D]`, in float32, with the result in `dtype` (default: x's type).
+
+    weight and bias `[D]` of any float type. On GPUs a program has many rows, for which PyTorch's has one. Autocast does
+    not change the result's type. Differentiable once.
+    """
+    dtype = x.dtype if dtype is None else dtype
+    if has_kernels(x):
+        return fused_layer_norm(x, weight, bias, eps, dtype)
+    wide = scan_type(x)
+    return F.layer_norm(x.to(wide), weight.shape, weight.to(wide), bias.to(wide), eps).to(dtype)
 
 
 def _kernels() -> Any:
@@ -69,3 +82,40 @@ def _backward(ctx: Any, dout: Tensor) -> tuple:
 
 
 fused_norm_gate.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::layer_norm", mutates_args=())
+def fused_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """The Triton kernel behind `layer_norm`."""
+    return _kernels().forward(x, None, weight, bias, eps, dtype)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::layer_norm_backward", mutates_args=())
+def fused_layer_norm_backward(
+    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias, each in its own type."""
+    dx, _, d_weight, d_bias = _kernels().backward(dout, x, None, weight, bias, eps)
+    return dx, d_weight, d_bias
+
+
+@fused_layer_norm.register_fake
+def _(x, weight, bias, eps, dtype):
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+@fused_layer_norm_backward.register_fake
+def _(dout, x, weight, bias, eps):
+    return tuple(t.new_empty(t.shape) for t in (x, weight, bias))
+
+
+def _save_norm_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, weight, bias, ctx.eps, _ = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _norm_backward(ctx: Any, dout: Tensor) -> tuple:
+    return *fused_layer_norm_backward(dout, *ctx.saved_tensors, ctx.eps), None, None
+
+
+fused_layer_norm.register_autograd(_norm_backward, setup_context=_save_norm_for_backward)

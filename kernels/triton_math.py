@@ -54,6 +54,16 @@ def softplus_slope(delta):
 
 
 @triton.jit
+def normal_cdf(v):
+    """(1 + erf(v / sqrt(2))) / 2, for GELU, within 1e-7 (Abramowitz and Stegun, 7.1.26); the library's erf branches."""
+    z = tl.abs(v) * 0.70710678118654752
+    t = 1.0 / (1.0 + 0.3275911 * z)
+    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    tail = 0.5 * series * tl.exp2(-z * z * LOG2E)
+    return tl.where(v < 0.0, tail, 1.0 - tail)
+
+
+@triton.jit
 def prefetch(pointers, NVIDIA: tl.constexpr):
     """Ask for what these pointers point at to be brought to L2 (NVIDIA only; results do not depend on it)."""
     if NVIDIA:

@@ -36,15 +36,17 @@ def normalise(b_y, mask, eps, D: tl.constexpr):
 def norm_gate_kernel(
     y, z, weight, bias, out, rows, z_stride, eps, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
-    """out [rows, D] = LayerNorm(y) * SiLU(z) for BM rows."""
+    """out [rows, D] = LayerNorm(y) * SiLU(z) for BM rows; without z LayerNorm alone."""
     i_m = tl.program_id(0) * BM + tl.arange(0, BM)
     i_d = tl.arange(0, BD)
     mask = (i_m < rows)[:, None] & (i_d < D)[None, :]
     b_w = tl.load(weight + i_d, mask=i_d < D, other=0.0).to(tl.float32)
     b_b = tl.load(bias + i_d, mask=i_d < D, other=0.0).to(tl.float32)
     b_n, _ = normalise(_load_row_tile(y, i_m, i_d, D, mask), mask, eps, D)
-    b_z = _load_row_tile(z, i_m, i_d, z_stride, mask)
-    b_out = (b_n * b_w[None, :] + b_b[None, :]) * b_z * tl.sigmoid(b_z)
+    b_out = b_n * b_w[None, :] + b_b[None, :]
+    if z is not None:
+        b_z = _load_row_tile(z, i_m, i_d, z_stride, mask)
+        b_out = b_out * b_z * tl.sigmoid(b_z)
     tl.store(out + i_m.to(tl.int64)[:, None] * D + i_d[None, :], b_out, mask=mask)
 
 
@@ -53,7 +55,7 @@ def norm_gate_backward_kernel(
     dout, y, z, weight, bias, dy, dz, partial, rows, z_stride, eps,
     D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """dy, dz [rows, D], and this program's share of d weight and d bias in partial [programs, 2, D]."""
+    """dy, dz [rows, D], and this program's share of d weight and d bias in partial [programs, 2, D]; z may be None."""
     pid = tl.program_id(0)
     i_d = tl.arange(0, BD)
     b_w = tl.load(weight + i_d, mask=i_d < D, other=0.0).to(tl.float32)
@@ -64,13 +66,14 @@ def norm_gate_backward_kernel(
         i_m = first + tl.arange(0, BM)
         mask = (i_m < rows)[:, None] & (i_d < D)[None, :]
         b_n, scale = normalise(_load_row_tile(y, i_m, i_d, D, mask), mask, eps, D)
-        b_z = _load_row_tile(z, i_m, i_d, z_stride, mask)
-        b_g = _load_row_tile(dout, i_m, i_d, D, mask)
-        b_s = tl.sigmoid(b_z)
+        d_n = _load_row_tile(dout, i_m, i_d, D, mask)
         p_row = i_m.to(tl.int64)[:, None] * D + i_d[None, :]
-        d_z = b_g * (b_n * b_w[None, :] + b_b[None, :]) * b_s * (1.0 + b_z * (1.0 - b_s))
-        tl.store(dz + p_row, d_z, mask=mask)
-        d_n = b_g * b_z * b_s
+        if z is not None:
+            b_z = _load_row_tile(z, i_m, i_d, z_stride, mask)
+            b_s = tl.sigmoid(b_z)
+            d_z = d_n * (b_n * b_w[None, :] + b_b[None, :]) * b_s * (1.0 + b_z * (1.0 - b_s))
+            tl.store(dz + p_row, d_z, mask=mask)
+            d_n = d_n * b_z * b_s
         d_weight += tl.sum(d_n * b_n, 0)
         d_bias += tl.sum(d_n, 0)
         d_n = d_n * b_w[None, :]
@@ -81,7 +84,7 @@ def norm_gate_backward_kernel(
     tl.store(partial + pid * 2 * D + D + i_d, d_bias, mask=i_d < D)
 
 
-def _rows(t: Tensor) -> tuple[Tensor, int]:
+def rows_of(t: Tensor) -> tuple[Tensor, int]:
     """`t` as rows whose elements are adjacent, and their stride; copied only if it does not lie so."""
     D = t.shape[-1]
     try:
@@ -99,14 +102,16 @@ def row_tile(rows: int, D: int) -> tuple[int, int]:
     return max(1, min(TILE // BD, triton.next_power_of_2(rows))), BD
 
 
-def forward(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """`LayerNorm(y) * SiLU(z)` in z's type."""
+def forward(
+    y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype | None = None
+) -> Tensor:
+    """`LayerNorm(y) * SiLU(z)` in z's type, or without z `LayerNorm(y)` in `dtype`."""
     D = y.shape[-1]
-    out = torch.empty(y.shape, dtype=z.dtype, device=z.device)
+    out = torch.empty(y.shape, dtype=dtype if z is None else z.dtype, device=y.device)
     if out.numel() == 0:
         return out
-    y_rows, _ = _rows(y.contiguous())
-    z_rows, z_stride = _rows(z)
+    y_rows, _ = rows_of(y.contiguous())
+    z_rows, z_stride = (None, 0) if z is None else rows_of(z)
     BM, BD = row_tile(len(y_rows), D)
     with on_device(y.device):
         norm_gate_kernel[(triton.cdiv(len(y_rows), BM),)](
@@ -116,16 +121,16 @@ def forward(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> T
 
 
 def backward(
-    dout: Tensor, y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dout: Tensor, y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Gradients of y, z, weight and bias, each in its own type."""
     D = y.shape[-1]
     dy = torch.empty(y.shape, dtype=y.dtype, device=y.device)
-    dz = torch.empty(z.shape, dtype=z.dtype, device=z.device)
+    dz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
     if dy.numel() == 0:
         return dy, dz, torch.zeros_like(weight), torch.zeros_like(bias)
-    y_rows, _ = _rows(y.contiguous())
-    z_rows, z_stride = _rows(z)
+    y_rows, _ = rows_of(y.contiguous())
+    z_rows, z_stride = (None, 0) if z is None else rows_of(z)
     BM, BD = row_tile(len(y_rows), D)
     BM = max(1, BM // 2)
     programs = min(PROGRAMS, triton.cdiv(len(y_rows), BM))

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_math import SIZES, on_device
+from .triton_math import SIZES, normal_cdf, on_device
 from .triton_norm import normalise, row_tile
 
 ROWS = 256  # pixels that a program sums over
@@ -74,7 +74,7 @@ def excite_kernel(
     for h in range(HIDDEN):
         row = tl.load(w1 + h * C + i_d, mask=in_d, other=0.0).to(tl.float32)
         hidden = tl.sum(b_s * row, 0) + tl.load(b1 + h).to(tl.float32)
-        hidden = 0.5 * hidden * (1.0 + tl.erf(hidden * 0.70710678118654752))
+        hidden = hidden * normal_cdf(hidden)
         out += hidden * tl.load(w2 + i_d * HIDDEN + h, mask=in_d, other=0.0).to(tl.float32)
     gate = tl.sigmoid(out)
     if keep is not None:

@@ -303,11 +303,15 @@ def networks(c: Conditions) -> Measurements:
         with forced_backend("torch" if c.dry else "triton"):
             model = variants.create_model("efficientvmamba_t").to(c.device).train(phase == "training")
             images = torch.randn(batch, 3, size, size, device=c.device)
+            fused = mode == "fused"
+            if fused:  # weights cast once in place of autocast
+                fusion: Any = importlib.import_module("evmamba.fusion")
+                model, images = fusion.fuse(model, amp), images.to(amp)
             forward = torch.compile(model, dynamic=False) if mode == "compiled" else model
             if phase == "training":
                 step, _ = cost.training_step(model, (images,), amp, forward=forward, capturable=not c.dry)
             else:
-                step = cost.inference_step(forward, (images,), amp)
+                step = cost.inference_step(forward, (images,), None if fused else amp)
             for _ in range(3):
                 step()
             us = call_us(step, c.device, seconds=1.0)
@@ -319,7 +323,8 @@ def networks(c: Conditions) -> Measurements:
         return row
 
     for phase in ("inference", "training"):
-        for mode in ("eager",) if c.dry else ("eager", "compiled"):
+        modes = ("eager",) if c.dry else ("eager", "compiled")
+        for mode in (*modes, "fused") if phase == "inference" else modes:
             yield f"T, batch {batch}, {phase}, {mode}", partial(measure, phase, mode)
 
 

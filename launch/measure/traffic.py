@@ -100,7 +100,7 @@ def count_ways(model: nn.Module, image: Sequence[int], amp: torch.dtype | None =
     blocks = [module for module in model.modules() if isinstance(module, ES2D)]
     yield "inference", count_inference(model, image, amp)
     if blocks:
-        yield "inference, fused", count_inference(fuse(model.eval()), image, amp)
+        yield "inference, fused", count_inference(fuse(model.eval(), amp), image)
     yield "training", count_training(model, image, amp)
     published = bool(blocks) and all(block.scan == "es2d" and block.step == 2 for block in blocks)
     if published:

@@ -33,3 +33,15 @@ def test_a_detector_around_the_network_is_fused_too_and_twice_is_once(filled):
 def test_a_network_in_training_is_refused():
     with pytest.raises(UserError, match="eval"):
         fuse(create_model("efficientvmamba_t", num_classes=2))
+
+
+def test_weights_are_cast_once_and_those_of_the_scan_and_of_norms_are_not(filled):
+    model = filled(create_model("efficientvmamba_t")).eval()
+    fused = fuse(model, torch.bfloat16)
+    wide = {name.split(".")[-2] for name, value in fused.named_parameters() if value.dtype == torch.float32}
+    assert wide == {"global_branch", "norm", "out_norm"}
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, logits = model(image), fused(image.bfloat16())
+    assert logits.dtype == torch.bfloat16
+    assert (logits - expected).norm() < 0.05 * expected.norm()

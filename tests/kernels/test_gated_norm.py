@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evmamba.kernels import norm_gate, reference, selective_scan_1d
+from evmamba.kernels import layer_norm, norm_gate, reference, selective_scan_1d
 
 
 def test_norm_gate_is_layer_norm_times_silu():
@@ -23,6 +23,14 @@ def test_norm_gate_normalises_in_float32_and_returns_the_gates_type():
         out = norm_gate(y, z, weight, bias)
     assert out.dtype == torch.bfloat16
     assert torch.equal(out, F.layer_norm(y, (8,), weight, bias).bfloat16() * F.silu(z))
+
+
+def test_layer_norm_normalises_in_float32_and_returns_the_wanted_type():
+    x, weight, bias = (100 + torch.randn(4, 8)).bfloat16(), torch.randn(8), torch.randn(8)
+    expected = F.layer_norm(x.float(), (8,), weight, bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer_norm(x, weight, bias, dtype=torch.float32), expected)
+        assert torch.equal(layer_norm(x, weight, bias), expected.bfloat16())
 
 
 def test_norm_gate_refuses_shapes_that_do_not_fit():

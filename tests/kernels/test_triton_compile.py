@@ -21,23 +21,28 @@ import triton.language as tl  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from evmamba.kernels import (  # noqa: E402
+from evmamba.kernels import (  # noqa: E402  # noqa: E402
     triton_backward,
+    triton_depthwise,
     triton_es2d,
     triton_forward,
     triton_norm,
     triton_project,
     triton_selective_scan,
+    triton_squeeze,
 )
 from evmamba.kernels.paths import PATTERNS  # noqa: E402
 from evmamba.kernels.tuning import Tuning  # noqa: E402
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-POINTERS = dict.fromkeys(("x", "dx", "dx_scan", "dproj", "z", "dz", "out", "dout"), "*bf16") | {
+HALF = ("x", "dx", "dx_scan", "dproj", "z", "dz", "out", "dout", "u", "v", "du", "dv", "dpre")
+POINTERS = dict.fromkeys(HALF, "*bf16") | {
     "bc": "*i64",
     "table": "*i32",
 }
-SCALARS = dict.fromkeys(("B", "H", "W", "HW", "L", "LP", "NC", "M", "segments", "tokens", "rows", "z_stride"), "i32")
+SCALARS = dict.fromkeys(
+    ("B", "H", "W", "HW", "L", "LP", "NC", "M", "segments", "tokens", "rows", "chunks", "z_stride", "x_stride"), "i32"
+)
 SCALARS |= dict.fromkeys(triton_selective_scan.VARYING, "i32")
 NOT_ALIGNED = ("decay", "states", "starts", "ends")  # do_not_specialize_on_alignment of the forward kernels
 
@@ -149,6 +154,8 @@ def test_amd_compiles_without_spills():
         assert re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", assembly) == ["0", "0"]
 
 
+TAIL = {"C": 48, "BM": 64, "BD": 64}
+DEPTHWISE = {"C": 96, "ACTIVATION": "silu", "DTYPE": tl.bfloat16, "BM": 32, "BD": 32}
 SIZES = {"D": 96, "N": 16, "R": 3, "S": 36}
 OTHER_KERNELS = {
     "segments": (
@@ -165,6 +172,15 @@ OTHER_KERNELS = {
     "sequences backward": (triton_selective_scan.backward_kernel, {**SEQUENCES, "CHANNELS": 16}),
     "norm": (triton_norm.norm_gate_kernel, {"D": 96, "BM": 16, "BD": 128}),
     "norm backward": (triton_norm.norm_gate_backward_kernel, {"D": 96, "BM": 16, "BD": 128}),
+}
+AROUND_THE_SCAN = {
+    "squeeze": (triton_squeeze.squeeze_kernel, {**TAIL, "ROWS": 256}),
+    "excite": (triton_squeeze.excite_kernel, {"C": 48, "HIDDEN": 6, "BD": 64}),
+    "gated add": (triton_squeeze.gated_add_kernel, TAIL),
+    "gate gradient": (triton_squeeze.gate_gradient_kernel, {**TAIL, "ROWS": 256}),
+    "branch gradient": (triton_squeeze.branch_gradient_kernel, TAIL),
+    "depthwise": (triton_depthwise.depthwise_kernel, {**DEPTHWISE, "FLIP": False}),
+    "depthwise gradient": (triton_depthwise.depthwise_gradient_kernel, DEPTHWISE),
 }
 
 
@@ -189,13 +205,14 @@ def test_the_scan_of_sequences_stays_in_registers(name, num_warps, registers, tm
 def test_other_kernels_compile(target):
     groups = tuple(astuple(group) for group in PATTERNS["es2d"].groups)
     paths = {"paths": (triton_project.paths_kernel, {"GROUPS": groups, "STEP": 2, "BT": 256})}
-    for name, (kernel, constants) in (OTHER_KERNELS | paths).items():
+    around = {} if target == 100 else AROUND_THE_SCAN  # no tensor cores: nothing is new there
+    for name, (kernel, constants) in (OTHER_KERNELS | paths | around).items():
         precision = {"PRECISION": "ieee" if target == "gfx942" else "tf32"} if "PRECISION" in kernel.arg_names else {}
         num_warps = 1 if name == "segments" else 4
         assert compile_for(target, kernel, {**constants, **precision}, num_warps=num_warps).asm
 
 
-BATCH_SIZED = {"%B", "%HW", "%M", "%rows", "%z_stride"}
+BATCH_SIZED = {"%B", "%HW", "%M", "%rows", "%z_stride", "%x_stride"}
 
 
 def sources_of_short_offsets(ttir):
@@ -226,7 +243,7 @@ def sources_of_short_offsets(ttir):
     [
         pytest.param((triton_forward.scan_forward_kernel, {**T_STAGE_1, "SAVE": True}), id="forward"),
         pytest.param((triton_backward.scan_backward_kernel, {**BACKWARD, "TENSOR": True}), id="backward"),
-        *(pytest.param(kernel, id=name) for name, kernel in OTHER_KERNELS.items()),
+        *(pytest.param(kernel, id=name) for name, kernel in (OTHER_KERNELS | AROUND_THE_SCAN).items()),
     ],
 )
 def test_offsets_that_grow_with_the_batch_have_64_bits(kernel):

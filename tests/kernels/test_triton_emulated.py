@@ -14,11 +14,11 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
-from evmamba.kernels import triton_norm
+from evmamba.kernels import triton_depthwise, triton_norm
 from evmamba.kernels.tuning import Tuning
 
 from ..emulator.host import emulated, on_device
-from . import scan_cases, squeeze_cases
+from . import depthwise_cases, scan_cases, squeeze_cases
 
 # Gradients of x and of its projection are rounded to half types, or summed by tensor cores from rounded numbers.
 ROUNDED = {torch.float32: 3e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
@@ -151,3 +151,37 @@ def test_compiled_tail_of_a_block_equals_pytorch(cache, size, dtype, drop):
         errors = squeeze_cases.errors(size, dtype, on_device, drop=drop)
     limits = {name: {f32: 3e-6, bf16: 2**-8, f16: 2**-11}[dtype] if name in ("u", "v") else 3e-6 for name in errors}
     assert {name: error for name, error in errors.items() if not error < limits[name]} == {}
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "activation"),
+    [
+        pytest.param((1, 9, 8, 64), bf16, "silu", id="several blocks of pixels"),
+        pytest.param((2, 3, 5, 24), f16, "gelu", id="float16", marks=pytest.mark.slow_emulator),
+        pytest.param((2, 3, 5, 40), f32, "relu", id="float32", marks=pytest.mark.slow_emulator),
+        pytest.param((1, 9, 8, 48), bf16, "none", id="no activation", marks=pytest.mark.slow_emulator),
+    ],
+)
+def test_compiled_depthwise_convolution_equals_pytorch(cache, size, dtype, activation, monkeypatch):
+    monkeypatch.setattr(triton_depthwise, "PROGRAMS", 2)  # so that a program has several blocks of pixels
+    with emulated(cache, order=0):
+        errors = depthwise_cases.errors(size, dtype, activation, on_device)
+    limits = {name: {f32: 1e-6, bf16: 2**-7, f16: 2**-10}[dtype] if name in ("out", "x") else 3e-6 for name in errors}
+    assert {name: error for name, error in errors.items() if not error < limits[name]} == {}
+
+
+def test_compiled_layer_norm_equals_pytorch(cache):
+    generator = torch.Generator().manual_seed(0)
+    x = 3 + 2 * torch.randn(70, 40, generator=generator)
+    weight, bias = torch.randn(2, 40, generator=generator)
+    dout = torch.randn(70, 40, generator=generator).to(bf16)
+    exact = [t.double().requires_grad_() for t in (x, weight, bias)]
+    expected = F.layer_norm(exact[0], (40,), exact[1], exact[2])
+    expected.backward(dout.double())
+    with emulated(cache, order=0):
+        out = triton_norm.forward(on_device(x), None, weight, bias, 1e-5, bf16)
+        dx, dz, *of_parameters = triton_norm.backward(on_device(dout), on_device(x), None, weight, bias, 1e-5)
+    assert dz is None
+    assert scan_cases.relative_error(out, expected.detach()) < 2**-8
+    for gradient, e in zip((dx, *of_parameters), exact, strict=True):
+        assert scan_cases.relative_error(gradient, e.grad) < 1e-6

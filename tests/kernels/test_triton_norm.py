@@ -43,6 +43,25 @@ def test_norm_and_gate_equal_pytorch(shape, dtype, monkeypatch):
         assert error(got.grad, wanted.grad) < TOLERANCE[got.dtype], got.shape
 
 
+@pytest.mark.parametrize(("given", "wanted"), [("float32", "float16"), ("float16", "float32")])
+def test_layer_norm_alone_equals_pytorch(given, wanted, monkeypatch):
+    from evmamba.kernels import layer_norm
+
+    monkeypatch.setenv("EVMAMBA_BACKEND", "triton")
+    torch.manual_seed(0)
+    x = (3 + 2 * torch.randn(7, 40, device=DEVICE)).to(getattr(torch, given)).requires_grad_()
+    weight, bias = (torch.randn(40, device=DEVICE).requires_grad_() for _ in range(2))
+    out = layer_norm(x, weight, bias, dtype=getattr(torch, wanted))
+    dout = torch.randn(7, 40, device=DEVICE).to(out.dtype)
+    out.backward(dout)
+    exact = [t.detach().double().cpu().requires_grad_() for t in (x, weight, bias)]
+    expected = F.layer_norm(exact[0], (40,), exact[1], exact[2])
+    expected.backward(dout.double().cpu())
+    assert (out.dtype, x.grad.dtype) == (getattr(torch, wanted), getattr(torch, given))
+    for got, want in zip((out, x.grad, weight.grad, bias.grad), (expected, *(e.grad for e in exact)), strict=True):
+        assert ((got.double().cpu() - want).norm() / want.norm()).item() < TOLERANCE[got.dtype], got.shape
+
+
 def test_programs_of_the_backward_walk_over_several_tiles(monkeypatch):
     from evmamba.kernels import triton_norm
 
@@ -51,12 +70,13 @@ def test_programs_of_the_backward_walk_over_several_tiles(monkeypatch):
 
 
 def test_operator_follows_the_library_rules():
-    from evmamba.kernels.gated_norm import fused_norm_gate
+    from evmamba.kernels.gated_norm import fused_layer_norm, fused_norm_gate
 
     torch.use_deterministic_algorithms(False)  # opcheck compares two runs and takes NaN for a difference
     y, z = (torch.randn(2, 3, 8, device=DEVICE, requires_grad=True) for _ in range(2))
     weight, bias = (torch.randn(8, device=DEVICE, requires_grad=True) for _ in range(2))
     torch.library.opcheck(fused_norm_gate, (y, z, weight, bias, 1e-5))
+    torch.library.opcheck(fused_layer_norm, (y, weight, bias, 1e-5, torch.float16))
 
 
 def test_empty_map():

@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import make_backend  # noqa: E402
 from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
 
-from evmamba.kernels import triton_es2d, triton_norm  # noqa: E402
+from evmamba.kernels import triton_depthwise, triton_es2d, triton_norm, triton_squeeze  # noqa: E402
 
 LARGEST_GRID = (2**31 - 1, 65535, 65535)
 
@@ -46,17 +46,30 @@ def map_and_parameters(B, H, W, D=96, N=16, R=3):
     return [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in zip(shapes, types, strict=True)]
 
 
+def tail_and_convolution(x):
+    C = x.shape[-1]
+    normal, w1, w2, b1, weight = (
+        torch.empty(shape, device="meta") for shape in ((C,), (C // 8, C), (C, C // 8), (C // 8,), (C, 1, 3, 3))
+    )
+    out, mean, gates = triton_squeeze.forward(x, x, x, normal, normal, w1, b1, w2, normal, None, 1e-5)
+    triton_squeeze.gate_gradients(out, x, x)
+    triton_squeeze.branch_gradients(out, x, x, gates, mean, 1e-5)
+    triton_depthwise.backward(triton_depthwise.forward(x, weight, normal, "silu"), x, weight, normal, "silu")
+
+
 def test_a_thousand_sizes_of_a_multi_scale_training_compile_each_kernel_once(keys):
     draw = random.Random(0)
     sizes = [(1, 1, 1), (1, 1, 5), (1, 16, 16), (16, 56, 56), (128, 56, 56)]
     sizes += [(draw.choice((1, 2, 4, 16)), draw.randint(100, 220), draw.randint(100, 340)) for _ in range(1000)]
-    for size in sizes:
+    for i, size in enumerate(sizes):
         inputs = map_and_parameters(*size)
         y, states = triton_es2d.forward(*inputs, "es2d", save=True)
         triton_es2d.backward(y, *inputs, states, "es2d")
         weight = inputs[5][:96]
         out = triton_norm.forward(y, inputs[0], weight, weight, 1e-5)
         triton_norm.backward(out, y, inputs[0], weight, weight, 1e-5)
+        if i < 5 or i % 20 == 0:
+            tail_and_convolution(inputs[0])
     assert {kernel: len(found) for kernel, found in keys.items()} == {
         "paths_kernel": 1,
         "decay_kernel": 1,
@@ -69,6 +82,13 @@ def test_a_thousand_sizes_of_a_multi_scale_training_compile_each_kernel_once(key
         "weight_gradient_kernel": 1,
         "norm_gate_kernel": 3,  # two of the maps have fewer pixels than a tile has rows
         "norm_gate_backward_kernel": 3,
+        "squeeze_kernel": 3,
+        "excite_kernel": 1,
+        "gated_add_kernel": 3,
+        "gate_gradient_kernel": 3,
+        "branch_gradient_kernel": 3,
+        "depthwise_kernel": 2,  # forward, and turned around backward
+        "depthwise_gradient_kernel": 1,
     }
 
 

@@ -3,17 +3,12 @@
 Needs a GPU, or Triton's interpreter: test_triton_interpreter.py runs this file there.
 """
 
-import os
-
 import pytest
 import torch
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-pytestmark = [
-    pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="needs a GPU or TRITON_INTERPRET=1"),
-    *([] if INTERPRETED else [pytest.mark.gpu]),
-]
+from .triton_runs import DEVICE, INTERPRETED, MARKS, on_test_device
+
+pytestmark = MARKS
 # The interpreter truncates to bfloat16 where hardware rounds.
 ROUNDED = {torch.float32: 1e-6, torch.bfloat16: 2**-7 if INTERPRETED else 2**-8, torch.float16: 2**-10}
 
@@ -21,10 +16,6 @@ ROUNDED = {torch.float32: 1e-6, torch.bfloat16: 2**-7 if INTERPRETED else 2**-8,
 @pytest.fixture(autouse=True)
 def _fresh_memory_is_nan(poisoned_memory, monkeypatch):
     monkeypatch.setenv("EVMAMBA_BACKEND", "triton")
-
-
-def on_test_device(tensor):
-    return tensor.to(DEVICE)
 
 
 @pytest.mark.parametrize("dtype", ROUNDED, ids=str)
