@@ -18,7 +18,7 @@ from evmamba.launch.fit.held_signals import deliver_signals, hold_signals
 from evmamba.launch.fit.launchers import node_name, process_rank
 from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
 from evmamba.launch.store.progress import write_progress
-from evmamba.launch.store.results import write_result
+from evmamba.launch.store.results import FILE_NAME, read_result, write_result
 from evmamba.launch.store.spec import (
     LOG_FILE,
     CostSpec,
@@ -29,6 +29,7 @@ from evmamba.launch.store.spec import (
     finished_before,
     read_spec,
     reason_of,
+    why_not_started,
 )
 from evmamba.tasks.training.lease import claim, is_ours, release, start_of
 
@@ -112,8 +113,13 @@ def _start(path: Path) -> int:
 def _finish(spec: Spec, folder: Path, start: datetime.datetime) -> int:
     """Run the spec; if it fails, leave a result that says why."""
     who = f"process {process_rank()} on {node_name()}" if spec.resources.processes > 1 else ""
+    blocked_by = None
     try:
         with reported_once():
+            lacking = _lacking(spec, folder)
+            if lacking is not None:
+                blocked_by, reason = lacking
+                raise UserError(reason)
             run(spec, folder)
     except KeyboardInterrupt:
         return 130
@@ -128,8 +134,23 @@ def _finish(spec: Spec, folder: Path, start: datetime.datetime) -> int:
         return 0
     print(f"failed: {reason}", file=sys.stderr, flush=True)
     if _may_tell(spec, folder):
-        write_result(failed_result(spec, reason, start), folder)
+        write_result(failed_result(spec, reason, start, blocked_by), folder)
     return 1
+
+
+def _lacking(spec: Spec, folder: Path) -> tuple[str, str] | None:
+    """What `why_not_started` says of a run that needs one which is not finished; None where it can start.
+
+    Schedulers start jobs after others, but the next job of a chain also starts when the run's need has failed.
+    """
+    for name in () if isinstance(spec, CostSpec) else spec.needs:
+        try:
+            needed = read_result(folder.parent / name / FILE_NAME)
+        except UserError:
+            return why_not_started(name, "it left no result", None)
+        if not needed.finished:
+            return why_not_started(name, needed.reason or "", needed.blocked_by)
+    return None
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ def settings_that_fit(
         per_node = int(fitting.get("tasks_per_node") or fitting.get("gpus_per_node") or 1)
         fitting.setdefault("cpus_per_task", max(1, node.cpus // max(1, per_node)))
     best = best_interface(answers)
-    if best and not job.interface:
+    if best and not job.interface and len(answers[0].meetings) > 1:  # one alone was asked for by `environment`
         fitting["interface"] = best
     if any(finding.what == REQUEUE and not finding.good for finding in findings):
         fitting.setdefault("chain", CHAIN)

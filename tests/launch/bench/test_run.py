@@ -1,6 +1,7 @@
 """One run from its spec: whatever happens, a result tells it."""
 
 import dataclasses
+import datetime
 import json
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from evmamba.launch.fit.cli import settings_of
 from evmamba.launch.fit.recipes import find_recipe
 from evmamba.launch.measure import cost
 from evmamba.launch.store.results import read_result, write_result
-from evmamba.launch.store.spec import SPEC_FILE, CostSpec, Resources, Spec, Timing
+from evmamba.launch.store.spec import SPEC_FILE, CostSpec, Resources, Spec, Timing, failed_result
 from evmamba.tasks.training.lease import OWNER_FILE, read_owner
 
 from ..handmade import made_result, made_spec
@@ -63,6 +64,30 @@ def test_a_bug_leaves_its_first_line_in_the_result_and_its_traceback_in_the_log(
     result = read_result(tmp_path / "result.json")
     assert result.reason == f"ZeroDivisionError: nothing to divide by (see {tmp_path / 'run.log'})"
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("why", ["no luck", None], ids=["failed", "no result"])
+def test_a_run_whose_need_is_not_finished_says_so_and_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str | None
+):
+    """The next job of a chain starts also when the classification of its detection has failed."""
+    needed = made_spec("classification")
+    spec = made_spec("detection").after(needed)
+    if why is not None:
+        failed = failed_result(needed, why, datetime.datetime.now(datetime.UTC))
+        (tmp_path / needed.name).mkdir()
+        write_result(failed, tmp_path / needed.name)
+    begun: list[Spec] = []
+    monkeypatch.setattr(run, "run", lambda spec, folder: begun.append(spec))
+    folder = tmp_path / spec.name
+    assert run.main([written(folder, spec)]) == 1
+    result = read_result(folder / "result.json")
+    assert result.reason == f"not started: needs {needed.name}, which failed: {why or 'it left no result'}"
+    assert result.blocked_by == needed.name
+    assert begun == []
+    write_result(made_result("classification", "resnet18", run=needed.name), tmp_path / needed.name)
+    assert run.main([written(folder, spec)]) == 0
+    assert begun == [spec]
 
 
 def test_an_interrupted_run_leaves_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -97,6 +97,8 @@ def test_settings_follow_from_what_was_found_and_never_replace_what_was_given():
         "interface": "ib0",
         "chain": 3,
     }
+    asked = answers(meetings=[Meeting("eth0", gb_per_s=1.0)])  # by a variable in `environment`
+    assert "interface" not in settings_that_fit(given, JOB, asked, found, None)
     mine = {"gpus_per_node": "4", "cpus_per_task": "6", "chain": "5"}
     job = JobConfig(nodes=2, gpus_per_node=4, interface="eth0")
     assert settings_that_fit(mine, job, answers(), found, Node(96, 8)) == {key: int(mine[key]) for key in mine}
