@@ -1,14 +1,13 @@
 """Handing the jobs of a graph to SLURM: one by one, as chains, as arrays of seeds, and not more than a site takes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evmamba.errors import UserError
 from evmamba.files import write_text
-from evmamba.launch.bench.graph import kind_of
 from evmamba.launch.cluster import slurm
 from evmamba.launch.cluster.jobs import REPORT, JobBook
-from evmamba.launch.cluster.settings import MAX_JOBS, Cluster
+from evmamba.launch.cluster.settings import MAX_JOBS, JobConfig
 from evmamba.launch.cluster.slurm import SCRIPT_FILE, JobId
 from evmamba.launch.store.spec import RUNS_FOLDER, Spec, TrainingSpec
 from evmamba.tasks.training import slurm_job
@@ -26,7 +25,8 @@ class Queue:
     Args:
         output: the benchmark's folder.
         book: of that folder.
-        cluster: settings of the jobs.
+        jobs: by run, what each of `runs` asks for.
+        max_jobs: see `Cluster`.
         live: jobs that are on their way, by run; those of new ones are added.
         runs: all that will be put, and of those that each needs the ones that are not finished.
 
@@ -38,14 +38,16 @@ class Queue:
         self,
         output: Path,
         book: JobBook,
-        cluster: Cluster,
+        jobs: Mapping[str, JobConfig],
+        max_jobs: int | None,
         live: dict[str, list[JobId]],
         runs: Sequence[tuple[Spec, Sequence[str]]],
     ) -> None:
         self.count = 0
         self._output = output
         self._book = book
-        self._cluster = cluster
+        self._jobs = jobs
+        self._max_jobs = max_jobs
         self._report = live.pop(REPORT, None)
         self._live = live
         self._specs = [spec for spec, _ in runs]
@@ -62,7 +64,7 @@ class Queue:
         """
         if spec.name in self._done:  # as a task of an array
             return self._done[spec.name]
-        job = self._cluster[kind_of(spec)]
+        job = self._jobs[spec.name]
         members = self._seeds_of(spec)
         if self._held or not self._has_room(max(len(members), job.chain)):
             self._held = True
@@ -127,7 +129,7 @@ class Queue:
         return [number for group in groups for number in group], "afterok", chained
 
     def _has_room(self, jobs: int) -> bool:
-        most = self._cluster.max_jobs
+        most = self._max_jobs
         if most is None:
             return True
         if jobs + 2 > most:
@@ -138,7 +140,7 @@ class Queue:
 
     def _seeds_of(self, spec: Spec) -> list[Spec]:
         """The runs that differ from this one by their seed only and can be one array with it; [] for none."""
-        job = self._cluster[kind_of(spec)]
+        job = self._jobs[spec.name]
         if job.array is None or job.chain > 1 or not isinstance(spec, TrainingSpec):
             return []
         members = [other for other in self._specs if (other.family, other.kind) == (spec.family, spec.kind)]
@@ -162,7 +164,7 @@ class Queue:
 
     def _put_array(self, members: Sequence[Spec]) -> None:
         first = members[0]
-        job = self._cluster[kind_of(first)]
+        job = max((self._jobs[member.name] for member in members), key=lambda job: job.warning or 0)
         name = f"{first.name.rpartition('-')[0]}-{first.family[:6]}"
         folder = self._output / ARRAYS_FOLDER / name
         folder.mkdir(parents=True, exist_ok=True)

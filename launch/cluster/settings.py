@@ -250,6 +250,26 @@ def seconds(time: str | None) -> float:
     return 86400 * int(days or 0) + sum(part * unit for part, unit in zip(parts, units, strict=False))
 
 
+def warned_in_time(job: JobConfig, kind: str, saving: float | None) -> JobConfig:
+    """The same job with a warning that leaves time to save, if it is known how long that takes and nothing was given.
+
+    Three times as long as the last checkpoint took, and a minute in which the step before it ends.
+
+    Args:
+        job: of a training.
+        kind: of run, for messages.
+        saving: seconds; None where no checkpoint was measured.
+
+    Raises:
+        UserError: the time limit leaves no time for a start besides.
+    """
+    if saving is None or job.warning is not None:
+        return job
+    job = dataclasses.replace(job, warning=max(WARNING_SECONDS, 60 + math.ceil(3 * saving)))
+    _check_time(kind, job)
+    return job
+
+
 def _check_time(kind: str, job: JobConfig) -> None:
     warning = job.warning or WARNING_SECONDS
     least = warning + EARLY_SECONDS + START_SECONDS

@@ -20,10 +20,10 @@ from evmamba.launch.bench.plan import BenchOptions, plan
 from evmamba.launch.cluster import slurm
 from evmamba.launch.cluster.jobs import JOBS_FILE, JobBook, read_specs
 from evmamba.launch.cluster.queueing import Queue
-from evmamba.launch.cluster.settings import Cluster
+from evmamba.launch.cluster.settings import Cluster, JobConfig, warned_in_time
 from evmamba.launch.cluster.slurm import SCRIPT_FILE, JobId
-from evmamba.launch.store.progress import PROGRESS_FILE
-from evmamba.launch.store.results import FILE_NAME
+from evmamba.launch.store.progress import PROGRESS_FILE, read_progress
+from evmamba.launch.store.results import FILE_NAME, read_result
 from evmamba.launch.store.spec import RUNS_FOLDER, SPEC_FILE, CostSpec, Resources, Spec, TrainingSpec, finished_before
 from evmamba.tasks import TASKS
 from evmamba.tasks.trust import check_backbone, check_trusted, named_in
@@ -240,16 +240,17 @@ def _submit(
         )
     actions, live = steps(specs, output, book, only_new)
     # All files first: whatever sbatch refuses then, the folder knows the whole graph, and --resume submits the rest.
+    jobs = {}
     for step in actions:
         if step.action == "submit":
-            _write_run(step.spec, output, cluster)
+            jobs[step.spec.name] = _write_run(step.spec, output, cluster)
         elif step.measured_by:
             prepare(step.spec, output / RUNS_FOLDER / step.spec.name)
     write_text(output / REPORT_SCRIPT, slurm.report_script(output, cluster["report"]))
     book.order, book.cluster = [spec.name for spec in specs], dict(cluster.given)
     book.write()
     runs = [(step.spec, step.needs) for step in actions if step.action == "submit"]
-    queue = Queue(output, book, cluster, live, runs)
+    queue = Queue(output, book, jobs, cluster.max_jobs, live, runs)
     done = {}
     try:
         for step in actions:
@@ -297,10 +298,25 @@ def describe(spec: Spec, action: str) -> str:
     return f"[bold]{escape(spec.name)}[/]  {escape(action)}  [dim]{escape(details)}[/]"
 
 
-def _write_run(spec: Spec, output: Path, cluster: Cluster) -> None:
+def _write_run(spec: Spec, output: Path, cluster: Cluster) -> JobConfig:
+    """Write a run's files; return what its job asks for."""
     folder = output / RUNS_FOLDER / spec.name
+    # Before what an earlier attempt measured is taken away.
+    job = warned_in_time(cluster[kind_of(spec)], kind_of(spec), saving_seconds(folder))
     prepare(spec, folder)
-    write_text(folder / SCRIPT_FILE, slurm.run_script(spec, folder, cluster[kind_of(spec)]))
+    write_text(folder / SCRIPT_FILE, slurm.run_script(spec, folder, job))
+    return job
+
+
+def saving_seconds(folder: Path) -> float | None:
+    """How long a checkpoint of the run in a folder took, as far as an earlier attempt told; None if it did not."""
+    progress = read_progress(folder)
+    if progress is not None and progress.checkpoint_seconds is not None:
+        return progress.checkpoint_seconds
+    try:
+        return read_result(folder / FILE_NAME).training.get("checkpoint_seconds")
+    except UserError:
+        return None
 
 
 def prepare(spec: Spec, folder: Path) -> None:

@@ -43,7 +43,8 @@ def put(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             spec.write(folder)
             (folder / "statuses").write_text(statuses)
             (folder / "job.sbatch").write_text(run_script(spec, folder, settings[spec.task]))
-        queue = Queue(output, JobBook(output), settings, {}, [(spec, needs) for spec, _, needs in runs])
+        jobs = {spec.name: settings[spec.task] for spec, _, _ in runs}
+        queue = Queue(output, JobBook(output), jobs, None, {}, [(spec, needs) for spec, _, needs in runs])
         for spec, _, _ in runs:
             queue.put(spec)
         book = JobBook.read(output)

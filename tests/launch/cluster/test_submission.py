@@ -18,6 +18,7 @@ from evmamba.launch.cluster.submission import graph_of
 from evmamba.launch.fit.cli import settings_of
 from evmamba.launch.fit.recipes import find_recipe, recipe_of
 from evmamba.launch.store.estimates import read_estimate
+from evmamba.launch.store.progress import write_progress
 from evmamba.launch.store.results import Result, write_result
 from evmamba.launch.store.spec import Spec, failed_result
 
@@ -202,6 +203,33 @@ def test_networks_that_take_turns_are_one_job(tmp_path: Path, fake: FakeSlurm, m
     fake.forget(101)
     assert submit(output, "--resume") == 0  # the second failed: it is measured by itself
     assert fake.calls("sbatch")[2] == f"--parsable {output / 'runs' / second.name / 'job.sbatch'}"
+
+
+@pytest.mark.parametrize("told_by", ["progress", "result"])
+def test_a_run_that_took_long_to_save_is_warned_earlier_when_it_is_resumed(
+    tmp_path: Path, fake: FakeSlurm, capsys: pytest.CaptureFixture[str], told_by: str
+):
+    output = tmp_path / "out"
+    submit(output, NO_GPUS, "--tasks=classification", "--time=20:00")
+    assert "--signal=SIGUSR1@90\n" in fake.script(101)
+    spec = specs_of(output)["classification"]
+    folder = output / "runs" / spec.name
+    if told_by == "progress":
+        write_progress(folder, "training", 5, 10, checkpoint_seconds=70.4)
+    else:
+        result = failed_result(spec, "no luck", datetime.datetime.now(datetime.UTC))
+        result.training["checkpoint_seconds"] = 70.4
+        write_result(result, folder)
+    fake.set(101, JobState="TIMEOUT", TimeLimit="20:00")
+    job = len(fake.calls("sbatch")) + 100
+    assert submit(output, "--resume", "--time=classification=7:00") == 0
+    assert "--signal=SIGUSR1@272\n" in fake.script(job)  # a minute, and three times as long
+
+    write_progress(folder, "training", 6, 10, checkpoint_seconds=200.0)
+    fake.set(job, JobState="TIMEOUT", TimeLimit="7:00")
+    capsys.readouterr()
+    assert submit(output, "--resume") == 2
+    assert "time 7:00 of classification is too short: the warning comes 660 s before" in capsys.readouterr().err
 
 
 def test_resume_waits_for_a_need_that_is_on_its_way(tmp_path: Path, fake: FakeSlurm):
