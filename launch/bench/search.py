@@ -35,7 +35,7 @@ class Trial:
     weight_decay: float = 1.0
     drop_path: float | None = None
 
-    def settle(self, spec: TrainingSpec) -> TrainingSpec:
+    def applied_to(self, spec: TrainingSpec) -> TrainingSpec:
         """The training with this change."""
         settings = spec.settings
         for option, factor in ((LR_OPTION, self.lr), (DECAY_OPTION, self.weight_decay)):
@@ -74,7 +74,7 @@ def searched(specs: Iterable[Spec], count: int, output: Path) -> list[Spec]:
     trainings = [spec for spec in specs if isinstance(spec, TrainingSpec)]
     seed = trainings[0].seed if trainings else None
     tried = {
-        _key(spec): [_on_held_out(trial.settle(spec)) for trial in trials(count)]
+        _key(spec): [_on_held_out(trial.applied_to(spec)) for trial in trials(count)]
         for spec in trainings
         if spec.seed == seed
     }
@@ -84,7 +84,7 @@ def searched(specs: Iterable[Spec], count: int, output: Path) -> list[Spec]:
         return everything
     chosen = {key: _best(group, results) for key, group in tried.items()}
     own = [
-        structs.replace(trials(count)[best].settle(spec), trials=count)
+        structs.replace(trials(count)[best].applied_to(spec), trials=count)
         for spec in trainings
         if (best := chosen[_key(spec)]) is not None
     ]

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     from evmamba.launch.bench.plan import backbones_of, plan, preset_of
     from evmamba.launch.bench.progress import RunProgress
     from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
-    from evmamba.launch.report.build import print_table, write_report
+    from evmamba.launch.report.build import show_report
     from evmamba.launch.report.table import build_table
     from evmamba.launch.store.spec import Resources
     from evmamba.tasks import TASKS
@@ -46,10 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         if options.exported:
             specs = with_exported(specs, lambda kind: Resources())
         results, interrupted = run_here(specs, options.output, RunProgress(console, len(specs)))
-    table = build_table(results, models=backbones_of(options))
-    print_table(table, console)
-    written = write_report(table, options.output)
-    console.print("\n" + "  ".join(map(str, written)), style="dim", markup=False, highlight=False, soft_wrap=True)
+    show_report(build_table(results, models=backbones_of(options)), options.output, console)
     if interrupted:
         raise KeyboardInterrupt
     return 0 if all(result.finished for result in results) else 1

@@ -16,12 +16,9 @@ def main(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from evmamba.launch.report.build import print_table, report_from, write_report
+    from evmamba.launch.report.build import report_from, show_report
 
-    table = report_from(given.results)
-    console = Console()
-    print_table(table, console)
     first: Path = given.results[0]
-    written = write_report(table, given.output or (first if first.is_dir() else first.parent))
-    console.print("\n" + "  ".join(map(str, written)), style="dim", markup=False, highlight=False, soft_wrap=True)
+    folder = given.output or (first if first.is_dir() else first.parent)
+    show_report(report_from(given.results), folder, Console())
     return 0

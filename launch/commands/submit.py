@@ -116,7 +116,7 @@ def _run_here(given: argparse.Namespace, cluster: "Cluster", console: "Console")
     from evmamba.launch.bench.local import run_here
     from evmamba.launch.bench.progress import RunProgress
     from evmamba.launch.cluster import submission
-    from evmamba.launch.report.build import print_table, write_report
+    from evmamba.launch.report.build import show_report
     from evmamba.launch.report.table import build_table
 
     submission.check_alone(given.output)
@@ -126,10 +126,8 @@ def _run_here(given: argparse.Namespace, cluster: "Cluster", console: "Console")
     if given.search and not interrupted:
         specs = submission.plan_here(bench_options(given), cluster)  # now with what the trials chose
         results, interrupted = run_here(specs, given.output, RunProgress(console, len(specs)))
-    table = build_table(results, models=list(dict.fromkeys(spec.model for spec in specs)))
-    print_table(table, console)
-    written = write_report(table, given.output)
-    console.print("\n" + "  ".join(map(str, written)), style="dim", markup=False, highlight=False, soft_wrap=True)
+    models = list(dict.fromkeys(spec.model for spec in specs))
+    show_report(build_table(results, models), given.output, console)
     if interrupted:
         raise KeyboardInterrupt
     return 0 if all(result.finished for result in results) else 1

@@ -49,6 +49,13 @@ def write_report(table: Table, folder: Path) -> list[Path]:
     return [folder / name for name in (*texts, "report.json")]
 
 
+def show_report(table: Table, folder: Path, console: Console) -> None:
+    """Print the table, write the report into a folder, and say where its files are."""
+    print_table(table, console)
+    written = write_report(table, folder)
+    console.print("\n" + "  ".join(map(str, written)), style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
 def print_table(table: Table, console: Console) -> None:
     """Print to a terminal; groups of columns that do not fit beside each other go under each other."""
     console.print()
