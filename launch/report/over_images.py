@@ -53,8 +53,7 @@ def half_width(images: PerImage, metric: str) -> float | None:
     right = images.outcomes(metric)
     if right is not None:
         return _wilson(float(right.mean()), n)
-    spread = float(np.nanstd(_replicates(images, metric), ddof=1))
-    return float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * spread or None
+    return float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * _standard_error(_replicates(images, metric), n) or None
 
 
 def differences(networks: Mapping[str, PerImage], metric: str) -> dict[tuple[str, str], Difference]:
@@ -85,10 +84,15 @@ def _difference(one: PerImage, other: PerImage, metric: str) -> Difference:
         return Difference(mean, mean - reach * error, mean + reach * error, p)
     whole = np.ones((1, n))
     mean = float(one.metric(metric, whole)[0] - other.metric(metric, whole)[0])
-    error = float(np.nanstd(_replicates(one, metric) - _replicates(other, metric), ddof=1))
+    error = _standard_error(_replicates(one, metric) - _replicates(other, metric), n)
     same = math.nan if mean else 1.0  # all samples alike: nothing to go by
     p = 2 * float(stats.t.sf(abs(mean) / error, n - 1)) if error else same
     return Difference(mean, mean - reach * error, mean + reach * error, p)
+
+
+def _standard_error(replicates: np.ndarray, n: int) -> float:
+    """From samples of n images, whose variance is too small by (n - 1) / n: of a mean it is then the t-test's."""
+    return float(np.nanstd(replicates, ddof=1)) * math.sqrt(n / (n - 1))
 
 
 def _wilson(share: float, n: int) -> float:

@@ -72,7 +72,7 @@ def test_intervals_are_wilsons_and_the_bootstraps():
     single = Overlaps(
         [f"{i:02d}" for i in range(80)], {"mIoU": np.stack([hit, np.full_like(hit, 100)], axis=1).astype(np.int64)}
     )
-    error = float(np.std(hit / 100, ddof=0)) / np.sqrt(80)
+    error = float(np.std(hit / 100, ddof=1)) / np.sqrt(80)
     assert half_width(single, "mIoU") == pytest.approx(stats.t.ppf(0.975, 79) * error, rel=0.08)
     assert half_width(single, "AP") is None
 
