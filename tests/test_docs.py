@@ -1,5 +1,6 @@
 """What README and docs tell people to paste runs as pasted, and names what exists."""
 
+import json
 import re
 import subprocess
 import sys
@@ -105,6 +106,19 @@ def test_snippets_of_python_run_as_pasted(page, tmp_path):
         [sys.executable, "pasted.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path):
+    cells = json.loads((ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    script = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    (tmp_path / "tour.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, "tour.py"], cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "top-1" in done.stdout
+    assert (tmp_path / "tour" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(("page", "line"), sorted(set(command_lines())))
