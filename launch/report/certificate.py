@@ -54,7 +54,7 @@ class Comparison:
     def rule(self) -> str:
         if self.tolerance is not None:
             return f"at most {self.tolerance:g} apart"
-        return "rounding alone" if self.low is None else "95% interval over the images"
+        return "rounding alone" if self.low is None else "95% interval"
 
 
 def read_published(texts: Sequence[str], task: str, head: str | None) -> dict[str, str]:

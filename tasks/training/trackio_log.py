@@ -1,6 +1,7 @@
 """Trackio as a logger of Lightning, which has none for it (2.6)."""
 
 import argparse
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,8 +40,7 @@ class TrackioLogger(Logger):
     def experiment(self) -> Any:
         """Trackio's run, which begins with the first thing that is logged."""
         if self._run is None:
-            import trackio  # optional
-
+            trackio = importlib.import_module("trackio")  # optional
             self._run = trackio.init(project=self._project, name=self._name, resume="allow")
         return self._run
 
