@@ -277,10 +277,21 @@ def show(specs: Sequence[Spec], output: Path, cluster: Cluster, console: Console
             _show_script(command, slurm.run_script(step.spec, folder, cluster[kind_of(step.spec)]), console)
     command = slurm.sbatch(output / REPORT_SCRIPT, ["<all jobs>"], "afterany")
     _show_script(command, slurm.report_script(output, cluster["report"]), console)
-    done = {step.spec.name: step.action for step in actions}
-    console.print(
-        tree(specs, lambda spec: describe(spec, done[spec.name]), "report  [dim]after all others have ended[/]")
-    )
+    done = {step.spec.name: _intention(step, cluster) for step in actions}
+    last = "report  [dim]after all others have ended[/]"
+    if cluster.max_jobs is not None:
+        last += f"  [dim]no more than {cluster.max_jobs} jobs at once, the others when one has ended[/]"
+    console.print(tree(specs, lambda spec: describe(spec, done[spec.name]), last))
+
+
+def _intention(step: Step, cluster: Cluster) -> str:
+    """What `submit` would do about a run, where that is more than a job."""
+    job = cluster[kind_of(step.spec)]
+    if step.action == "submit" and job.chain > 1:
+        return f"submit as {job.chain} jobs, each if none before it ends well"
+    if step.action == "submit" and job.array and isinstance(step.spec, TrainingSpec):
+        return f"submit, as one array with other seeds of it, {job.array} at once"
+    return step.action
 
 
 def _show_script(command: Sequence[str], script: str, console: Console) -> None:

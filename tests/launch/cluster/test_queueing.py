@@ -227,6 +227,22 @@ def test_what_can_never_be_submitted_is_refused(
     assert fake.calls("sbatch") == []
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--chain=classification=3", "submit as 3 jobs, each if none before it ends well"),
+        ("--array=2", "submit, as one array with other seeds of it, 2 at once"),
+        ("--max-jobs=4", "no more than 4 jobs at once"),
+    ],
+)
+def test_a_dry_run_says_what_becomes_more_than_a_job(
+    output: Path, fake: FakeSlurm, capsys: pytest.CaptureFixture[str], option: str, said: str
+):
+    assert submit(output, "--seeds=0,1", "--dry-run", option) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert fake.calls("sbatch") == []
+
+
 def test_jobs_of_somebody_else_are_not_called_failed(output: Path, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch):
     submit(output)
     book = JobBook.read(output)
