@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_math import LOG2E, SIZES, load_rounded, normal_cdf, on_device
-from .triton_norm import PROGRAMS, rows_of
+from .triton_norm import rows_of
+from .tuning import tuning_of
 
 TILE = 1024  # elements a program holds at once
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -151,7 +152,7 @@ def backward(
         return torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.zeros_like(weight), weight.new_zeros(C)
     rows, stride = rows_of(x)
     BM, BD = _tile(C)
-    programs = min(PROGRAMS, triton.cdiv(len(rows), BM))
+    programs = min(tuning_of(x.device).row_programs, triton.cdiv(len(rows), BM))
     dpre = dout if activation == "none" else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     partial = torch.empty(programs, 10, C, dtype=torch.float32, device=x.device)
     with on_device(x.device):

@@ -13,9 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .triton_math import SIZES, on_device
-
-TILE = 4096  # elements a program holds at once
-PROGRAMS = 1056  # of the backward: eight for each of 132 multiprocessors
+from .tuning import Tuning, tuning_of
 
 
 @triton.jit
@@ -96,23 +94,25 @@ def rows_of(t: Tensor) -> tuple[Tensor, int]:
     return rows, rows.stride(0)
 
 
-def row_tile(rows: int, D: int) -> tuple[int, int]:
+def row_tile(rows: int, D: int, tuning: Tuning) -> tuple[int, int]:
     """Rows and columns of a tile that a program holds at once."""
     BD = triton.next_power_of_2(D)
-    return max(1, min(TILE // BD, triton.next_power_of_2(rows))), BD
+    return max(1, min(tuning.row_elements // BD, triton.next_power_of_2(rows))), BD
 
 
 def forward(
-    y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype | None = None
-) -> Tensor:
+    y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype | None = None,
+    tuning: Tuning | None = None,
+) -> Tensor:  # fmt: skip
     """`LayerNorm(y) * SiLU(z)` in z's type, or without z `LayerNorm(y)` in `dtype`."""
     D = y.shape[-1]
     out = torch.empty(y.shape, dtype=dtype if z is None else z.dtype, device=y.device)
     if out.numel() == 0:
         return out
+    tuning = tuning or tuning_of(y.device)
     y_rows, _ = rows_of(y.contiguous())
     z_rows, z_stride = (None, 0) if z is None else rows_of(z)
-    BM, BD = row_tile(len(y_rows), D)
+    BM, BD = row_tile(len(y_rows), D, tuning)
     with on_device(y.device):
         norm_gate_kernel[(triton.cdiv(len(y_rows), BM),)](
             y_rows, z_rows, weight.contiguous(), bias.contiguous(), out, len(y_rows), z_stride, eps, D=D, BM=BM, BD=BD
@@ -121,7 +121,7 @@ def forward(
 
 
 def backward(
-    dout: Tensor, y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    dout: Tensor, y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float, tuning: Tuning | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Gradients of y, z, weight and bias, each in its own type."""
     D = y.shape[-1]
@@ -129,11 +129,12 @@ def backward(
     dz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
     if dy.numel() == 0:
         return dy, dz, torch.zeros_like(weight), torch.zeros_like(bias)
+    tuning = tuning or tuning_of(y.device)
     y_rows, _ = rows_of(y.contiguous())
     z_rows, z_stride = (None, 0) if z is None else rows_of(z)
-    BM, BD = row_tile(len(y_rows), D)
+    BM, BD = row_tile(len(y_rows), D, tuning)
     BM = max(1, BM // 2)
-    programs = min(PROGRAMS, triton.cdiv(len(y_rows), BM))
+    programs = min(tuning.row_programs, triton.cdiv(len(y_rows), BM))
     partial = torch.empty(programs, 2, D, dtype=torch.float32, device=y.device)
     with on_device(y.device):
         norm_gate_backward_kernel[(programs,)](

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .triton_math import SIZES, normal_cdf, on_device
 from .triton_norm import normalise, row_tile
+from .tuning import tuning_of
 
 ROWS = 256  # pixels that a program sums over
 
@@ -152,7 +153,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The block's result `[B, H, W, C]` in the wider type of x and u, the means and the gates, float32 `[B, 2, C]`."""
     B, H, W, C = x.shape
-    HW, BM, BD = H * W, *row_tile(H * W, C)
+    HW, BM, BD = H * W, *row_tile(H * W, C, tuning_of(x.device))
     out = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, u.dtype), device=x.device)
     mean, gates = (torch.empty(B, 2, C, dtype=torch.float32, device=x.device) for _ in range(2))
     if out.numel() == 0:
@@ -174,7 +175,7 @@ def forward(
 def gate_gradients(dout: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """Sums over the pixels of dout u and dout v: float32 `[B, 2, C]`."""
     B, H, W, C = u.shape
-    HW, BM, BD = H * W, *row_tile(H * W, C)
+    HW, BM, BD = H * W, *row_tile(H * W, C, tuning_of(u.device))
     chunks = triton.cdiv(HW, ROWS)
     partial = torch.empty(B, chunks, 2, C, dtype=torch.float32, device=u.device)
     if partial.numel():
@@ -194,7 +195,7 @@ def branch_gradients(
     du, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (u, v))
     if du.numel() == 0:
         return du, dv
-    HW, BM, BD = H * W, *row_tile(H * W, C)
+    HW, BM, BD = H * W, *row_tile(H * W, C, tuning_of(u.device))
     BM = max(1, BM // 2)
     chunks = triton.cdiv(HW, BM)
     with on_device(u.device):

@@ -29,6 +29,8 @@ class Tuning:
         tensor_cores: whether the backward adds up over channels on tensor cores, which cut to 10 bits. None: for
             bfloat16, which has 7, on NVIDIA.
         weight_gradient_splits: parts of the tokens whose share of the projections' weight gradient is summed apart.
+        row_elements: numbers that a program of a norm, and of what else walks over pixels, holds at once.
+        row_programs: programs of their backwards that sum over pixels; eight for each of 132 multiprocessors.
     """
 
     few_programs: int = 750
@@ -36,6 +38,8 @@ class Tuning:
     backward_registers: int | None = 168
     tensor_cores: bool | None = None
     weight_gradient_splits: int = 64
+    row_elements: int = 4096
+    row_programs: int = 1056
 
 
 def tuning_of(device: torch.device) -> Tuning:

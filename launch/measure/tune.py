@@ -2,8 +2,9 @@
 
     python -m evmamba.launch.measure.tune [--shapes T-s1 ...] [--output FOLDER] [--keep]
 
-One choice at a time, the others at their defaults, at the benchmark's shapes in bfloat16, the backend alone without the
-operator around it. A value is taken over if it is clearly faster over all shapes together. Needs a CUDA GPU.
+One choice at a time, the others at their defaults, at the benchmark's shapes in bfloat16, the scan with its norm and
+gate, without the operators around them. A value is taken over if it is clearly faster over all shapes together. Needs a
+CUDA GPU.
 """
 
 import argparse
@@ -28,6 +29,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "few_programs": (0, 500, 750, 1000, 2000, 4000),
     "shortest_segment": (32, 64, 128, 256),
     "weight_gradient_splits": (16, 32, 64, 128, 256),
+    "row_elements": (1024, 2048, 4096, 8192),
+    "row_programs": (264, 528, 1056, 2112),
 }
 # What another value has to gain, beyond what two measurements of the same differ by.
 CLEARLY_FASTER = 0.98
@@ -49,14 +52,20 @@ def tune(shapes: Sequence[bench.Shape], device: torch.device) -> list[dict[str, 
 
 def _times(shape: bench.Shape, device: torch.device, tuning: Tuning) -> dict[str, Any]:
     backend: Any = importlib.import_module("evmamba.kernels.triton_es2d")
+    norm: Any = importlib.import_module("evmamba.kernels.triton_norm")
     inputs = [t.detach() for t in bench.make_inputs(shape, device, torch.bfloat16)]
     dy = torch.randn(inputs[0].shape, device=device)
+    gate = torch.randn_like(inputs[0])
+    scale, shift = torch.randn(2, shape.D, device=device)
 
     def infer() -> None:
-        backend.forward(*inputs, "es2d", save=False, tuning=tuning)
+        y, _ = backend.forward(*inputs, "es2d", save=False, tuning=tuning)
+        norm.forward(y, gate, scale, shift, 1e-5, tuning=tuning)
 
     def train() -> None:
-        _, states = backend.forward(*inputs, "es2d", save=True, tuning=tuning)
+        y, states = backend.forward(*inputs, "es2d", save=True, tuning=tuning)
+        out = norm.forward(y, gate, scale, shift, 1e-5, tuning=tuning)
+        norm.backward(out, y, gate, scale, shift, 1e-5, tuning=tuning)
         backend.backward(dy, *inputs, states, "es2d", tuning=tuning)
 
     try:

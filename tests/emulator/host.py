@@ -4,6 +4,7 @@ Inside `emulated()` a kernel that is launched on `on_device(tensor)` is speciali
 for the wanted GPU up to PTX, and executed by machine.py on the tensors' own CPU memory.
 """
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -95,6 +96,9 @@ def emulated(
 
     Without `execute` kernels are compiled only, up to PTX or with `machine_code` further. Compiled kernels are kept in
     `cache`; one with and one without machine code must not be the same, nor that of a real GPU.
+
+    What is executed for compute capability 10 has its matrix products by `mma.sync`, which such GPUs have too: not by
+    their fifth generation of tensor cores (tcgen05), as `project_kernel` and `input_gradient_kernel` have on one.
     """
     emulation = Emulation()
     compiled_run = JITFunction.run
@@ -119,8 +123,10 @@ def emulated(
     device = mock.patch.object(driver, "_active", _Driver(capability))
     # Making machine code takes more than half of the time.
     without = nullcontext() if machine_code else mock.patch.object(CUDABackend, "make_cubin", return_value=b"")
+    older_products = execute and capability >= 100
+    environment = mock.patch.dict(os.environ, {"DISABLE_MMA_V5": "1"} if older_products else {})
     own_cache = mock.patch.object(triton.knobs.cache, "dir", str(cache))
-    with mock.patch.object(JITFunction, "run", run), device, without, own_cache:
+    with mock.patch.object(JITFunction, "run", run), device, without, own_cache, environment:
         yield emulation
 
 

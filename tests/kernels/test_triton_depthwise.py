@@ -48,8 +48,9 @@ def test_any_size(size):
 
 def test_programs_of_the_backward_walk_over_several_tiles(monkeypatch):
     from evmamba.kernels import triton_depthwise
+    from evmamba.kernels.tuning import Tuning
 
-    monkeypatch.setattr(triton_depthwise, "PROGRAMS", 2)
+    monkeypatch.setattr(triton_depthwise, "tuning_of", lambda device: Tuning(row_programs=2))
     check((3, 9, 8, 8), torch.float32, "silu")
 
 

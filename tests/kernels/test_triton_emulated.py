@@ -119,7 +119,9 @@ def test_results_do_not_depend_on_the_order_of_warps(cache):
 @pytest.mark.parametrize("dtype", [bf16, f16, f32], ids=str)
 @pytest.mark.parametrize("shape", [(70, 40), (2, 3, 5, 96)], ids=str)
 def test_compiled_norm_and_gate_equal_pytorch(cache, shape, dtype, monkeypatch):
-    monkeypatch.setattr(triton_norm, "PROGRAMS", 2)  # so that a program has several blocks of rows
+    monkeypatch.setattr(
+        triton_norm, "tuning_of", lambda device: Tuning(row_programs=2)
+    )  # so that a program has several blocks of rows
     generator = torch.Generator().manual_seed(0)
     D = shape[-1]
     y = 3 + 2 * torch.randn(shape, generator=generator)
@@ -163,7 +165,9 @@ def test_compiled_tail_of_a_block_equals_pytorch(cache, size, dtype, drop):
     ],
 )
 def test_compiled_depthwise_convolution_equals_pytorch(cache, size, dtype, activation, monkeypatch):
-    monkeypatch.setattr(triton_depthwise, "PROGRAMS", 2)  # so that a program has several blocks of pixels
+    monkeypatch.setattr(
+        triton_depthwise, "tuning_of", lambda device: Tuning(row_programs=2)
+    )  # so that a program has several blocks of pixels
     with emulated(cache, order=0):
         errors = depthwise_cases.errors(size, dtype, activation, on_device)
     limits = {name: {f32: 1e-6, bf16: 2**-7, f16: 2**-10}[dtype] if name in ("out", "x") else 3e-6 for name in errors}

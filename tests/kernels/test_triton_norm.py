@@ -64,8 +64,9 @@ def test_layer_norm_alone_equals_pytorch(given, wanted, monkeypatch):
 
 def test_programs_of_the_backward_walk_over_several_tiles(monkeypatch):
     from evmamba.kernels import triton_norm
+    from evmamba.kernels.tuning import Tuning
 
-    monkeypatch.setattr(triton_norm, "PROGRAMS", 2)
+    monkeypatch.setattr(triton_norm, "tuning_of", lambda device: Tuning(row_programs=2))
     test_norm_and_gate_equal_pytorch((700, 40), torch.float32, monkeypatch)
 
 

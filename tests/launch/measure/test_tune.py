@@ -8,6 +8,7 @@ from evmamba.launch.measure import kernel_bench as bench
 from evmamba.launch.measure import tune
 
 triton_es2d = pytest.importorskip("evmamba.kernels.triton_es2d")
+triton_norm = pytest.importorskip("evmamba.kernels.triton_norm")
 SHAPE = bench.Shape("small", 1, 4, 4, 8, 2)
 
 
@@ -30,14 +31,19 @@ def test_every_choice_reaches_the_backend(monkeypatch):
     def backward(*inputs, tuning):
         seen.append(("backward", tuning))
 
+    def norm(kind):
+        return lambda y, *inputs, tuning: seen.append((kind, tuning))
+
     monkeypatch.setattr(triton_es2d, "forward", forward)
     monkeypatch.setattr(triton_es2d, "backward", backward)
+    monkeypatch.setattr(triton_norm, "forward", norm("norm"))
+    monkeypatch.setattr(triton_norm, "backward", norm("norm's backward"))
     monkeypatch.setattr(bench, "measure", lambda call, device, seconds: (call(), bench.Measurement(1, 2, 3, 4))[1])
     rows = tune.tune([SHAPE], torch.device("cpu"))
     assert len(rows) == 1 + sum(len(values) for values in tune.CHOICES.values())
     for name, values in tune.CHOICES.items():
         for value in values:
-            for kind in ("inference", "training", "backward"):
+            for kind in ("inference", "training", "backward", "norm", "norm's backward"):
                 assert (kind, Tuning(**{name: value})) in seen
 
 
