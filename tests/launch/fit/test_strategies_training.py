@@ -1,4 +1,7 @@
-"""ZeRO 1, 2, 3 and FSDP2 in two real processes on a CPU: what DDP computes, saved, continued, made one file."""
+"""ZeRO 1, 2, 3 and FSDP2 in two real processes on a CPU: what DDP computes, saved, continued, made one file.
+
+A longer set, every task under every strategy: pytest -m slow_strategies tests/launch/fit.
+"""
 
 import importlib.util
 import json
@@ -38,6 +41,7 @@ ACCUMULATED = [
     "--trainer.accumulate_grad_batches=2",
     "--model.init_args.schedule={kind: constant, warmup_steps: 2}",
 ]
+CONSTANT = "--model.init_args.schedule={kind: constant}"
 VMAMBA = "--model.init_args.backbone=efficientvmamba_t"
 
 
@@ -73,43 +77,87 @@ def parameters_of(folder: Path, rank: int = 0) -> dict[str, torch.Tensor]:
     return {name: value for name, value in weights(folder, rank).items() if not name.endswith(buffers)}
 
 
+class Jobs:
+    """Trainings and tests for `sharded_run.py`, in folders of their names below `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.jobs: list[dict[str, Any]] = []
+        self.recipes: dict[str, Path] = {}
+
+    def add(self, name: str, strategy: str, *options: str, task: str = "classification", **more: Any) -> None:
+        if task not in self.recipes:
+            write_images(task, self.root / f"{task} data")
+            self.recipes[task] = write_recipe(task, self.root / f"{task} data", self.root / f"{task}.yaml", **TRAINER)
+        arguments = [f"--config={self.recipes[task]}", f"--strategy={strategy}", *options]
+        job = {"name": name, "folder": str(self.root / name), "options": arguments, "fit": True, "checkpoint": None}
+        self.jobs.append(job | more)
+
+    def add_interrupted(self, strategy: str, task: str, *options: str) -> None:
+        """A training, the same ended within its epoch and continued there with a validation, and a test of it."""
+        name = f"{strategy} {task} whole"
+        options = (*options, CONSTANT, "--trainer.max_epochs=1", "--trainer.val_check_interval=1")
+        self.add(name, strategy, *options, task=task)
+        self.add(f"{name} short", strategy, *options, "--trainer.max_steps=1", task=task)
+        self.add(f"{name} continued", strategy, *options, task=task, checkpoint=last(self.root / f"{name} short"))
+        self.add(f"{name} tested", strategy, *options, task=task, fit=False, checkpoint=last(self.root / name))
+
+    def run(self) -> Path:
+        """Run all in one pair of processes, since starting those takes longest; return their folder."""
+        (self.root / "jobs.json").write_text(json.dumps(self.jobs))
+        command = [sys.executable, PROGRAM, self.root / "jobs.json"]
+        environment = loopback() | {"DS_ACCELERATOR": "cpu"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540)
+        assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
+        return self.root
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with one of every job's name; all run in one pair of processes, since starting those takes longest."""
-    root = tmp_path_factory.mktemp("runs")
-    recipes = {}
-    for task in TASKS:
-        write_images(task, root / f"{task} data")
-        recipes[task] = write_recipe(task, root / f"{task} data", root / f"{task}.yaml", **TRAINER)
-    jobs: list[dict[str, Any]] = []
-
-    def add(name: str, strategy: str, *options: str, task: str = "classification", **more: Any) -> None:
-        arguments = [f"--config={recipes[task]}", f"--strategy={strategy}", *options]
-        jobs.append(
-            {"name": name, "folder": str(root / name), "options": arguments, "fit": True, "checkpoint": None} | more
-        )
-
-    strategies = ["ddp", "fsdp2", *(ZERO if missing() is None else [])]
-    for name in strategies:
-        add(name, name, *ACCUMULATED)
+    """Folder with one of every job's name."""
+    jobs = Jobs(tmp_path_factory.mktemp("runs"))
+    for name in ["ddp", "fsdp2", *(ZERO if missing() is None else [])]:
+        jobs.add(name, name, *ACCUMULATED)
         if name in CONTINUED:
-            add(f"{name} short", name, *ACCUMULATED, "--trainer.max_epochs=2")
-            add(f"{name} continued", name, *ACCUMULATED, checkpoint=last(root / f"{name} short"))
-            add(f"{name} tested", name, fit=False, checkpoint=last(root / name))
+            jobs.add(f"{name} short", name, *ACCUMULATED, "--trainer.max_epochs=2")
+            jobs.add(f"{name} continued", name, *ACCUMULATED, checkpoint=last(jobs.root / f"{name} short"))
+            jobs.add(f"{name} tested", name, fit=False, checkpoint=last(jobs.root / name))
         if name in ("ddp", "deepspeed_stage_2"):
-            add(f"{name} averaged", name, SMOOTH, EMA)
-            add(f"{name} averaged tested", name, fit=False, checkpoint=last(root / f"{name} averaged"))
+            jobs.add(f"{name} averaged", name, SMOOTH, EMA)
+            jobs.add(f"{name} averaged tested", name, fit=False, checkpoint=last(jobs.root / f"{name} averaged"))
         if name in ("ddp", "fsdp2", "deepspeed_stage_3"):
             for task in ("detection", "segmentation"):
                 short = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=0")
-                add(f"{name} {task}", name, VMAMBA, *short, task=task)
-    (root / "jobs.json").write_text(json.dumps(jobs))
-    environment = loopback() | {"DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(
-        [sys.executable, PROGRAM, root / "jobs.json"], env=environment, capture_output=True, text=True, timeout=540
-    )
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
-    return root
+                jobs.add(f"{name} {task}", name, VMAMBA, *short, task=task)
+        if name == "deepspeed_stage_3":
+            jobs.add_interrupted(name, "detection")
+    return jobs.run()
+
+
+def check_interrupted(root: Path, strategy: str, task: str) -> None:
+    """Compare what `Jobs.add_interrupted` left."""
+    name = f"{strategy} {task} whole"
+    whole, continued = told(root / name), told(root / f"{name} continued")
+    assert len(whole["losses"]) == 2
+    assert continued["losses"] == whole["losses"][1:]
+    expected = weights(root / name)
+    assert all(torch.equal(value, expected[key]) for key, value in weights(root / f"{name} continued").items())
+    assert told(root / f"{name} tested")["test"] == whole["test"]
+
+
+@pytest.mark.slow
+@needs_deepspeed
+def test_detection_continues_within_an_epoch_under_zero_3_and_its_folder_is_tested(runs: Path):
+    check_interrupted(runs, "deepspeed_stage_3", "detection")
+
+
+@pytest.mark.slow_strategies
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("strategy", every_strategy)
+def test_every_task_continues_within_an_epoch_under_every_strategy(tmp_path: Path, strategy: str, task: str):
+    jobs = Jobs(tmp_path)
+    jobs.add_interrupted(strategy, task, VMAMBA)
+    check_interrupted(jobs.run(), strategy, task)
 
 
 @pytest.mark.slow
