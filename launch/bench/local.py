@@ -30,6 +30,7 @@ from evmamba.launch.store.spec import (
     result_before,
     why_not_started,
 )
+from evmamba.tasks.training.lease import check_free
 
 POLL_SECONDS = 0.2
 # In a failed result's provenance: ended from outside; started again, the run goes on.
@@ -105,6 +106,10 @@ def run_one(spec: Spec, folder: Path, while_waiting: Callable[[], None]) -> Resu
         KeyboardInterrupt: after the process has been stopped.
     """
     start = datetime.datetime.now(datetime.UTC)
+    try:
+        check_free(folder)
+    except UserError as error:
+        return failed_result(spec, str(error), start)  # not on the disk: the folder is another's
     _make_room(folder)
     spec.write(folder)
     with (folder / LOG_FILE).open("w") as log:

@@ -31,6 +31,7 @@ EVERY_SECONDS = 5.0
 TIMEOUT_SECONDS = 120.0
 # Before the first step and in an evaluation one process may work for long while the others wait: so many time-outs.
 PATIENCE = 10
+ENDED = "ended"
 STEP_PHASES = ("loading", "forward", "backward", "optimizer step")
 
 
@@ -78,14 +79,24 @@ class Heartbeat:
     Args:
         folder: the run's.
         token, rank, host, machine: see `Beat`.
+        is_ours: tells whether the folder still belongs to this start; once it does not, no beat is written there.
 
     Attributes:
         rank: see `Beat`.
         timeout: seconds without progress, from the first step on, after which the job is ended; None: never.
     """
 
-    def __init__(self, folder: Path, token: str, rank: int, host: str, machine: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        token: str,
+        rank: int,
+        host: str,
+        machine: str,
+        is_ours: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.folder = folder
+        self._is_ours = is_ours
         self.rank = rank
         self.timeout: float | None = None
         self._beat = Beat(token, rank, host, machine, os.getpid(), moved=time.time())
@@ -102,8 +113,11 @@ class Heartbeat:
 
     def stop(self) -> None:
         self._ended.set()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
+        if self._thread.is_alive():
             self._thread.join(10)
+        self.note(ENDED)
+        if self._is_ours():
+            self._write()  # whoever is still at work must not take this process for one that has stopped
 
     def note(self, phase: str, batch: int = 0, part: int = 0) -> None:
         """Come further: to a new phase, or with `part` within one. The thread writes it down."""
@@ -125,7 +139,7 @@ class Heartbeat:
         silent = 0.0  # seconds in which this thread ran and the training came no further
         then, position = time.monotonic(), None
         seen: dict[int, int] | None = None
-        while not self._ended.wait(self._pause()):
+        while not self._ended.wait(self._pause()) and self._is_ours():
             self._write()
             now = time.monotonic()
             passed, then = min(now - then, 2 * self._pause()), now  # a process that was stopped has not waited
@@ -137,7 +151,8 @@ class Heartbeat:
                 seen = {rank: beat.count for rank, beat in beats(self.folder, self._beat.token).items()}
             if silent >= self.timeout and seen is not None:
                 found = beats(self.folder, self._beat.token) | {self.rank: self._beat}
-                stopped = [beat for rank, beat in found.items() if rank != self.rank and seen.get(rank) == beat.count]
+                others = [beat for beat in found.values() if beat.rank != self.rank and beat.phase != ENDED]
+                stopped = [beat for beat in others if seen.get(beat.rank) == beat.count]
                 if stopped or silent >= self.timeout * (1 if self._in_step else PATIENCE):
                     self._end(silent, found, stopped)
 
@@ -199,7 +214,9 @@ def beats(folder: Path, token: str | None = None) -> dict[int, Beat]:
 
 
 def behind(found: Mapping[int, Beat]) -> list[Beat]:
-    """The processes that are less far than others; none where all stand at the same place."""
+    """The processes that have ended, else those that are less far than others; none where all stand at one place."""
+    if ended := [beat for beat in found.values() if beat.phase == ENDED]:
+        return ended
     last = min(beat.position for beat in found.values())
     late = [beat for beat in found.values() if beat.position == last]
     return late if len(late) < len(found) else []

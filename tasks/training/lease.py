@@ -129,9 +129,7 @@ def claim(folder: Path, rank: int = 0) -> Lease:
     folder = folder.resolve()
     if folder in _held:
         return _held[folder]
-    before = read_owner(folder)
-    if before is not None and _is_alive(folder, before):
-        raise UserError(_refusal(folder, before))
+    before = check_free(folder)
     token = secrets.token_hex(8)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     idle = 0 if before is None or before.advanced else before.idle_starts + 1
@@ -144,6 +142,18 @@ def claim(folder: Path, rank: int = 0) -> Lease:
     return _hold(folder, token, rank)
 
 
+def check_free(folder: Path) -> Owner | None:
+    """See that nobody is at work in a folder; return who was.
+
+    Raises:
+        UserError: somebody is.
+    """
+    owner = read_owner(folder)
+    if owner is not None and _is_alive(folder, owner):
+        raise UserError(_refusal(folder, owner))
+    return owner
+
+
 def adopt(folder: Path, token: str, rank: int) -> Lease:
     """Take part, as another process of the start that owns the folder."""
     folder = folder.resolve()
@@ -151,7 +161,11 @@ def adopt(folder: Path, token: str, rank: int) -> Lease:
 
 
 def _hold(folder: Path, token: str, rank: int) -> Lease:
-    heartbeat = Heartbeat(folder, token, rank, host_name(), machine())
+    def is_ours() -> bool:
+        owner = read_owner(folder)
+        return owner is None or owner.token == token
+
+    heartbeat = Heartbeat(folder, token, rank, host_name(), machine(), is_ours)
     _held[folder] = Lease(folder, token, heartbeat)
     heartbeat.start()
     return _held[folder]

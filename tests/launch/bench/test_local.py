@@ -1,6 +1,8 @@
 """Running a benchmark here: it goes on after a failure, and nothing finished is repeated."""
 
+import dataclasses
 import io
+import json
 import os
 import re
 import signal
@@ -8,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -16,6 +19,7 @@ from evmamba.launch.bench.local import run_here
 from evmamba.launch.bench.progress import RunProgress
 from evmamba.launch.store.results import Result, read_result, write_result
 from evmamba.launch.store.spec import Spec
+from evmamba.tasks.training.lease import OWNER_FILE, Owner, machine
 
 from ..handmade import made_result, made_spec
 
@@ -123,6 +127,20 @@ def test_a_run_that_dies_silently_leaves_a_result_with_its_last_words(
     assert result.status == "failed"
     assert result.reason
     assert re.match(reason, result.reason)
+
+
+def test_a_folder_in_which_another_process_works_is_left_as_it_is(tmp_path: Path):
+    folder = tmp_path / "run"
+    born = psutil.Process(os.getppid()).create_time()
+    owner = Owner("token", "n1", machine(), os.getppid(), born, None, "2026-01-01T00:00:00+00:00")
+    folder.mkdir()
+    (folder / OWNER_FILE).write_text(json.dumps(dataclasses.asdict(owner)))
+    (folder / "run.log").write_text("its log")
+    result = local.run_one(made_spec("cost"), folder, lambda: None)
+    assert result.reason is not None
+    assert f"is at work already: process {os.getppid()} on n1" in result.reason
+    assert sorted(path.name for path in folder.iterdir()) == [OWNER_FILE, "run.log"]
+    assert (folder / "run.log").read_text() == "its log"
 
 
 def test_the_checkpoints_of_a_run_that_did_not_finish_are_kept_when_it_is_repeated(

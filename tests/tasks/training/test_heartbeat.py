@@ -42,11 +42,14 @@ def test_the_process_that_came_less_far_is_named_and_nobody_where_all_stand_toge
     said = describe([loading], False, found, 120)
     assert said.startswith("no progress for 120 s because of rank 1 on n2 in batch 4, loading (loader.py:7 get)")
     assert behind({0: MINE, 2: third}) == []
+    gone = dataclasses.replace(MINE, rank=3, phase="ended", order=99)
+    assert behind(found | {3: gone}) == [gone]  # and the others wait for it
 
 
 @pytest.mark.parametrize(
     ("order", "alive", "batch", "ended"),
     [
+        (1, None, 1, None),  # it has ended, and this one still writes its results
         (1, False, 2, "rank 1 on n2 gives no sign of life"),
         (1, False, 1, "rank 1 on n2 gives no sign of life"),  # also in the first step
         (0, True, 2, "because of rank 1 on n2"),
@@ -55,14 +58,15 @@ def test_the_process_that_came_less_far_is_named_and_nobody_where_all_stand_toge
     ],
 )
 def test_the_watch_ends_a_training_that_stands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: int, alive: bool, batch: int, ended: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: int, alive: bool | None, batch: int, ended: str | None
 ):
     """Rank 0's own thread, and what it reads of rank 1."""
     said: list[str] = []
     counts = iter(range(1000))
 
     def read(folder: Path, token: str | None = None) -> dict[int, Beat]:
-        return {1: dataclasses.replace(MINE, rank=1, host="n2", order=order, count=next(counts) if alive else 0)}
+        phase, count = "ended" if alive is None else "backward", next(counts) if alive else 0
+        return {1: dataclasses.replace(MINE, rank=1, host="n2", order=order, phase=phase, count=count)}
 
     def end(self: Heartbeat, silent: float, found: dict[int, Beat], stopped: list[Beat]) -> None:
         said.append(describe(stopped or behind(found), bool(stopped), found, silent))

@@ -111,7 +111,10 @@ def test_who_lost_the_folder_writes_nothing_more_there(tmp_path: Path):
         with pytest.raises(LeaseLost, match="taken over from this process"):
             guard(path)
     guard(tmp_path.parent / "elsewhere")
+    beat = beat_file(tmp_path, 0)
+    beat.write_text("the other's")
     release()
+    assert beat.read_text() == "the other's"
     assert not read_owner(tmp_path).released  # it is the other's
 
 
