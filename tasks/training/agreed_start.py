@@ -17,7 +17,7 @@ from lightning.pytorch.trainer.connectors.checkpoint_connector import _Checkpoin
 from lightning.pytorch.trainer.states import TrainerFn
 
 from evmamba.errors import UserError, first_few
-from evmamba.tasks.training.checkpoint_files import step_of
+from evmamba.tasks.training.checkpoint_files import candidates, step_of
 from evmamba.tasks.training.interruption import TrainingStopped
 from evmamba.tasks.training.lease import Lease, adopt, host_name
 
@@ -52,8 +52,7 @@ class AgreedCheckpoint(_CheckpointConnector):
     def resume_start(self, checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
         if self.trainer.state.fn == TrainerFn.FITTING:
             checkpoint_path = self.agreed.checkpoint
-            if checkpoint_path is not None:
-                wait_for_same_view(checkpoint_path, self.agreed.step)
+            wait_for_same_view(Path(self.trainer.default_root_dir), self.agreed)
         super().resume_start(checkpoint_path and str(checkpoint_path), weights_only)
 
 
@@ -96,27 +95,38 @@ class TrainingFinished(TrainingStopped):
     """There is nothing left to train."""
 
 
-def wait_for_same_view(path: Path, step: int) -> None:
-    """See that every process finds the checkpoint that rank 0 has chosen; those that do not, look again for a minute.
+def wait_for_same_view(root: Path, begun: Continuation) -> None:
+    """See that every process finds in the run's folder what rank 0 went by: the checkpoint that it chose, or none.
+
+    Those that do not, look again for a minute.
 
     Raises:
-        UserError: on all processes; it names those that find another one, or none.
+        UserError: on all processes; it names those that find something else.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
+    expected = begun.step if begun.checkpoint is not None else None
     for look in range(LOOKS):
         if look:
             time.sleep(SECONDS_BETWEEN)
         found: list[tuple[str, int | None]] = [("", None)] * dist.get_world_size()
-        dist.all_gather_object(found, (host_name(), step_of(path)))
-        if all(seen == step for _, seen in found):
+        dist.all_gather_object(found, (host_name(), _seen(root, begun.checkpoint)))
+        if all(step == expected for _, step in found):
             return
     others = [
-        f"rank {rank} on {host} finds {'none' if seen is None else f'step {seen}'}"
-        for rank, (host, seen) in enumerate(found)
-        if seen != step
+        f"rank {rank} on {host} finds {'none' if step is None else f'step {step}'}"
+        for rank, (host, step) in enumerate(found)
+        if step != expected
     ]
+    choice = "begins anew" if begun.checkpoint is None else f"continues from {begun.checkpoint.name}, step {begun.step}"
     raise UserError(
-        f"rank 0 continues from {path}, step {step}, but {first_few(others)} there; all nodes must see the run's "
-        "folder under the same path and as it is now (a shared file system, mounted everywhere)"
+        f"rank 0 {choice}, but {first_few(others)} in {root}; all nodes must see the run's folder under the same path "
+        "and as it is now (a shared file system, mounted everywhere)"
     )
+
+
+def _seen(root: Path, checkpoint: Path | None) -> int | None:
+    """The step of a checkpoint, or where there should be none, of the newest there is."""
+    if checkpoint is not None:
+        return step_of(checkpoint)
+    return max((step for path in candidates(root) if (step := step_of(path)) is not None), default=None)
