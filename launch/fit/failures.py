@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import psutil
 
 from evmamba.errors import UserError
+from evmamba.launch.fit.held_signals import deliver_signals
 from evmamba.launch.fit.launchers import node_name, process_rank
 
 # By then rank 0 has told what went wrong everywhere, and its launcher (srun, torchrun, Lightning) has ended the others.
@@ -31,6 +32,7 @@ def reported_once() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        deliver_signals()  # of whoever ends the others
         if process_rank() > 0:
             time.sleep(PATIENCE_SECONDS)
         _end_children()
