@@ -102,6 +102,8 @@ class Task:
         metrics: in the order of the table's columns; the first is plotted.
         class_metric: the number in ``details["per_class"][name]`` that tells how good a class is; None: there is none.
         per_image: reference of the `PerImage` that a test leaves as ``per_image.npz``; None: it leaves none.
+        rescore: reference of ``function(folder, data, images) -> metrics``: those of what a test kept in its
+            result's folder, against the data's own labels; None where it keeps no predictions.
         trained_side: the option that says the side of training images [pixels]; of several the largest counts.
         trained_aspect: their long side by their short one: 1 for square crops.
         published_protocol: reference of ``function(backbone) -> PublishedProtocol``; None where a backbone's weights
@@ -138,6 +140,7 @@ class Task:
     head_option: str | None = None
     class_metric: str | None = None
     per_image: str | None = None
+    rescore: str | None = None
     trained_side: str | None = None
     trained_aspect: float = 1.0
     published_protocol: str | None = None

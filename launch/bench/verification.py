@@ -178,21 +178,22 @@ def verify_result(path: Path, settings: Settings, data: Path | None = None) -> C
         elif file_hash(file) != digest:
             faults.append(f"{name} is not the file that the run wrote (SHA-256)")
     images = None if faults else kept(result)
-    checked = []
+    checked: list[str] = []
     if images is None:
         faults = faults or ["nothing was kept of the images: metrics cannot be computed again"]
     else:
-        for metric in images.metrics:
-            stored = result.metrics.get(metric)
-            again = recomputed(images, metric)
-            if stored is None and not math.isnan(again):
-                continue  # not a metric of this result
-            claimed = math.nan if stored is None or stored < 0 else stored
-            if not (abs(claimed - again) <= SAME or (math.isnan(claimed) and math.isnan(again))):
-                faults.append(f"{metric} is {claimed:.6f}, computed again from the images it is {again:.6f}")
-            checked.append(metric)
+        again = {metric: recomputed(images, metric) for metric in images.metrics}
+        checked = [m for m, value in again.items() if math.isnan(value) or result.metrics.get(m) is not None]
+        faults += _differing(result, {metric: again[metric] for metric in checked}, "the images")
+    against = "what was kept of every image"
     if data is not None:
-        faults += _other_data(result, record, data)
+        module = _data_of(result, record, data)
+        now, claimed = module.description()["fingerprint"], (result.data or {}).get("fingerprint")
+        if now != claimed:
+            faults.append(f"the result is of other data (fingerprint {claimed}) than {data} ({now})")
+        elif images is not None and record.rescore is not None:
+            faults += _differing(result, record.load("rescore")(path.parent, module, images), "the kept predictions")
+            against = "the kept predictions and the data's labels"
     numbers = {}
     if settings.published or (
         published(result.model, record.name, result.head) and comparable(record.name, result.data or {})
@@ -200,7 +201,7 @@ def verify_result(path: Path, settings: Settings, data: Path | None = None) -> C
         numbers = _numbers(settings, record, result.model, result.head or record.default_head.key)
     facts = _facts(result, settings) | {
         "file": {"name": str(path), "sha256": file_hash(path)},
-        "recomputed": ", ".join(checked) or "nothing",
+        "recomputed": f"{', '.join(checked)} from {against}" if checked else "nothing",
     }
     return Certificate(facts, compare(result, images, numbers, settings.tolerance), faults)
 
@@ -303,8 +304,19 @@ def _commit(path: Path) -> dict[str, str]:
     return {"commit": parts[parts.index("snapshots") + 1]} if "snapshots" in parts[:-1] else {}
 
 
-def _other_data(result: Result, task: Task, folder: Path) -> list[str]:
+def _differing(result: Result, again: Mapping[str, float], source: str) -> list[str]:
+    """Metrics of a result that are others than those computed again; undefined ones are NaN, and negative there."""
+    faults = []
+    for metric, value in again.items():
+        stored = result.metrics.get(metric)
+        claimed = math.nan if stored is None or stored < 0 else stored
+        undefined = math.isnan(value) or value < 0
+        if not (abs(claimed - value) <= SAME or (math.isnan(claimed) and undefined)):
+            faults.append(f"{metric} is {claimed:.6f}, computed again from {source} it is {value:.6f}")
+    return faults
+
+
+def _data_of(result: Result, task: Task, folder: Path) -> TaskDataModule:
+    """The data module of a result's own options, on a folder."""
     arguments = dict(((result.provenance.get("config") or {}).get("data") or {}).get("init_args") or {})
-    data: TaskDataModule = pydoc.locate(task.data)(**(arguments | {"data_dir": str(folder)}))  # type: ignore[operator]
-    found, claimed = data.description()["fingerprint"], (result.data or {}).get("fingerprint")
-    return [] if found == claimed else [f"the result is of other data (fingerprint {claimed}) than {folder} ({found})"]
+    return pydoc.locate(task.data)(**(arguments | {"data_dir": str(folder)}))  # type: ignore[no-any-return, operator]

@@ -21,6 +21,7 @@ TASK = Task(
     metrics=tuple(Metric(key, key) for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")),
     per_image=f"{_HERE}.per_image:Matches",
     class_metric="AP",
+    rescore=f"{_HERE}.rescore:rescore",
     trained_side="model.init_args.min_size",
     trained_aspect=4 / 3,  # photographs as they are
     protocol_options=("min_size", "max_size", "rules"),

@@ -207,6 +207,7 @@ def test_checkpoints_of_whole_networks_are_tested_and_their_results_computed_aga
     status, said = verify("--result", "verified/best/result.json", f"--{task}", "data")
     assert (status, said.endswith("agrees")) == (0, True), said
     assert TASKS[task].metrics[0].key in said
+    assert (TASKS[task].rescore is None) == ("from what was kept of every image" in said)
     first = TASKS[task].metrics[0].key
     result["metrics"][first] = 0.5
     Path("verified/best/result.json").write_text(json.dumps(result))
