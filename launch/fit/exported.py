@@ -75,7 +75,8 @@ def measure_exported(trainer: L.Trainer, module: TaskModule, data: TaskDataModul
             trainer.test(module, datamodule=data, verbose=False)
         metrics |= {f"{form}_{name}": float(value) for name, value in module.evaluation.metrics.items()}
         shape = shapes[0]
-        timed = measure_inference(session, (shape[0], shape[1], shape[2]), 1, device="cpu", **TIMED)
+        size = (shape[0], shape[1], shape[2])
+        timed = measure_inference(session, size, 1, device="cpu", **TIMED)
         cost[f"{form}_mb"] = file.stat().st_size / 2**20
         cost[f"{form}_latency_ms"] = timed["latency_ms_median"]
     details = {

@@ -1,4 +1,4 @@
-"""Object detection and instance segmentation: COCO data, torchvision detectors, COCO AP."""
+"""Object detection and instance segmentation: COCO data, torchvision's and transformers' detectors, COCO AP."""
 
 from evmamba.tasks.record import Embedded, Head, Metric, Task, imported_when_asked_for
 
@@ -16,6 +16,8 @@ TASK = Task(
         Head("retinanet", "RetinaNet"),
         Head("maskrcnn", "Mask R-CNN", _BOXES_AND_MASKS, schedules={"1x": 12, "3x": 36}),
         Head("fasterrcnn", "Faster R-CNN"),
+        Head("rtdetrv2", "RT-DETRv2"),
+        Head("dfine", "D-FINE"),
     ),
     head_option="detector",
     metrics=tuple(Metric(key, key) for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")),

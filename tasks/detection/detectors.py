@@ -28,6 +28,7 @@ from evmamba.errors import UserError, unknown_name
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.detection.anchors import AnchorGrid
 from evmamba.tasks.detection.assign import OverlapMatcher
+from evmamba.tasks.detection.detr import Detr
 from evmamba.tasks.detection.metrics import MAX_DETECTIONS
 from evmamba.tasks.detection.rcnn import (
     AlignedRoIAlign,
@@ -38,7 +39,7 @@ from evmamba.tasks.detection.rcnn import (
 from evmamba.tasks.detection.resize import PublishedResize, TorchvisionResize
 from evmamba.tasks.detection.retinanet import ExtraLevels, PublishedRetinaNet
 
-DetectorName = Literal["retinanet", "fasterrcnn", "maskrcnn"]
+DetectorName = Literal["retinanet", "fasterrcnn", "maskrcnn", "rtdetrv2", "dfine"]
 DETECTORS = get_args(DetectorName)
 # Whose rules a detector follows.
 Rules = Literal["mmdetection", "torchvision"]
@@ -83,10 +84,11 @@ def build_detector(
     anchor_scale: float = 1.0,
     score_threshold: float = 0.05,
 ) -> nn.Module:
-    """Build a detector that is called as torchvision's are; its labels are 0..C-1 for RetinaNet, 1..C for the others.
+    """Build a detector that is called as torchvision's are; its labels are 1..C for R-CNNs, 0..C-1 for the others.
 
     Args:
-        name: "retinanet", "fasterrcnn" or "maskrcnn".
+        name: "retinanet", "fasterrcnn" or "maskrcnn"; "rtdetrv2" or "dfine" (see `detr.py`), for which rules, max_size,
+            group_norm and anchor_scale mean nothing: they take squares of the sides min_size.
         backbone: one of ours or any timm model.
         num_classes: C, without a background.
         rules: "mmdetection", by which the published results were made, or "torchvision".
@@ -113,10 +115,12 @@ def build_detector(
     body = build_backbone(
         backbone,
         features_only=True,
-        out_indices=(1, 2, 3) if name == "retinanet" else (0, 1, 2, 3),
+        out_indices=(0, 1, 2, 3) if name in ("fasterrcnn", "maskrcnn") else (1, 2, 3),
         drop_path_rate=drop_path_rate,
         checkpoint=checkpoint,
     )
+    if name in ("rtdetrv2", "dfine"):
+        return Detr(name, body, num_classes, sides=min_size, channels=channels, score_threshold=score_threshold)
     norm_layer = partial(nn.GroupNorm, channels // 8) if group_norm else None
     published = rules == "mmdetection"
     top: ExtraFPNBlock = LastLevelMaxPool()

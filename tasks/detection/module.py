@@ -29,7 +29,7 @@ RULES_KEY = "detection_rules"
 
 
 class DetectionModule(TaskModule):
-    """RetinaNet, Faster R-CNN or Mask R-CNN.
+    """RetinaNet, Faster R-CNN, Mask R-CNN, RT-DETRv2 or D-FINE.
 
     Metrics: AP, AP50, AP75, APs, APm, APl and, from Mask R-CNN, the same with ``mask_`` before; in [0, 1]. One that the
     data has no objects for (say, no small ones) is left out. Files: ``detections.json`` (boxes) and
@@ -38,7 +38,8 @@ class DetectionModule(TaskModule):
     Args:
         num_classes: without a background class.
         backbone: one of ours or any timm model with four stages.
-        detector: "retinanet", "fasterrcnn" or "maskrcnn"; the last needs data with masks.
+        detector: "retinanet", "fasterrcnn", "maskrcnn", which needs data with masks, "rtdetrv2" or "dfine", which need
+            `transformers`.
         rules: "mmdetection", by which the published results were made, or "torchvision"; see `build_detector`.
         checkpoint: backbone weights, as of `build_backbone`.
         drop_path_rate: of the backbone.
@@ -89,7 +90,7 @@ class DetectionModule(TaskModule):
         )
         self.rules = rules
         self.wants_masks = detector == "maskrcnn"
-        self._first_label = 0 if detector == "retinanet" else 1  # the others keep 0 for the background
+        self._first_label = 1 if detector in ("fasterrcnn", "maskrcnn") else 0  # those keep 0 for the background
         self._detections = CocoDetections()
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:

@@ -2,21 +2,40 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from evmamba.tasks.detection.detectors import DetectorName, Rules, build_detector
+from evmamba.tasks.detection.detr import DETRS
 from evmamba.tasks.whole import WholeNetwork
 
 # Input and classes of the paper's tables 3 and 7.
 SIZE, CLASSES = (800, 1280), 80
+SQUARE = (640, 640)  # as RT-DETR's and D-FINE's papers count
 # The field's convention for what a two-stage detector does with an image: so many regions get a box, so many a mask.
 REGIONS, MASKS = 1000, 100
 
 
 def whole_network(head: DetectorName, backbone: str, rules: Rules = "mmdetection") -> WholeNetwork:
     """Build a detector on a backbone; see `build_detector`."""
+    if head in DETRS:
+        model = build_detector(head, backbone, CLASSES, min_size=SQUARE[:1])
+        return WholeNetwork(model, Dense(model), lambda image: ([image],), SQUARE, CLASSES)
     model = build_detector(head, backbone, CLASSES, rules=rules, min_size=(SIZE[0],), max_size=1333)
     return WholeNetwork(model, DenseParts(model), lambda image: ([image],), SIZE, CLASSES, {"rules": rules})
+
+
+class Dense(nn.Module):
+    """A detector whose work is the same for all images: all of it, on squares that are not resized."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector: Any = detector
+
+    def forward(self, images: Tensor) -> None:
+        with unset_fake_temporarily():  # the library looks at values, and counting gives shapes alone
+            self.detector.predict(torch.zeros(images.shape))
 
 
 class DenseParts(nn.Module):

@@ -22,5 +22,5 @@ def test_coco_recipes_synchronise_batch_statistics(recipe: Path) -> None:
     L.Trainer(**options, logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
 
-def test_there_are_nine() -> None:
-    assert len(RECIPES) == 9
+def test_there_are_eleven() -> None:
+    assert len(RECIPES) == 11
