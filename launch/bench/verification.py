@@ -319,4 +319,4 @@ def _differing(result: Result, again: Mapping[str, float], source: str) -> list[
 def _data_of(result: Result, task: Task, folder: Path) -> TaskDataModule:
     """The data module of a result's own options, on a folder."""
     arguments = dict(((result.provenance.get("config") or {}).get("data") or {}).get("init_args") or {})
-    return pydoc.locate(task.data)(**(arguments | {"data_dir": str(folder)}))  # type: ignore[no-any-return, operator]
+    return pydoc.locate(task.data)(**(arguments | {"data_dir": str(folder)}))  # type: ignore[operator]
