@@ -74,6 +74,11 @@
         text.textContent = `Not told apart from ${link.dataset.like}.`;
         content.append(text);
       }
+      if (link.dataset.apart) {
+        const text = document.createElement("p");
+        text.textContent = `These weights differ on the test images from those of ${link.dataset.apart}.`;
+        content.append(text);
+      }
       for (const n of (link.dataset.runs ?? "").split(" ").filter(Boolean)) {
         const run = document.getElementById(`run-${n}`);
         const title = document.createElement("h3");
