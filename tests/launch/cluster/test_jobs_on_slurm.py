@@ -148,9 +148,10 @@ def test_requeued_by_the_signal_before_the_time_limit_it_ends_with_the_same_weig
 
 
 def test_a_container_without_scontrol_and_a_clean_environment_lose_neither_variables_nor_the_requeue(
-    cluster: Cluster, tmp_path: Path, recipe: Path
+    cluster: Cluster, tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The training itself interrupts its first start, finds no scontrol, and its job's script queues it again."""
+    monkeypatch.syspath_prepend(loopback()["PYTHONPATH"])  # the recipe names a class of misbehaviour.py
     spec = TrainingSpec(
         task="classification",
         model="resnet10t",
