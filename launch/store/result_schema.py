@@ -11,6 +11,8 @@ from evmamba.errors import UserError, printable
 from evmamba.tasks.plain_files import Whole
 
 Number = Whole | float
+# Of a cost and of a sweep's points all is a number but these.
+TEXTS = ("failed", "input_size", "peak_memory_kind")
 
 
 class Data(TypedDict, total=False):
@@ -140,6 +142,11 @@ def checked(document: dict[str, Any]) -> dict[str, Any]:
                 msgspec.convert(document.get("provenance", {}).get(name), Config | None)
     except msgspec.ValidationError as error:
         raise UserError(str(error)) from error
+    points = [("sweeps", point) for sweep in document.get("sweeps", {}).values() for point in sweep]
+    for where, numbers in [("cost", document.get("cost", {})), *points]:
+        for name, value in numbers.items():
+            if not (value is None or type(value) in (int, float) or name in TEXTS):
+                raise UserError(f"'{name}' of {where} is not a number")
     return {name: _printable(value) for name, value in document.items()}
 
 

@@ -1,12 +1,15 @@
-"""COCO average precision: pycocotools decides, on the annotation file itself, for any number of processes."""
+"""COCO average precision: pycocotools decides, on the annotation file itself, for any number of processes. Where it is
+asked for, hotcoco gives the same numbers to the last bit in a fraction of the time; tests hold it to that."""
 
 import contextlib
 import io
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
 from pycocotools import mask as mask_utils
@@ -14,6 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
+from evmamba.errors import UserError
 from evmamba.files import write_text
 from evmamba.tasks.detection.annotations import categories, has_mask, load_coco_json
 from evmamba.tasks.detection.per_image import matches_of
@@ -23,6 +27,7 @@ from evmamba.tasks.training.distributed import gather_to_first
 PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 MAX_DETECTIONS = 100
 MASK_THRESHOLD = 0.5
+Evaluator = Literal["pycocotools", "hotcoco"]
 # One image's boxes, scores, labels and encoded masks.
 Kept = tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]
 
@@ -89,7 +94,12 @@ class CocoDetections:
 
 
 def evaluate_coco(
-    annotation_file: Path, detections: list[dict], image_ids: list[Any], iou_type: str, keep: bool = False
+    annotation_file: Path,
+    detections: list[dict],
+    image_ids: list[Any],
+    iou_type: str,
+    keep: bool = False,
+    evaluator: Evaluator = "pycocotools",
 ) -> CocoScores:
     """Run COCOeval.
 
@@ -99,28 +109,69 @@ def evaluate_coco(
         image_ids: images to count, normally all of the file.
         iou_type: "bbox" or "segm".
         keep: return how every detection was matched, too.
+        evaluator: "pycocotools" or "hotcoco".
+
+    Raises:
+        UserError: hotcoco is not installed.
     """
     content = load_coco_json(annotation_file, masks=iou_type == "segm")
     if iou_type == "segm":
         _give_empty_masks(content)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth = _coco(content)
-        if detections:
-            found = truth.loadRes([dict(entry) for entry in detections])
-        else:  # loadRes looks at the first entry
-            found = _coco({"images": content["images"], "categories": content["categories"], "annotations": []})
-        run = COCOeval(truth, found, iou_type)
-        run.params.imgIds = image_ids
+    with contextlib.redirect_stdout(io.StringIO()):  # they print their progress
+        prepare = _prepare_hotcoco if evaluator == "hotcoco" else _prepare_pycocotools
+        run = prepare(content, detections, image_ids, iou_type)
         run.evaluate()
         run.accumulate()
         run.summarize()
     # precision is [IoU thresholds, recalls, classes, areas, max detections]; all areas, 100 detections
-    precision = run.eval["precision"][:, :, :, 0, -1]
+    precision = np.asarray(run.eval["precision"])[:, :, :, 0, -1]
     per_class = {}
     for k, name in enumerate(categories(content)[1]):
         per_class[name] = {"AP": _mean(precision[:, :, k]), "AP50": _mean(precision[0, :, k])}
     stats = [float(value) for value in run.stats]
-    return CocoScores(stats, per_class, len(truth.imgs), matches_of(run) if keep else {})
+    matches = matches_of(_all_pairs(run) if evaluator == "hotcoco" else run) if keep else {}
+    return CocoScores(stats, per_class, len(content["images"]), matches)
+
+
+def _prepare_pycocotools(content: dict[str, Any], detections: list[dict], image_ids: list[Any], iou_type: str) -> Any:
+    truth = _coco(content)
+    if detections:
+        found = truth.loadRes([dict(entry) for entry in detections])
+    else:  # loadRes looks at the first entry
+        found = _coco({"images": content["images"], "categories": content["categories"], "annotations": []})
+    run = COCOeval(truth, found, iou_type)
+    run.params.imgIds = image_ids
+    return run
+
+
+def _prepare_hotcoco(content: dict[str, Any], detections: list[dict], image_ids: list[Any], iou_type: str) -> Any:
+    try:
+        import hotcoco
+    except ModuleNotFoundError as error:
+        raise UserError("evaluator hotcoco is not installed; in evmamba's folder: pip install '.[hotcoco]'") from error
+    # Its ids are whole numbers; equal detections count in the order of the images' ids.
+    number = {image_id: n for n, image_id in enumerate(sorted(image["id"] for image in content["images"]), start=1)}
+    whole = {"images": [image | {"id": number[image["id"]]} for image in content["images"]]}
+    whole["categories"] = [category | {"id": int(category["id"])} for category in content["categories"]]
+    whole["annotations"] = [
+        entry
+        | {"id": int(entry["id"]), "image_id": number[entry["image_id"]], "category_id": int(entry["category_id"])}
+        for entry in content["annotations"]
+    ]
+    truth = hotcoco.COCO(whole)
+    found = truth.loadRes([entry | {"image_id": number[entry["image_id"]]} for entry in detections])
+    run = hotcoco.COCOeval(truth, found, iou_type)
+    run.params.imgIds = [number[image_id] for image_id in image_ids]
+    return run
+
+
+def _all_pairs(run: Any) -> Any:
+    """A run of hotcoco's with an entry for every class, range of areas and image, as pycocotools has them; it leaves
+    out those without objects and detections."""
+    found = {(entry["category_id"], tuple(entry["aRng"]), entry["image_id"]): entry for entry in run.evalImgs if entry}
+    parameters = run.params
+    keys = itertools.product(parameters.catIds, map(tuple, parameters.areaRng), parameters.imgIds)
+    return SimpleNamespace(params=parameters, evalImgs=[found.get(key) for key in keys])
 
 
 def write_detections(path: Path, detections: list[dict]) -> None:

@@ -39,3 +39,10 @@ def test_what_a_task_adds_is_kept_and_texts_become_printable():
 def test_a_failed_run_and_a_measurement_have_their_spec_for_a_configuration():
     checked({"status": "failed", "provenance": {"config": {"model": "resnet18"}}})
     checked({"task": "cost", "provenance": {"config": {"model": "resnet18"}}})
+
+
+@pytest.mark.parametrize("wrong", [{"cost": {"macs": "many"}}, {"sweeps": {"batch_size": [{"images_per_s": "x"}]}}])
+def test_a_cost_is_a_number_but_for_what_says_its_kind(wrong: dict):
+    with pytest.raises(UserError, match="is not a number"):
+        checked(wrong)
+    checked({"cost": {"macs": 3, "peak_memory_kind": "resident"}, "sweeps": {"x": [{"failed": "no"}]}})

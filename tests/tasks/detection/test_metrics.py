@@ -3,12 +3,14 @@
 import contextlib
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.transforms import v2
@@ -144,3 +146,81 @@ def test_detections_keep_the_hundred_best_and_the_original_ids() -> None:
     assert {entry["category_id"] for entry in boxes} == {90}
     assert json.loads(json.dumps(boxes)) == boxes
     assert detections.gather((3, 7, 90)) == ([], [], [])
+
+
+def synthetic(folder: Path, images: int, seed: int, masks: bool = False) -> tuple[Path, list[dict]]:
+    """Ground truth with crowds, gaps in the ids and classes without objects, and detections with equal scores."""
+    rng = np.random.default_rng(seed)
+    side, classes = (240, 320), [3, 7, 8, 20, 90]
+    document: dict = {"images": [], "annotations": [], "categories": [{"id": k, "name": str(k)} for k in classes]}
+    found: list[dict] = []
+
+    def shape(x: float, y: float, w: float, h: float) -> dict:
+        if not masks:
+            return {"bbox": [x, y, w, h]}
+        drawn = np.zeros(side, dtype=np.uint8, order="F")
+        drawn[int(max(y, 0)) : int(y + h) + 1, int(max(x, 0)) : int(x + w) + 1] = 1
+        code = mask_utils.encode(drawn)
+        return {"segmentation": {"size": code["size"], "counts": code["counts"].decode()}}
+
+    for image in rng.permutation(images).tolist():
+        document["images"].append(
+            {"id": 5 * image + 2, "file_name": f"{image}.jpg", "width": side[1], "height": side[0]}
+        )
+        for _ in range(rng.poisson(5)):
+            w, h = np.exp(rng.uniform(1.5, 5, 2))
+            x, y = rng.uniform(0, side[1] - w), rng.uniform(0, side[0] - h)
+            label = int(rng.choice(classes[:-1]))
+            entry = {"id": len(document["annotations"]) + 1, "image_id": 5 * image + 2, "category_id": label}
+            entry |= {"bbox": [x, y, w, h], "area": w * h * 0.7, "iscrowd": int(rng.random() < 0.05)}
+            document["annotations"].append(entry | shape(x, y, w, h))
+            for _ in range(rng.integers(0, 4)):
+                jitter = rng.normal(0, 0.12, 4)
+                moved = [x + jitter[0] * w, y + jitter[1] * h, w * np.exp(jitter[2]), h * np.exp(jitter[3])]
+                guess = label if rng.random() < 0.8 else int(rng.choice(classes))
+                score = float(np.round(rng.random(), 2))
+                found.append({"image_id": 5 * image + 2, "category_id": guess, "score": score} | shape(*moved))
+    file = folder / "instances_val.json"
+    file.write_text(json.dumps(document))
+    return file, found
+
+
+def same_by_both(file: Path, found: list[dict], ids: list, kind: str) -> None:
+    ours, theirs = (evaluate_coco(file, found, ids, kind, True, name) for name in ("pycocotools", "hotcoco"))
+    assert ours.stats == theirs.stats
+    assert ours.per_class == theirs.per_class
+    assert ours.images == theirs.images
+    for name, values in ours.matches.items():
+        assert np.array_equal(values, theirs.matches[name]), name
+
+
+@pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
+def test_hotcoco_gives_pycocotools_numbers_to_the_last_bit(tmp_path: Path, masks: bool):
+    pytest.importorskip("hotcoco")
+    for seed in range(3):
+        file, found = synthetic(tmp_path, 40, seed, masks)
+        ids = sorted({image["id"] for image in json.loads(file.read_text())["images"]})
+        same_by_both(file, found, ids, "segm" if masks else "bbox")
+        same_by_both(file, found, ids[:7], "segm" if masks else "bbox")
+    same_by_both(file, [], ids, "segm" if masks else "bbox")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("EVMAMBA_ATTACKS" not in os.environ, reason="a minute; EVMAMBA_ATTACKS=1 runs it")
+def test_hotcoco_gives_pycocotools_numbers_on_as_many_images_as_coco_has(tmp_path: Path):
+    pytest.importorskip("hotcoco")
+    file, found = synthetic(tmp_path, 5000, 0)
+    same_by_both(file, found, sorted({entry["image_id"] for entry in found}), "bbox")
+
+
+@pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
+def test_hotcoco_agrees_on_images_whose_ids_are_text(tmp_path: Path, masks: bool):
+    pytest.importorskip("hotcoco")
+    file, found = synthetic(tmp_path, 20, 1, masks)
+    document = json.loads(file.read_text())
+    for image in document["images"]:
+        image["id"] = f"n{image['id']}"
+    for entry in [*document["annotations"], *found]:
+        entry["image_id"] = f"n{entry['image_id']}"
+    file.write_text(json.dumps(document))
+    same_by_both(file, found, sorted(image["id"] for image in document["images"]), "segm" if masks else "bbox")
