@@ -361,6 +361,20 @@ def shared_offsets(warps: Warps, address: Array, size: int, mask: Mask, text: st
 # --- moves, loads and stores
 
 
+def _reader_of_part(operand: Operand, width: int) -> Callable[[Warps], Array]:
+    # The compiler packs registers that nobody has written into halves that nobody reads: all ones, which is NaN, shows
+    # in a result if somebody does.
+    read = reader(operand, f"b{width}")
+    plain = isinstance(operand, Register) and operand.name.split(".")[0] not in _SPECIAL
+    name = register(operand) if plain else None
+    garbage = ~np.zeros((), UNSIGNED[width])
+
+    def read_part(warps: Warps) -> Array:
+        return read(warps) if name is None or name in warps.registers else garbage
+
+    return read_part
+
+
 @decodes("mov")
 def _mov(i: Instruction) -> Action:
     target, source = i.operands
@@ -377,7 +391,7 @@ def _mov(i: Instruction) -> Action:
         return unpack
     if isinstance(source, tuple):
         part = width // len(source)
-        reads = [reader(s, f"b{part}") for s in source]
+        reads = [_reader_of_part(s, part) for s in source]
 
         def pack(warps: Warps, mask: Mask) -> None:
             value = sum(r(warps).astype(UNSIGNED[width]) << UNSIGNED[width].type(k * part) for k, r in enumerate(reads))
@@ -556,10 +570,10 @@ def _product(i: Instruction) -> Callable[[Array, Array], Array]:
         wide = (SIGNED if sign else UNSIGNED)[2 * width]
         return lambda a, b: a.astype(wide) * b.astype(wide)
     if "hi" in i.modifiers:
-        if width != 32:
+        if width not in (16, 32):
             raise NotImplementedError(i.text)
-        wide, narrow = (SIGNED if sign else UNSIGNED)[64], (SIGNED if sign else UNSIGNED)[32]
-        return lambda a, b: ((a.astype(wide) * b.astype(wide)) >> wide.type(32)).astype(narrow)
+        wide, narrow = ((SIGNED if sign else UNSIGNED)[w] for w in (2 * width, width))
+        return lambda a, b: ((a.astype(wide) * b.astype(wide)) >> wide.type(width)).astype(narrow)
     return lambda a, b: a * b
 
 

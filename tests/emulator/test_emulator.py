@@ -166,6 +166,25 @@ def test_undefined_registers_are_told():
         run("add.s32 %r2, %r7, 1;", [])
 
 
+@pytest.mark.parametrize(("half", "expected"), [("{%r3, _}", 5), ("{_, %r3}", -1)])
+def test_a_packed_half_that_nobody_wrote_is_garbage(half, expected):
+    out = torch.zeros(64, dtype=torch.int32)
+    store = "add.s64 %rd3, %rd0, %rd9;\nst.global.b32 [%rd3], {%r3};"
+    run(f"mov.b32 %r2, 5;\nmov.b64 %rd5, {{%r2, %r7}};\nmov.b64 {half}, %rd5;\n{store}", [out])
+    assert (out == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("instruction", "expected"),
+    [("mul.hi.u16 %r3, %r2, -21845;", 33333 * 43691 >> 16), ("mul.hi.s16 %r3, %r2, 2;", -1)],
+)
+def test_upper_halves_of_products_of_16_bits(instruction, expected):
+    out = torch.zeros(64, dtype=torch.int16)
+    store = "mul.wide.u32 %rd8, %r0, 2;\nadd.s64 %rd3, %rd0, %rd8;\nst.global.b16 [%rd3], {%r3};"
+    run(f"mov.b16 %r2, 33333;\n{instruction}\n{store}", [out])
+    assert (out == expected).all()
+
+
 def test_unknown_instructions_are_no_guesses():
     with pytest.raises(NotImplementedError, match="vote"):
         run("vote.sync.any.pred %p1, %p2, -1;", [])
