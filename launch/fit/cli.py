@@ -209,8 +209,7 @@ class EvmambaCLI(LightningCLI):
                 if launchers.find_launch() is None:
                     raise
                 decided = error
-        else:
-            deliver_signals()
+        deliver_signals()
 
         def told(begun: Continuation | None) -> None:
             self.begun = begun

@@ -35,6 +35,8 @@ OWNER_FILE = "owner.json"
 TOKEN_VARIABLE = "EVMAMBA_LEASE"
 # An owner on another machine without a sign of life for so long is dead.
 SILENT_SECONDS = 60.0
+# How often, and how many seconds apart, an owner that cannot be read is looked for again.
+LOOKS, SECONDS_BETWEEN = 5, 0.5
 # So many starts in a row without a new step, and the job is not queued again.
 MAX_IDLE_STARTS = 3
 
@@ -98,6 +100,11 @@ class Lease:
             LeaseLost: it is not.
         """
         owner = read_owner(self.folder)
+        for _ in range(LOOKS):
+            if owner is not None:
+                break
+            time.sleep(SECONDS_BETWEEN)  # a network file system has its moments
+            owner = read_owner(self.folder)
         if owner is None or owner.token != self.token:
             now = "nobody's" if owner is None else f"that of {owner}"
             raise LeaseLost(

@@ -20,7 +20,7 @@ class Misbehave(Callback):
     Args:
         rank: of the process that fails.
         how: "error", "user_error", "killed" without a word, "time_limit" (SLURM's warning, at the job's first start),
-            or "slow": it takes a second for every step.
+            "stopped" (at its second start it hangs in its first step), or "slow": it takes a second for every step.
     """
 
     def __init__(self, rank: int, how: str) -> None:
@@ -29,6 +29,10 @@ class Misbehave(Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: object) -> None:
         if trainer.global_rank != self.rank or trainer.global_step < 1:
+            return
+        if self.how == "stopped":
+            if os.environ.get("SLURM_RESTART_COUNT") == "1":
+                os.kill(os.getpid(), signal.SIGSTOP)
             return
         if self.how == "slow":
             time.sleep(1)

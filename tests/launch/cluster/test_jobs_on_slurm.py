@@ -127,7 +127,7 @@ def test_a_failing_rank_ends_the_job_within_a_minute(cluster: Cluster, tmp_path:
         assert tracebacks == ["[rank1]: RuntimeError: this rank's own error"]
 
 
-def test_requeued_by_the_signal_before_the_time_limit_it_ends_with_the_same_weights(
+def test_requeued_by_the_signal_before_the_time_limit_and_after_a_hang_it_ends_with_the_same_weights(
     cluster: Cluster, tmp_path: Path, recipe: Path
 ):
     arguments = ["--trainer.max_steps=6"]
@@ -136,10 +136,12 @@ def test_requeued_by_the_signal_before_the_time_limit_it_ends_with_the_same_weig
     assert done.returncode == 0, done.stderr[-3000:]
 
     # SLURM sends it to the loading processes, too.
-    loading = "--data.init_args.num_workers=1"
-    number = submit(cluster, tmp_path, recipe, *arguments, loading, *misbehaving(0, "time_limit"))
-    job = cluster.wait_for(number, ended, 2 * PATIENCE)
-    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), (tmp_path / "log").read_text()[-3000:]
+    arguments += ["--data.init_args.num_workers=1", "--timeout=40", *misbehaving(0, "time_limit")]
+    number = submit(cluster, tmp_path, recipe, *arguments, *misbehaving(1, "stopped"))
+    job = cluster.wait_for(number, ended, 4 * PATIENCE)
+    log = (tmp_path / "log").read_text()
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "2"), log[-3000:]
+    assert log.count("evmamba: rank 1 on n2 gives no sign of life") == 1
     one, other = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=False) for name in ("straight", "run")
     )

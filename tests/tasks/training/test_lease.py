@@ -118,6 +118,18 @@ def test_who_lost_the_folder_writes_nothing_more_there(tmp_path: Path):
     assert not read_owner(tmp_path).released  # it is the other's
 
 
+def test_an_owner_that_cannot_be_read_for_a_moment_is_looked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lease, "SECONDS_BETWEEN", 0.05)
+    claim(tmp_path)
+    file, aside = tmp_path / OWNER_FILE, tmp_path / "aside"
+    file.rename(aside)
+    threading.Timer(0.1, aside.rename, (file,)).start()
+    guard(tmp_path)
+    file.unlink()  # by somebody who frees the folder
+    with pytest.raises(LeaseLost, match="is nobody's now"):
+        guard(tmp_path)
+
+
 def test_of_two_starts_at_the_same_moment_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write = lease._write
 
