@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import sys
 import time
 from types import FrameType
 
@@ -18,8 +19,9 @@ def requeue_on_signals() -> None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     if process_rank() == 0:
-        if is_to_requeue(number):
-            requeue_job()
+        requeued = is_to_requeue(number) and requeue_job()
+        then = "the job is queued again" if requeued else "the same command continues"
+        print(f"stopped by {signal.Signals(number).name} outside of the training; {then}", file=sys.stderr, flush=True)
     elif multiprocessing.parent_process() is None:
         time.sleep(PATIENCE_SECONDS)  # as soon as one process has left, srun kills the others
     raise TrainingStopped(EXIT_CONTINUE)

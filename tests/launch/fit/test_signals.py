@@ -22,12 +22,15 @@ def requeued(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         signal.signal(number, handler)
 
 
-def test_warned_outside_of_the_training_a_process_leaves_and_has_the_job_requeued(requeued: list[int]):
+def test_warned_outside_of_the_training_a_process_leaves_and_has_the_job_requeued(
+    requeued: list[int], capsys: pytest.CaptureFixture[str]
+):
     requeue_on_signals()
     with pytest.raises(TrainingStopped) as stopped:
         signal.raise_signal(signal.SIGUSR1)
     assert stopped.value.code == 75
     assert len(requeued) == 1
+    assert capsys.readouterr().err == "stopped by SIGUSR1 outside of the training; the same command continues\n"
     with pytest.raises(TrainingStopped):
         signal.raise_signal(signal.SIGTERM)  # of scancel, or of the program that started this one
     assert len(requeued) == 1
