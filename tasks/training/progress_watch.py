@@ -98,10 +98,8 @@ def record_collectives(folder: Path, environment: MutableMapping[str, str] = os.
     target = str((folder / FOLDER / TRACE_FILE).resolve())
     for name, value in (
         ("TORCH_FR_BUFFER_SIZE", "2000"),
-        ("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000"),  # the same, as torch called it before 2.9
         ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1"),
         ("TORCH_FR_DUMP_TEMP_FILE", target),
-        ("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", target),
     ):
         environment.setdefault(name, value)
 
