@@ -43,7 +43,7 @@ class Beat:
         token: of the start that it belongs to, see `evmamba.tasks.training.lease`.
         rank, host, machine, pid: who it is.
         count: of the beats so far.
-        batch: training batches that it has begun.
+        batch: training batches that it has begun in this start.
         phase: what it does with this one, or besides.
         order: how many phases it has been through, which are the same for all processes.
         part: batches within the phase, in an evaluation, where processes have different numbers of them.
@@ -129,8 +129,11 @@ class Heartbeat:
         """Whether the first step is done and this is a later one."""
         return self._beat.batch > 1 and self._beat.phase in STEP_PHASES
 
+    def _now(self) -> Beat:
+        return replace(self._beat, count=self._count, where=_where(self._main))
+
     def _write(self) -> None:
-        told = asdict(self._beat) | {"count": self._count, "where": _where(self._main)}
+        told = asdict(self._now())
         self._count += 1
         with contextlib.suppress(UserError):  # a full disk, a folder moved away: no sign of life is sign enough
             write_text(beat_file(self.folder, self.rank), json.dumps(told), durable=False)
@@ -150,7 +153,7 @@ class Heartbeat:
             if silent >= self.timeout / 2 and seen is None:
                 seen = {rank: beat.count for rank, beat in beats(self.folder, self._beat.token).items()}
             if silent >= self.timeout and seen is not None:
-                found = beats(self.folder, self._beat.token) | {self.rank: self._beat}
+                found = beats(self.folder, self._beat.token) | {self.rank: self._now()}
                 others = [beat for beat in found.values() if beat.rank != self.rank and beat.phase != ENDED]
                 stopped = [beat for beat in others if seen.get(beat.rank) == beat.count]
                 if stopped or silent >= self.timeout * (1 if self._in_step else PATIENCE):

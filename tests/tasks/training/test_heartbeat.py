@@ -84,6 +84,7 @@ def test_the_watch_ends_a_training_that_stands(
         assert said == []
     else:
         assert ended in said[0]
+        assert ("rank 0 on n1 waits in batch" in said[0]) == ("(threading.py:" in said[0])  # this test's own join
 
 
 def test_status_says_who_is_silent_and_for_how_long(tmp_path: Path):
