@@ -83,24 +83,28 @@ def _evaluation_of(training: TrainingSpec, **changes: Any) -> EvaluationSpec:
     return EvaluationSpec(**same | changes, start=Start.of(training), needs=(training.name,))
 
 
-def with_exported(graph: Iterable[Spec], resources: Callable[[str], Resources]) -> list[Spec]:
+def with_exported(graph: Iterable[Spec]) -> list[Spec]:
     """The graph with every trained network tested as ONNX files too, in evaluations: trainings stay what they are."""
     tested: list[Spec] = []
     for spec in graph:
-        tested.append(structs.replace(spec, exported=True) if isinstance(spec, EvaluationSpec) else spec)
+        if isinstance(spec, EvaluationSpec):
+            spec = placed(structs.replace(spec, exported=True), spec.resources)
+        tested.append(spec)
         if isinstance(spec, TrainingSpec) and spec.test and not _is_trial(spec):
-            evaluation = _evaluation_of(spec, exported=True)
-            tested.append(placed(evaluation, resources(kind_of(evaluation))))
+            tested.append(placed(_evaluation_of(spec, exported=True), spec.resources))
     return tested
 
 
 def placed(spec: Spec, resources: Resources) -> Spec:
     """A run on other resources, a training with its global batch shared by them (see `share_batch`).
 
+    Exported networks are tested by one process, wherever.
+
     Raises:
         UserError: it cannot be divided.
     """
-    spec = structs.replace(spec, resources=resources)
+    alone = isinstance(spec, EvaluationSpec) and spec.exported
+    spec = structs.replace(spec, resources=Resources() if alone else resources)
     return share_batch(spec) if isinstance(spec, TrainingSpec) else spec
 
 

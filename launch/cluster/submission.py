@@ -44,7 +44,7 @@ def plan_graph(options: BenchOptions, cluster: Cluster) -> list[Spec]:
     specs = plan(dataclasses.replace(options, device=device, elsewhere=True))
     graph = build_graph(specs, cluster.resources)
     if options.exported:
-        graph = with_exported(graph, lambda kind: Resources())  # one process measures
+        graph = with_exported(graph)
     _check_recipes(graph)
     return graph
 
@@ -88,7 +88,7 @@ def plan_here(options: BenchOptions, cluster: Cluster) -> list[Spec]:
         return Resources(devices=max(1, min(gpus, cluster[kind].tasks)))
 
     graph = build_graph(specs, resources)
-    return with_exported(graph, lambda kind: Resources()) if options.exported else graph
+    return with_exported(graph) if options.exported else graph
 
 
 def graph_of(output: Path, cluster: Cluster) -> list[Spec]:

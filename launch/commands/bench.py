@@ -39,12 +39,12 @@ def main(arguments: Sequence[str]) -> int:
             # The paper's detectors and segmentors start from its classifiers.
             specs = build_graph(specs, lambda kind: Resources())
         if options.exported:
-            specs = with_exported(specs, lambda kind: Resources())
+            specs = with_exported(specs)
     results, interrupted = run_here(specs, options.output, RunProgress(console, len(specs)), options.force)
     if options.search and not interrupted:
         specs = plan(options)  # now with what the trials chose
         if options.exported:
-            specs = with_exported(specs, lambda kind: Resources())
+            specs = with_exported(specs)
         results, interrupted = run_here(specs, options.output, RunProgress(console, len(specs)))
     show_report(build_table(results, models=backbones_of(options)), options.output, console)
     if interrupted:

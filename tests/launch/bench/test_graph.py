@@ -60,13 +60,14 @@ def test_detection_and_segmentation_start_from_the_classification_of_the_same_mo
 
 def test_every_trained_network_is_exported_by_an_evaluation_and_its_training_stays_what_it_was():
     graph = build_graph(everything(), lambda kind: Resources(1, 8))
-    exported = with_exported(graph, lambda kind: Resources())
+    exported = with_exported(graph)
     assert [spec.name for spec in exported if isinstance(spec, TrainingSpec)] == [
         spec.name for spec in graph if isinstance(spec, TrainingSpec)
     ]
     evaluations = [spec for spec in exported if isinstance(spec, EvaluationSpec)]
     assert [spec.task for spec in evaluations] == ["classification", "detection", "segmentation"]
     assert all(spec.exported and spec.needs == (spec.start.run,) for spec in evaluations)
+    assert {placed(spec, Resources(2, 8)).resources for spec in evaluations} == {Resources()}  # one process, always
     seen: set[str] = set()
     for spec in exported:
         assert set(spec.needs) <= seen
