@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import lightning as L
 import torch
@@ -152,8 +152,41 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             guard(target)
             with replacing(target) as partial:
                 with partial.open("wb") as file:
-                    torch.save(checkpoint, file)
+                    _save(checkpoint, file)
                 guard(target)  # writing took its time
+
+
+class _Noting:
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _save(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    """Write a checkpoint.
+
+    Raises:
+        OSError: it cannot be written; torch itself tells of its archive then, not of the full disk.
+    """
+    noting = _Noting(file)
+    try:
+        torch.save(checkpoint, noting)  # type: ignore[arg-type]
+    except RuntimeError:
+        if noting.error is not None:
+            raise noting.error from None
+        raise
 
 
 def _prepare(trainer: L.Trainer, dirpath: str | os.PathLike | None) -> Path:

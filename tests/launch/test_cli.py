@@ -1,5 +1,7 @@
 """The `evmamba` command as people type it: what it prints, where, and with which exit status."""
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -89,3 +91,17 @@ def test_test_writes_a_result_and_report_reads_it(capsys: pytest.CaptureFixture[
     assert cli.main(["report", "runs"]) == 0
     assert "EfficientVMamba-T" in capsys.readouterr().out
     assert "data:image/jpeg" in Path("runs/report.html").read_text()
+
+
+def test_a_full_disk_is_one_line_and_other_errors_of_the_system_are_not_hidden(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(number: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(cli, "_dispatch", lambda arguments: fail(errno.ENOSPC))
+    assert cli.main(["models"]) == 2
+    assert capsys.readouterr().err == "evmamba: No space left on device\n"
+    monkeypatch.setattr(cli, "_dispatch", lambda arguments: fail(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        cli.main(["models"])

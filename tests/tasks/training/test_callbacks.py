@@ -1,5 +1,6 @@
 """Averaged weights against hand-computed ones; checkpoints that are whole, best and last."""
 
+import resource
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -228,3 +229,17 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write .*file/last\.ckpt: "):
         AtomicCheckpointIO().save_checkpoint({}, tmp_path / "file" / "last.ckpt")
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before_it(tmp_path: Path):
+    """A limit of a file's size stands for the disk's."""
+    path, soft = tmp_path / "last.ckpt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    AtomicCheckpointIO().save_checkpoint({"w": torch.ones(3)}, path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, soft[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*last\.ckpt: File too large"):
+            AtomicCheckpointIO().save_checkpoint({"w": torch.ones(1_000_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+    assert torch.load(path, weights_only=True)["w"].tolist() == [1, 1, 1]
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
