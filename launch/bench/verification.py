@@ -14,7 +14,7 @@ import torch
 
 from evmamba.checkpoints import read_file
 from evmamba.errors import UserError, first_few
-from evmamba.launch.fit.checkpoint_metadata import KEY, load_trained_network
+from evmamba.launch.fit.checkpoint_metadata import KEY, load_trained_network, load_weights
 from evmamba.launch.fit.cli import EvmambaCLI
 from evmamba.launch.fit.record import Background, ResultWriter, add_callbacks
 from evmamba.launch.report.certificate import Comparison, compare, read_published, recomputed
@@ -121,7 +121,7 @@ def verify_weights(name: str, task: str, data: Path, settings: Settings, source:
     _check_classifier(cli.model, record, path)
     protocol.apply(cli.datamodule)
     where = {"source": source or f"published for {name}", "file": path.name, **_commit(path), "sha256": file_hash(path)}
-    return _tested(cli, cli.model, settings, name, numbers, where, protocol.words)
+    return _tested(cli, settings, name, numbers, where, protocol.words)
 
 
 def verify_checkpoint(path: Path, data: Path, settings: Settings) -> Certificate:
@@ -134,8 +134,9 @@ def verify_checkpoint(path: Path, data: Path, settings: Settings) -> Certificate
     record = TASKS[trained.task]
     described = read_file(path)[KEY]
     arguments = {k: v for k, v in described["model"]["init_args"].items() if k not in ("num_classes", "checkpoint")}
+    arguments = type(trained.module).earlier_options | arguments
     own = {"data_dir": str(data)}
-    numbers = _numbers(settings, record, trained.backbone, record.head_in(arguments).key)
+    numbers = _numbers(settings, record, trained.backbone, record.head_in(arguments).key, trained.epochs)
     cli = _built(
         settings,
         path.stem,
@@ -148,8 +149,10 @@ def verify_checkpoint(path: Path, data: Path, settings: Settings) -> Certificate
             f"{data} has other classes than {path} was trained for ({first_few(odd) or 'in another order'})"
         )
     _check_comparable(settings, record, cli.datamodule)
+    load_weights(path, cli.model, trained.module.state_dict())  # --set may have changed how it is tested
     where = {"source": str(path), "sha256": file_hash(path)}
-    return _tested(cli, trained.module, settings, trained.backbone, numbers, where, "as it was trained")
+    changed = f", but {', '.join(settings.options)}" if settings.options else ""
+    return _tested(cli, settings, trained.backbone, numbers, where, f"as it was trained{changed}")
 
 
 def verify_result(path: Path, settings: Settings, data: Path | None = None) -> Certificate:
@@ -195,15 +198,15 @@ def verify_result(path: Path, settings: Settings, data: Path | None = None) -> C
             faults += _differing(result, record.load("rescore")(path.parent, module, images), "the kept predictions")
             against = "the kept predictions and the data's labels"
     numbers = {}
-    if settings.published or (
-        published(result.model, record.name, result.head) and comparable(record.name, result.data or {})
-    ):
-        numbers = _numbers(settings, record, result.model, result.head or record.default_head.key)
+    head = result.head or record.default_head.key
+    ours = split_name(result.model)[0] in hosted() and published(result.model, record.name, head)
+    if settings.published or (ours and comparable(record.name, result.data or {})):
+        numbers = _numbers(settings, record, result.model, head, result.training.get("epochs"))
     facts = _facts(result, settings) | {
         "file": {"name": str(path), "sha256": file_hash(path)},
         "recomputed": f"{', '.join(checked)} from {against}" if checked else "nothing",
     }
-    return Certificate(facts, compare(result, images, numbers, settings.tolerance), faults)
+    return Certificate(facts, compare(result, images, numbers, settings.tolerance, bool(settings.published)), faults)
 
 
 def _built(settings: Settings, name: str, model: Mapping[str, Any], data: Mapping[str, Any]) -> EvmambaCLI:
@@ -224,7 +227,6 @@ def _built(settings: Settings, name: str, model: Mapping[str, Any], data: Mappin
 
 def _tested(
     cli: EvmambaCLI,
-    model: TaskModule,
     settings: Settings,
     name: str,
     numbers: Mapping[str, str],
@@ -234,10 +236,12 @@ def _tested(
     folder = Path(cli.trainer.default_root_dir)
     background = Background(f"verify-{name}", cli.plain_config(), str(weights["source"]))
     add_callbacks(cli.trainer, ResultWriter(folder, background))
-    cli.trainer.test(model, datamodule=cli.datamodule, verbose=False)
+    cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
     result = read_result(folder / FILE_NAME)
     facts = _facts(result, settings) | {"weights": dict(weights), "protocol": protocol}
-    certificate = Certificate(facts, compare(result, kept(result), numbers, settings.tolerance))
+    certificate = Certificate(
+        facts, compare(result, kept(result), numbers, settings.tolerance, bool(settings.published))
+    )
     certificate.write(folder)
     return certificate
 
@@ -259,16 +263,24 @@ def _facts(result: Result, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _numbers(settings: Settings, task: Task, model: str, head: str) -> dict[str, str]:
-    """Published numbers as printed: given ones, or for the paper's own networks the paper's."""
+def _numbers(settings: Settings, task: Task, model: str, head: str, epochs: int | None = None) -> dict[str, str]:
+    """Published numbers as printed: given ones, or for the paper's own networks the paper's after as many epochs."""
     if settings.published:
         return read_published(settings.published, task.name, head)
-    row = published(model, task.name, head)
+    record = task.head(head)
+    schedule = record.schedule_of(epochs)
+    row = published(model, task.name, head, schedule)
     # The paper quotes others' networks too; timm has other weights for them.
     if row is None or split_name(model)[0] not in hosted():
         raise UserError(
             f"no published number of {model} ({task.name}, {head}) is known here; give it as printed: "
             f"--published {task.metrics_of(head)[0].key}=NUMBER"
+        )
+    if record.schedules and schedule is None:
+        lengths = " or ".join(map(str, record.schedules.values()))
+        raise UserError(
+            f"the paper has {record.name} after {lengths} epochs, and this one does not say that it was trained for so "
+            f"many; give its number as printed: --published {task.metrics_of(head)[0].key}=NUMBER"
         )
     known = {metric.key for metric in task.metrics_of(head)}
     return {key: str(value) for key, value in row.numbers.items() if key in known}

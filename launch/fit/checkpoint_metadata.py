@@ -46,6 +46,7 @@ class CheckpointMetadata(Callback):
             "model": self.config["model"],
             "data": self.config["data"],
             "class_names": list(trainer.datamodule.class_names),  # type: ignore[attr-defined]
+            "epochs": trainer.max_epochs,
         }
         # Through JSON, so that nothing but plain values gets in, which torch.load reads with weights_only.
         checkpoint[KEY] = json.loads(json.dumps(description, default=str))
@@ -61,6 +62,7 @@ class TrainedNetwork:
         class_names: of the data it was trained on.
         data: the data module's arguments.
         backbone: the backbone's name.
+        epochs: how many the whole training was to have; None or -1 where that is not known.
     """
 
     task: str
@@ -68,6 +70,7 @@ class TrainedNetwork:
     class_names: list[str]
     data: dict[str, Any]
     backbone: str
+    epochs: int | None
 
 
 def load_trained_network(path: Path) -> TrainedNetwork:
@@ -100,9 +103,9 @@ def load_trained_network(path: Path) -> TrainedNetwork:
         raise UserError(f"{path} says it is of {description.task}, but its network is of {shapes.task}")
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
         raise UserError(f"{path}: its state_dict holds more than tensors by their names")
-    _load(path, shapes, {name: torch.empty_like(value, device="meta") for name, value in weights.items()})
+    load_weights(path, shapes, {name: torch.empty_like(value, device="meta") for name, value in weights.items()})
     module = _built(path, class_path, arguments)
-    _load(path, module, weights)
+    load_weights(path, module, weights)
     module.eval()
     return TrainedNetwork(
         description.task,
@@ -110,6 +113,7 @@ def load_trained_network(path: Path) -> TrainedNetwork:
         [printable(name) for name in description.class_names],
         description.data.init_args,
         str(arguments.get("backbone")),
+        description.epochs,
     )
 
 
@@ -127,7 +131,12 @@ def _built(path: Path, class_path: str, arguments: dict[str, Any]) -> TaskModule
     return module
 
 
-def _load(path: Path, module: TaskModule, weights: dict[str, Tensor]) -> None:
+def load_weights(path: Path, module: TaskModule, weights: dict[str, Any]) -> None:
+    """Load a checkpoint's weights into a network.
+
+    Raises:
+        UserError: they do not fit; names the checkpoint, `path`.
+    """
     try:
         module.load_state_dict(weights)
     except UserError as error:
@@ -149,6 +158,7 @@ class _Description(msgspec.Struct):
     model: _Part
     data: _Part
     class_names: Annotated[list[str], msgspec.Meta(min_length=1)]
+    epochs: int | None = None
 
 
 def _earlier_options(class_path: str) -> dict[str, Any]:

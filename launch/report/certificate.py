@@ -79,7 +79,11 @@ def read_published(texts: Sequence[str], task: str, head: str | None) -> dict[st
 
 
 def compare(
-    result: Result, images: PerImage | None, published: Mapping[str, str], tolerance: float | None = None
+    result: Result,
+    images: PerImage | None,
+    published: Mapping[str, str],
+    tolerance: float | None = None,
+    given: bool = True,
 ) -> list[Comparison]:
     """Put every published number beside the measured one.
 
@@ -88,6 +92,8 @@ def compare(
         images: what it kept of each image; None: no interval.
         published: metric -> number as printed (its digits count).
         tolerance: in the printed unit.
+        given: the user asks for each of these numbers; else one of an optional metric that was not measured is left
+            out.
 
     Raises:
         UserError: a published metric that was not measured.
@@ -97,6 +103,8 @@ def compare(
         if column.key not in published:
             continue
         measured, text = result.metrics.get(column.key), published[column.key]
+        if measured is None and column.optional and not given:
+            continue
         if measured is None:
             raise UserError(f"{column.key} was not measured on this data, though a published number is given for it")
         low = high = None

@@ -174,8 +174,7 @@ def _schedule(result: Result) -> str | None:
     head = head_of(result.task, result.head)
     if head is None or not comparable(result.task, result.data or {}):
         return None
-    trained = result.training.get("epochs")
-    return next((name for name, epochs in head.schedules.items() if epochs == trained), None)
+    return head.schedule_of(result.training.get("epochs"))
 
 
 def _groups(results: list[Result]) -> list[tuple[tuple[str, ...], Group]]:

@@ -18,11 +18,13 @@ from timm.data import create_transform, resolve_data_config
 
 import evmamba
 from evmamba.launch import cli
-from evmamba.launch.fit.checkpoint_metadata import KEY
-from evmamba.launch.store.results import Result
+from evmamba.launch.fit.checkpoint_metadata import KEY, load_trained_network
+from evmamba.launch.report.paper import paper, published
+from evmamba.launch.store.results import Result, write_result
 from evmamba.tasks import TASKS
 
 from ...evmamba import hub_server
+from ..handmade import made_result
 from ..tiny import DATA, MODELS, write_images
 
 CLASSES, TRAIN, VAL = ("dress", "shoes"), 20, 12
@@ -115,6 +117,7 @@ def test_published_weights_are_evaluated_as_their_publisher_does(trained, verify
 def test_a_checkpoint_agrees_with_its_own_number_and_not_with_another(trained, verify):
     result, data = trained
     checkpoint = result.folder / "checkpoints" / "best.ckpt"
+    assert load_trained_network(checkpoint).epochs == 2
     own = percent(result.metrics["top1"])
     status, said = verify("--checkpoint", checkpoint, "--classification", data, "--published", own)
     assert (status, "yes (95% interval" in said) == (0, True), said
@@ -188,19 +191,23 @@ def test_weights_of_other_classes_are_refused(trained, verify, tmp_path):
     assert "no classifier for the data's 2 classes" in said
 
 
-@pytest.mark.parametrize("task", ["detection", "segmentation"])
-def test_checkpoints_of_whole_networks_are_tested_and_their_results_computed_again(verify, tmp_path, task: str):
-    write_images(task, tmp_path / "data")
+def described(task: str) -> tuple[dict, dict]:
+    """A tiny network's weights, and what its checkpoint says of it."""
     torch.manual_seed(0)
-    kind = pydoc.locate(TASKS[task].module)
-    module = kind(num_classes=2, **MODELS[task])
     description = {
         "task": task,
         "model": {"class_path": TASKS[task].module, "init_args": MODELS[task]},
         "data": {"init_args": DATA[task]},
         "class_names": ["ant", "bee"],
     }
-    torch.save({"state_dict": module.state_dict(), KEY: description}, "best.ckpt")
+    return pydoc.locate(TASKS[task].module)(num_classes=2, **MODELS[task]).state_dict(), description
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_checkpoints_of_whole_networks_are_tested_and_their_results_computed_again(verify, tmp_path, task: str):
+    write_images(task, tmp_path / "data")
+    weights, description = described(task)
+    torch.save({"state_dict": weights, KEY: description}, "best.ckpt")
     status, said = verify("--checkpoint", "best.ckpt", f"--{task}", "data", "--published", 50, "--tolerance", 100)
     assert (status, "as it was trained" in said) == (0, True), said
     result = json.loads(Path("verified/best/result.json").read_text())
@@ -214,6 +221,50 @@ def test_checkpoints_of_whole_networks_are_tested_and_their_results_computed_aga
     status, said = verify("--result", "verified/best/result.json")
     assert (status, f"fault: {first} is 0.500000" in said) == (1, True), said
     description["class_names"] = ["ant", "wasp"]
-    torch.save({"state_dict": module.state_dict(), KEY: description}, "other.ckpt")
+    torch.save({"state_dict": weights, KEY: description}, "other.ckpt")
     status, said = verify("--checkpoint", "other.ckpt", f"--{task}", "data", "--published", 50)
     assert (status, "has other classes than other.ckpt was trained for (bee, wasp)" in said) == (2, True), said
+
+
+def test_what_is_tested_has_the_options_of_the_command(verify, tmp_path):
+    write_images("segmentation", tmp_path / "data")
+    weights, description = described("segmentation")
+    torch.save({"state_dict": weights, KEY: description}, "best.ckpt")
+    line = ["--checkpoint", "best.ckpt", "--segmentation", "data", "--published", "mIoU_ms=50", "--tolerance", 100]
+    status, said = verify(*line)
+    assert (status, "mIoU_ms was not measured" in said) == (2, True), said
+    status, said = verify(*line, "--set", "model.init_args.multi_scale=true")
+    assert (status, "mIoU ms" in said) == (0, True), said
+    assert "as it was trained, but model.init_args.multi_scale=true" in said
+    status, said = verify(*line, "--set", "model.init_args.decoder_channels=16")
+    assert (status, "best.ckpt: " in said) == (2, True), said
+
+
+def papers(task: str, model: str, head: str, **changes) -> Result:
+    """A result on data like the paper's, with the paper's numbers and nothing kept."""
+    numbers = published(model, task, head, changes.pop("schedule", None)).numbers
+    metrics = {key: number / 100 for key, number in numbers.items() if key not in ("parameters", "macs")}
+    reference = paper()["data"][task]
+    data = {"name": "coco", "fingerprint": "f00d", **{key: reference[key] for key in ("num_classes", "val_images")}}
+    return made_result(task, model, head=head, metrics=metrics, data=data, **changes)
+
+
+def test_the_papers_numbers_are_those_after_as_many_epochs(verify, tmp_path):
+    three = {"head": "maskrcnn", "model": "efficientvmamba_t", "schedule": "3x"}
+    write_result(papers("detection", **three, training={"epochs": 36}), tmp_path)
+    _, said = verify("--result", "result.json")
+    assert ("yes (rounding alone)" in said, "NO (" in said) == (True, False), said
+    write_result(papers("detection", **three, training={"epochs": 12}), tmp_path)
+    _, said = verify("--result", "result.json")
+    assert "NO (rounding alone)" in said, said
+    write_result(papers("detection", **three), tmp_path)
+    status, said = verify("--result", "result.json")
+    assert status == 2
+    assert "Mask R-CNN after 12 or 36 epochs, and this one does not say" in said
+    assert "--published AP=NUMBER" in said
+
+
+def test_results_of_networks_that_the_paper_only_quotes_are_still_checked(verify, tmp_path):
+    write_result(papers("detection", "resnet50", "retinanet"), tmp_path)
+    status, said = verify("--result", "result.json")
+    assert (status, "recomputed nothing fault: " in said) == (1, True), said

@@ -72,3 +72,13 @@ def test_a_published_metric_that_was_not_measured_is_named():
     result = made_result("classification", "resnet18", metrics={"top1": 0.5, "top5": None})
     with pytest.raises(UserError, match="top5 was not measured"):
         compare(result, None, {"top5": "90.0"})
+
+
+def test_an_optional_number_counts_where_it_was_measured_or_is_asked_for():
+    result = made_result("segmentation", "resnet18", metrics={"mIoU": 0.5})
+    numbers = {"mIoU": "50.0", "mIoU_ms": "51.0"}
+    assert [one.header for one in compare(result, None, numbers, given=False)] == ["mIoU (%)"]
+    with pytest.raises(UserError, match="mIoU_ms was not measured"):
+        compare(result, None, numbers)
+    with pytest.raises(UserError, match="mIoU was not measured"):
+        compare(made_result("segmentation", "resnet18", metrics={}), None, numbers, given=False)
