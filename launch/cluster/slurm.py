@@ -82,7 +82,10 @@ def _run_script(
 
 def report_script(output: Path, job: JobConfig) -> str:
     """The job script that writes the report of a folder."""
-    settings = [f"output={shlex.quote(str(output))}", *_start(job, output), f"python={shlex.quote(_python(job))}"]
+    python = _python(job)
+    submitter = sys.executable if _in_container(job) else python
+    settings = [f"output={shlex.quote(str(output))}", *_start(job, output)]
+    settings += [f"python={shlex.quote(python)}", f"submitter={shlex.quote(submitter)}"]
     header = _header(job, "evmamba-report", _escaped(output / "report.log"))
     return _render("report", header, [*settings, *_environment(job)], job.sbatch)
 
@@ -121,7 +124,11 @@ def _escaped(path: Path) -> str:
 
 
 def _python(job: JobConfig) -> str:
-    return job.python or ("python" if job.container or job.apptainer or job.pyxis else sys.executable)
+    return job.python or ("python" if _in_container(job) else sys.executable)
+
+
+def _in_container(job: JobConfig) -> bool:
+    return bool(job.container or job.apptainer or job.pyxis)
 
 
 def _header(job: JobConfig, name: str, log: str) -> dict[str, str | None]:
@@ -287,7 +294,7 @@ class Job:
 
 
 def jobs(ids: Iterable[JobId], user: str | None = None) -> dict[JobId, Job] | None:
-    """What SLURM still knows of these jobs; None where it is not installed or does not answer.
+    """What SLURM still knows of these jobs; None where it is not installed or does not answer, be it for one of them.
 
     The controller knows live jobs and those that ended some minutes ago, with most details; accounting, where there is
     any, knows the older ones.
@@ -301,6 +308,8 @@ def jobs(ids: Iterable[JobId], user: str | None = None) -> dict[JobId, Job] | No
     if queue is None:
         return None
     found = {job.id: job for number in queue if (job := _from_controller(number))}
+    if any(number not in found for number in queue):
+        return None
     missing = wanted - set(found)
     if missing:
         found |= {job.id: job for job in _from_accounting(missing)}

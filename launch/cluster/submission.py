@@ -188,7 +188,7 @@ def check_alone(output: Path) -> None:
     live = [job.id for job in (book.ask() or {}).values() if job.live]
     if live:
         raise UserError(
-            f"jobs are on their way in {output} ({', '.join(map(str, sorted(live)))}); wait for them, scancel them, "
+            f"jobs are on their way in {output} ({', '.join(sorted(map(str, live)))}); wait for them, scancel them, "
             "or use another --output"
         )
 

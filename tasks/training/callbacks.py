@@ -106,6 +106,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         if self.background:
+            self.wait()  # one copy in memory at a time
             copies: dict[int, Any] = {}
             apply_to_collection(checkpoint, Tensor, lambda t: copies.setdefault(id(t), t.detach().to("cpu", copy=True)))
             checkpoint = copy.deepcopy(checkpoint, copies)
@@ -347,12 +348,15 @@ class LastCheckpoint(Checkpoint, StepCallback):
             stop(trainer, noted, "the validation will be repeated")
         # Several processes may not leave one by one: they stop after the next step, if they live to see it.
         if noted == signal.SIGUSR1 and trainer.is_global_zero and not self._requeued:
+            self._wait(trainer)  # SLURM may end the job at once
             self._requeued = requeue_job()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._ended = True
         self._save(trainer)
         self._wait(trainer)
+        if self.asynchronous:
+            trainer.strategy.barrier("written")  # others read the best one in `on_fit_end`
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what a continuation needs to know besides Lightning's own entries, to any checkpoint."""

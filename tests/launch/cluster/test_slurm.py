@@ -1,7 +1,9 @@
 """Job scripts and SLURM's answers."""
 
 import re
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,13 @@ def test_the_reports_script_submits_what_was_held_back_without_srun(tmp_path: Pa
     )
 
 
+@pytest.mark.parametrize("container", ["container", "apptainer", "pyxis"])
+def test_what_was_held_back_is_submitted_from_outside_of_the_container(container: str):
+    job = read_cluster(None, {container: ["img.sif"]})["report"]
+    text = slurm.report_script(Path("/out"), job)
+    assert f"\npython=python\nsubmitter={shlex.quote(sys.executable)}\n" in text
+
+
 def started(tmp_path: Path, kind: str = "classification", **options: list[str]) -> str:
     """How srun is called for a kind of run, up to the interpreter."""
     text = slurm.run_script(SPEC, Path("/out/runs/x"), read_cluster(None, options)[kind])
@@ -272,6 +281,16 @@ def test_the_controller_is_asked_first_and_accounting_for_what_it_forgot(
     assert (found["7_1"].live, found["7_1"].state, found["7_1"].limit) == (False, "TIMEOUT", "01:00:00")
     assert (found[8].state, found[8].nodes, found[8].reason) == ("CANCELLED", "", "")
     assert fake.calls("scontrol") == ["show job --oneliner 5"]
+
+
+def test_a_job_in_the_queue_of_which_the_controller_says_nothing_is_not_taken_for_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fake = install(tmp_path / "slurm", monkeypatch)
+    fake.set(5, JobState="RUNNING")
+    fake.set(6)  # a query that fails
+    assert slurm.jobs([5, 6]) is None
+    assert set(slurm.jobs([5])) == {5}
 
 
 def test_without_slurm_and_without_accounting_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 import resource
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from evmamba.errors import UserError
 from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.training import callbacks
 from evmamba.tasks.training.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, WeightEMA
-from evmamba.tasks.training.checkpoint_files import candidates, newest_whole
+from evmamba.tasks.training.checkpoint_files import RUN_KEY, candidates, newest_whole
 
 from ..toy import ToyData, ToyModule, quiet_trainer
 
@@ -205,6 +206,48 @@ def test_a_checkpoint_written_in_the_background_is_of_the_moment_at_which_it_was
     with pytest.raises(UserError, match="cannot write"):
         writer.wait()
     assert done == ["after"]
+
+
+def test_a_checkpoint_waits_for_the_copy_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save, written = torch.save, []
+
+    def late(checkpoint, file) -> None:
+        time.sleep(0.2)
+        save(checkpoint, file)
+        written.append(checkpoint["epoch"])
+
+    monkeypatch.setattr(torch, "save", late)
+    writer = AtomicCheckpointIO()
+    writer.background = True
+    writer.save_checkpoint({"epoch": 1}, tmp_path / "last.ckpt")
+    assert written == []
+    writer.save_checkpoint({"epoch": 2}, tmp_path / "last.ckpt")
+    assert written == [1]
+    writer.wait()
+    assert written == [1, 2]
+
+
+def test_no_process_leaves_a_training_before_its_checkpoints_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The others read the best one in `on_fit_end`; the barrier is where they wait for rank 0."""
+    save, seen = torch.save, []
+
+    def late(checkpoint, file) -> None:
+        time.sleep(0.1)
+        save(checkpoint, file)
+
+    monkeypatch.setattr(torch, "save", late)
+    last = LastCheckpoint(str(tmp_path), asynchronous=True)
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[last])
+
+    def barrier(name: str | None = None) -> None:
+        if name == "written":
+            seen.append(torch.load(tmp_path / "last.ckpt")[RUN_KEY]["ended"] is not None)
+
+    monkeypatch.setattr(trainer.strategy, "barrier", barrier)
+    trainer.fit(ToyModule(), ToyData(tmp_path, [1.0] * 4))
+    assert seen == [True]
 
 
 def test_a_training_notes_how_long_a_checkpoint_takes_also_in_the_background(tmp_path: Path):
