@@ -105,7 +105,17 @@ class PerImage(ABC):
             return cls([name.decode() for name in names.tolist()], arrays)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-        except (ValueError, KeyError, MemoryError, EOFError, zipfile.BadZipFile, zlib.error, struct.error) as error:
+        # RuntimeError: an encrypted member, or one packed in a way that zipfile does not know.
+        except (
+            ValueError,
+            KeyError,
+            MemoryError,
+            EOFError,
+            RuntimeError,
+            zipfile.BadZipFile,
+            zlib.error,
+            struct.error,
+        ) as error:
             raise UserError(
                 f"{path}: no predictions per image of this evmamba ({error}); repeat its run, or remove the file"
             ) from error

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from evmamba.checkpoints import read_file
-from evmamba.errors import UserError, first_few
+from evmamba.errors import UserError, first_few, first_line
 from evmamba.launch.fit.checkpoint_metadata import KEY, load_trained_network, load_weights
 from evmamba.launch.fit.cli import EvmambaCLI
 from evmamba.launch.fit.record import Background, ResultWriter, add_callbacks
 from evmamba.launch.report.certificate import Comparison, compare, read_published, recomputed
+from evmamba.launch.report.columns import columns_of
 from evmamba.launch.report.over_images import kept
 from evmamba.launch.report.paper import comparable, paper, published
 from evmamba.launch.store.results import FILE_NAME, Result, config_hash, file_hash, read_result, write_json
@@ -182,6 +183,7 @@ def verify_result(path: Path, settings: Settings, data: Path | None = None) -> C
             faults.append(f"{name} is not the file that the run wrote (SHA-256)")
     images = None if faults else kept(result)
     checked: list[str] = []
+    rescored: dict[str, float] = {}
     if images is None:
         faults = faults or ["nothing was kept of the images: metrics cannot be computed again"]
     else:
@@ -190,13 +192,18 @@ def verify_result(path: Path, settings: Settings, data: Path | None = None) -> C
         faults += _differing(result, {metric: again[metric] for metric in checked}, "the images")
     against = "what was kept of every image"
     if data is not None:
-        module = _data_of(result, record, data)
+        module = _data_of(path, result, record, data)
         now, claimed = module.description()["fingerprint"], (result.data or {}).get("fingerprint")
         if now != claimed:
             faults.append(f"the result is of other data (fingerprint {claimed}) than {data} ({now})")
         elif images is not None and record.rescore is not None:
-            faults += _differing(result, record.load("rescore")(path.parent, module, images), "the kept predictions")
+            rescored = record.load("rescore")(path.parent, module, images)
+            faults += _differing(result, rescored, "the kept predictions")
             against = "the kept predictions and the data's labels"
+    if images is not None:
+        shown = [c.key for c in columns_of(record.name, result.head) if result.metrics.get(c.key) is not None]
+        unproven = [metric for metric in shown if metric not in checked and metric not in rescored]
+        faults += [f"{metric}: nothing was kept to compute it again" for metric in unproven]
     numbers = {}
     head = result.head or record.default_head.key
     ours = split_name(result.model)[0] in hosted() and published(result.model, record.name, head)
@@ -250,7 +257,7 @@ def _facts(result: Result, settings: Settings) -> dict[str, Any]:
     data = {
         key: value
         for key, value in (result.data or {}).items()
-        if key in ("name", "val_images", "num_classes", "fingerprint")
+        if key in ("name", "split", "val_images", "test_images", "num_classes", "fingerprint")
     }
     origin = result.provenance
     return {
@@ -328,7 +335,18 @@ def _differing(result: Result, again: Mapping[str, float], source: str) -> list[
     return faults
 
 
-def _data_of(result: Result, task: Task, folder: Path) -> TaskDataModule:
-    """The data module of a result's own options, on a folder."""
-    arguments = dict(((result.provenance.get("config") or {}).get("data") or {}).get("init_args") or {})
-    return pydoc.locate(task.data)(**(arguments | {"data_dir": str(folder)}))  # type: ignore[operator]
+def _data_of(path: Path, result: Result, task: Task, folder: Path) -> TaskDataModule:
+    """The data module of a result's own options, on a folder.
+
+    Raises:
+        UserError: what the module says of the folder; options that it has not.
+    """
+    config = result.provenance.get("config") or {}
+    try:
+        arguments = dict((config.get("data") or {}).get("init_args") or {})
+        arguments.pop("staging_dir", None)  # a folder of the machine that it ran on
+        return pydoc.locate(task.data)(**(arguments | {"data_dir": str(folder)}))  # type: ignore[operator]
+    except UserError:
+        raise
+    except Exception as error:  # of a stranger's options anything may come
+        raise UserError(f"{path}: its options of the data are none of this evmamba ({first_line(error)})") from error

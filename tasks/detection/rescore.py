@@ -27,13 +27,13 @@ def rescore(folder: Path, data: DetectionData, images: PerImage) -> dict[str, fl
         UserError: no detections there, or something else in their file.
     """
     counted: Collection[str] = set(images.images)
-    ids = [image["id"] for image in load_coco_json(data.annotation_file)["images"] if str(image["id"]) in counted]
+    ids = [image["id"] for image in load_coco_json(data.test_file)["images"] if str(image["id"]) in counted]
     metrics: dict[str, float] = {}
     for name, kind, prefix in ((BOX_FILE, "bbox", ""), (MASK_FILE, "segm", "mask_")):
         if kind == "segm" and not (folder / name).is_file():
             continue
         try:
-            found = evaluate_coco(data.annotation_file, read_json(folder / name), ids, kind)
+            found = evaluate_coco(data.test_file, read_json(folder / name), ids, kind)
         except (AssertionError, KeyError, IndexError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise

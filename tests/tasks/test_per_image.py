@@ -69,3 +69,19 @@ def test_a_torn_a_missing_and_a_lying_file_are_refused(tmp_path: Path):
     for name in ("torn", "lying"):
         with pytest.raises(UserError, match=rf"{name}\.npz: no predictions per image"):
             Right.read(tmp_path / f"{name}.npz")
+
+
+@pytest.mark.parametrize(("place", "value"), [("flags", 1), ("method", 97)])
+def test_members_that_cannot_be_unpacked_are_refused(tmp_path: Path, place: str, value: int):
+    """Encrypted ones, and those of a method that zipfile does not know."""
+    path = tmp_path / "kept.npz"
+    right().write(path)
+    content = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = content.find(signature)
+        while start >= 0:
+            content[start + flags + (2 if place == "method" else 0)] = value
+            start = content.find(signature, start + 4)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"kept\.npz: no predictions per image"):
+        Right.read(path)

@@ -20,11 +20,13 @@ import evmamba
 from evmamba.launch import cli
 from evmamba.launch.fit.checkpoint_metadata import KEY, load_trained_network
 from evmamba.launch.report.paper import paper, published
-from evmamba.launch.store.results import Result, write_result
+from evmamba.launch.store.results import Result, config_hash, file_hash, write_result
 from evmamba.tasks import TASKS
+from evmamba.tasks.per_image import PER_IMAGE_FILE
+from evmamba.tasks.segmentation.per_image import Overlaps
 
 from ...evmamba import hub_server
-from ..handmade import made_result
+from ..handmade import made_result, origin
 from ..tiny import DATA, MODELS, write_images
 
 CLASSES, TRAIN, VAL = ("dress", "shoes"), 20, 12
@@ -268,3 +270,28 @@ def test_results_of_networks_that_the_paper_only_quotes_are_still_checked(verify
     write_result(papers("detection", "resnet50", "retinanet"), tmp_path)
     status, said = verify("--result", "result.json")
     assert (status, "recomputed nothing fault: " in said) == (1, True), said
+
+
+def test_numbers_of_which_nothing_was_kept_are_a_fault(verify, tmp_path):
+    Overlaps(["a.png", "b.png"], {}).write(tmp_path / PER_IMAGE_FILE)
+    details = {"sha256": {PER_IMAGE_FILE: file_hash(tmp_path / PER_IMAGE_FILE)}}
+    provenance = origin() | {"config_hash": config_hash(origin()["config"])}
+    write_result(made_result("segmentation", "resnet18", details=details, provenance=provenance), tmp_path)
+    status, said = verify("--result", "result.json")
+    assert (status, "fault: mIoU: nothing was kept to compute it again" in said) == (1, True), said
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        ({"init_args": {"augment_by": "magic"}}, "unexpected keyword argument 'augment_by'"),
+        ({"init_args": {"batch_size": "many"}}, "its options of the data are none of this evmamba"),
+        ({"init_args": ["a list"]}, "its options of the data are none of this evmamba"),
+    ],
+)
+def test_strange_options_in_a_result_are_one_line(verify, tmp_path, data, complaint: str):
+    write_images("segmentation", tmp_path / "data")
+    provenance = origin() | {"config": {"data": data}}
+    write_result(made_result("segmentation", "resnet18", provenance=provenance), tmp_path)
+    status, said = verify("--result", "result.json", "--segmentation", "data")
+    assert (status, "result.json: " in said, complaint in said) == (2, True, True), said

@@ -12,6 +12,8 @@ from evmamba.tasks.detection.module import BOX_FILE, MASK_FILE
 from evmamba.tasks.detection.per_image import Matches
 from evmamba.tasks.detection.rescore import rescore
 
+from .handmade import CATEGORIES, box, coco_images, write_coco
+
 
 def test_boxes_and_masks_are_evaluated_on_the_images_that_counted(coco: Path, tmp_path: Path):
     data = DetectionData(str(coco), num_workers=0)
@@ -38,3 +40,14 @@ def test_boxes_and_masks_are_evaluated_on_the_images_that_counted(coco: Path, tm
     (tmp_path / BOX_FILE).unlink()
     with pytest.raises(UserError, match=BOX_FILE):
         rescore(tmp_path, data, images)
+
+
+def test_detections_of_a_labelled_test_split_are_evaluated_on_that(coco: Path, tmp_path: Path):
+    images = coco_images(2, 201)
+    annotations = [box(k, image["id"], CATEGORIES[0]["id"], [5, 8, 24, 30]) for k, image in enumerate(images, 1)]
+    write_coco(coco, "test", images, annotations)
+    data = DetectionData(str(coco), num_workers=0)
+    found = [{key: a[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5} for a in annotations]
+    write_detections(tmp_path / BOX_FILE, found)
+    score = evaluate_coco(data.test_file, found, [201, 202], "bbox", keep=True)
+    assert rescore(tmp_path, data, Matches.of([201, 202], {"": score.matches}))["AP"] == pytest.approx(1)
