@@ -286,7 +286,7 @@ def test_numbers_of_which_nothing_was_kept_are_a_fault(verify, tmp_path):
     [
         ({"init_args": {"augment_by": "magic"}}, "unexpected keyword argument 'augment_by'"),
         ({"init_args": {"batch_size": "many"}}, "its options of the data are none of this evmamba"),
-        ({"init_args": ["a list"]}, "its options of the data are none of this evmamba"),
+        ({"init_args": ["a list"]}, "got `array` - at `$.data.init_args`"),
     ],
 )
 def test_strange_options_in_a_result_are_one_line(verify, tmp_path, data, complaint: str):
