@@ -8,7 +8,6 @@ signal before the time limit; then the job has itself queued again, and its seco
 import contextlib
 import datetime
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -16,10 +15,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 
@@ -38,6 +38,11 @@ SIGNAL_SECONDS = 150
 # Of a message whose transfer is timed: float32, 16 MB.
 ELEMENTS = 4 * 2**20
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+# Beginnings of names of interfaces that lead to no other node (containers, virtual machines), and of fast networks'.
+INWARD = ("docker", "virbr", "veth", "br-", "cni", "podman", "lxc", "lxd", "tun", "tap")
+FAST = ("ib", "hsn", "roce")
+# Interfaces that are tried by name; one that leads nowhere takes MEETING_SECONDS of the job's.
+MOST_INTERFACES = 3
 
 
 @dataclass
@@ -66,7 +71,7 @@ class Answers:
         has_scontrol: whether a run could have its job queued again by itself; else the job's script does.
         shared_s: until it saw a file of every other process in the folder; None: it did not.
         locked: whether a lock that rank 0 holds kept it out; None for rank 0, or where nothing could be tried.
-        interfaces: of this machine, with an address, besides loopback.
+        interfaces: of this machine, with an address, besides loopback and those of containers and virtual machines.
         meetings: see `Meeting`.
         signal_s: from its start to SLURM's signal; None: it did not come.
         requeue: rank 0: what the request was answered.
@@ -93,12 +98,16 @@ class Answers:
         write_text(folder / ANSWERS_FOLDER / f"{self.rank}.json", json.dumps(asdict(self)))
 
 
-def try_everything(folder: Path, began: float, noted: list[float]) -> Answers:
-    """Fill in the answers; `noted` gets the times of signals."""
+def try_everything(answers: Answers, folder: Path) -> None:
+    """Fill in the answers, as far as it comes.
+
+    Raises:
+        UserError, OSError: of what cannot be tried.
+    """
     import torch
 
     launch = find_launch()
-    answers = Answers(process_rank(), node_name(), len(os.sched_getaffinity(0)), torch.cuda.device_count())
+    answers.gpus = torch.cuda.device_count()
     answers.has_scontrol = shutil.which("scontrol") is not None
     if launch is not None:
         answers.nodes, answers.per_node = launch.nodes, launch.per_node
@@ -109,19 +118,19 @@ def try_everything(folder: Path, began: float, noted: list[float]) -> Answers:
     others = [folder / ANSWERS_FOLDER / f"{rank}.json" for rank in range(answers.processes)]
     if not _wait(lambda: all(path.exists() for path in others), SHARED_SECONDS):
         answers.error = "does not see the files of all others in the folder"
-        return answers
+        return
     answers.shared_s = round(time.monotonic() - started, 1)
     answers.locked = _is_locked_out(folder, answers.rank, answers.processes)
     answers.write(folder)
     set_topology(SimpleNamespace(devices="auto", num_nodes=1, accelerator="auto", strategy="auto", precision=None))
     common = set.intersection(*(set(json.loads(path.read_text())["interfaces"]) for path in others))
     given = os.environ.get(INTERFACES[0])
-    for number, interface in enumerate([given] if given else ["", *sorted(common)]):
+    for number, interface in enumerate([given] if given else ["", *_to_try(common)]):
+        if answers.signal_s is not None:
+            break  # the job's time is over
         answers.meetings.append(_meet(interface, int(os.environ.get("MASTER_PORT", "29500")) + number, answers))
         answers.write(folder)
-    _wait(lambda: bool(noted), SIGNAL_SECONDS)
-    answers.signal_s = round(noted[0] - began, 1) if noted else None
-    return answers
+    _wait(lambda: answers.signal_s is not None, SIGNAL_SECONDS)
 
 
 def _interfaces() -> list[str]:
@@ -131,7 +140,11 @@ def _interfaces() -> list[str]:
         for name, addresses in psutil.net_if_addrs().items()
         if any(address.family == socket.AF_INET and not address.address.startswith("127.") for address in addresses)
     }
-    return sorted(up & addressed)
+    return sorted(name for name in up & addressed if not name.startswith(INWARD))
+
+
+def _to_try(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: (not name.startswith(FAST), name))[:MOST_INTERFACES]
 
 
 def _wait(reached: Callable[[], bool], seconds: float) -> bool:
@@ -145,6 +158,8 @@ def _wait(reached: Callable[[], bool], seconds: float) -> bool:
 
 def _is_locked_out(folder: Path, rank: int, processes: int) -> bool | None:
     """Whether the lock that rank 0 takes on a file holds for this process."""
+    import fcntl  # not where jobs are submitted from, which may be no Linux
+
     taken = folder / "lock-taken"
     tried = [folder / f"lock-tried-{other}" for other in range(1, processes)]
     with (folder / "lock").open("a") as file:
@@ -209,18 +224,23 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 def main(argv: list[str] | None = None) -> int:
     began = time.monotonic()
-    noted: list[float] = []
-    signal.signal(signal.SIGUSR1, lambda *_: noted.append(time.monotonic()))
     folder = Path((sys.argv[1:] if argv is None else argv)[0])
     rank = process_rank()
+    answers = Answers(rank, node_name(), len(os.sched_getaffinity(0)))
+
+    def note(*_: Any) -> None:
+        if answers.signal_s is None:
+            answers.signal_s = round(time.monotonic() - began, 1)
+
+    signal.signal(signal.SIGUSR1, note)
     if slurm_job.restarts() > 0:
         if rank == 0:
             write_text(folder / REQUEUED_FILE, json.dumps({"restarts": slurm_job.restarts()}))
         return 0
     try:
-        answers = try_everything(folder, began, noted)
+        try_everything(answers, folder)
     except (UserError, OSError) as error:
-        answers = Answers(rank, node_name(), len(os.sched_getaffinity(0)), error=" ".join(str(error).split()))
+        answers.error = " ".join(str(error).split())
     answers.write(folder)
     done = [folder / f"done-{other}" for other in range(answers.processes)]
     done[rank if rank < len(done) else 0].touch()

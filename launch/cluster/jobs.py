@@ -7,6 +7,7 @@ as good: its runs are those with a ``spec.json``.
 import datetime
 import getpass
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,6 +42,8 @@ SCHEMA = 1
 REPORT = "report"
 # A progress file that has not changed for so long is no sign of life any more.
 SILENT_SECONDS = 600
+# Names of users.
+USER = r"[\w.@-]*"
 
 State = Literal["finished", "failed", "running", "queued", "waiting", "stopped", "not submitted", "unknown"]
 STYLES: dict[State, str] = {
@@ -76,7 +79,7 @@ class _Document(msgspec.Struct):
     order: list[str]
     cluster: dict[str, Any]
     follow_ups: dict[str, list[Whole]] = {}
-    user: Annotated[str, msgspec.Meta(pattern=r"^[\w.@-]*$")] = ""
+    user: Annotated[str, msgspec.Meta(pattern=f"^{USER}$")] = ""
 
 
 @dataclass
@@ -143,7 +146,7 @@ class JobBook:
     def add(self, name: str, job: JobId) -> None:
         """Note a job, at once on the disk: it exists whatever happens next."""
         self.submitted.setdefault(name, []).append(job)
-        self.user = getpass.getuser()
+        self.user = _user()
         self.write()
 
     def add_follow_up(self, first: JobId, job: int) -> None:
@@ -159,7 +162,16 @@ class JobBook:
     @property
     def is_anothers(self) -> bool:
         """Whether somebody else submitted, whose jobs SLURM may hide from whoever asks now."""
-        return self.user not in ("", getpass.getuser())
+        return self.user not in ("", _user())
+
+
+def _user() -> str:
+    """Who asks, as SLURM would call them; "" where the system does not say, or not in a name of a user alone."""
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError):  # a number without an entry, as in a container
+        return ""
+    return name if re.fullmatch(USER, name) else ""
 
 
 @dataclass
@@ -195,8 +207,12 @@ class RunState:
         return asdict(self)
 
 
-def states(folder: Path) -> list[RunState]:
+def states(folder: Path, ended: bool = False) -> list[RunState]:
     """The state of every run of a folder, those that others need first.
+
+    Args:
+        folder: the output folder.
+        ended: all jobs have, unless SLURM says otherwise: a progress file of a moment ago is of one that has just died.
 
     Raises:
         UserError: the folder holds no runs.
@@ -210,7 +226,7 @@ def states(folder: Path) -> list[RunState]:
         silence = "SLURM does not answer here" if told is None else ""
         if told is not None and book.is_anothers:
             silence = f"job {number} is {book.user}'s, and SLURM does not show it to you"
-        found[name] = _state(spec, folder / RUNS_FOLDER / name, number, job, found, silence)
+        found[name] = _state(spec, folder / RUNS_FOLDER / name, number, job, found, silence, ended)
     number, job = book.job_of(REPORT, jobs)
     if number is not None:
         found[REPORT] = _report_state(folder, number, job)
@@ -240,8 +256,9 @@ def record_failures(folder: Path) -> list[str]:
     A run is left alone while its job is live, and where SLURM does not answer, unless this is called in a job: the
     report's, which starts when all others have ended.
     """
-    over = ("failed", "unknown", "stopped") if slurm_job.job_id() else ("failed",)
-    told = {state.run: state for state in states(folder)}
+    in_job = slurm_job.job_id() is not None
+    over = ("failed", "stopped") if in_job else ("failed",)
+    told = {state.run: state for state in states(folder, ended=in_job)}
     recorded: dict[str, Result] = {}
     for name, spec in read_specs(folder).items():
         run_folder, state = folder / RUNS_FOLDER / name, told[name]
@@ -285,7 +302,13 @@ def read_specs(folder: Path) -> dict[str, Spec]:
 
 
 def _state(
-    spec: Spec, folder: Path, number: JobId | None, job: Job | None, others: Mapping[str, RunState], silence: str
+    spec: Spec,
+    folder: Path,
+    number: JobId | None,
+    job: Job | None,
+    others: Mapping[str, RunState],
+    silence: str,
+    ended: bool,
 ) -> RunState:
     state = RunState(folder.name, "not submitted", job=number)
     if job is not None:
@@ -316,7 +339,7 @@ def _state(
     elif job is not None:
         state.state, state.said = "failed", _ending(job, folder)
     else:
-        _unknown(state, folder, number, silence)
+        _unknown(state, folder, number, silence, ended)
     return state
 
 
@@ -341,10 +364,12 @@ def _live(state: RunState, spec: Spec, folder: Path, job: Job, others: Mapping[s
     state.said = ", ".join(parts)
 
 
-def _unknown(state: RunState, folder: Path, number: JobId | None, silence: str) -> None:
+def _unknown(state: RunState, folder: Path, number: JobId | None, silence: str, ended: bool) -> None:
     """No result, and SLURM has nothing to say: another way of running it, or long ago, or for the reason `silence`."""
     progress = _progress(folder)
-    if progress is not None and progress["age"] < SILENT_SECONDS:
+    if ended and silence and number is not None:
+        state.state, state.said = "failed", ENDINGS["COMPLETED"].format(last=last_words(folder))
+    elif progress is not None and progress["age"] < SILENT_SECONDS and not (ended and number is not None):
         state.state, state.progress, state.said = "running", progress, _how_far(progress)
     elif number is not None and silence:
         state.state = "unknown"

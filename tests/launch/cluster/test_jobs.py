@@ -217,6 +217,36 @@ def test_a_silent_slurm_is_no_proof_of_an_end_except_in_the_report_job(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert [state for state, _ in said(output)] == ["unknown"] * 3
     assert record_failures(output) == []
+    say_progress(output, FIRST)  # a moment ago
+    assert [state for state, _ in said(output)] == ["running", "unknown", "unknown"]
     monkeypatch.setenv("SLURM_JOB_ID", "9")  # a container without squeue, say
     assert len(record_failures(output)) == 3
-    assert "there is no result; last words: no log at" in read_result(folder_of(output, FIRST) / "result.json").reason
+    first = read_result(folder_of(output, FIRST) / "result.json")
+    assert first.reason.startswith("ended without a result; last words: no log at")
+
+
+def test_in_the_reports_job_a_run_that_slurm_forgot_is_over_and_one_that_it_knows_is_not(
+    output: Path, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+):
+    for spec in CHAIN:
+        say_progress(output, spec)
+    fake.set(1, JobState="RUNNING")
+    fake.set(2, JobState="PENDING", Reason="Dependency")
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    assert record_failures(output) == [THIRD.name]
+    assert "job 3 is no longer known" in read_result(folder_of(output, THIRD) / "result.json").reason
+
+
+@pytest.mark.parametrize("name", [None, "CORP\\alice", "two words"])
+def test_a_user_without_a_plain_name_submits_and_reads_all_the_same(
+    output: Path, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch, name: str | None
+):
+    def getuser() -> str:
+        if name is None:
+            raise KeyError("getpwuid(): uid not found: 4711")
+        return name
+
+    monkeypatch.setattr(jobs.getpass, "getuser", getuser)
+    JobBook.read(output).add(FIRST.name, 4)
+    book = JobBook.read(output)
+    assert (book.user, book.is_anothers) == ("", False)
