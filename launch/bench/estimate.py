@@ -62,7 +62,7 @@ def read_speed(source: str | None) -> Speed:
             `evmamba profile --training`, result files of cost runs or a folder of them; None: an assumption.
 
     Raises:
-        UserError: nothing in it was measured in training.
+        UserError: nothing in it was measured in training, or a number that is not positive.
     """
     if source is None:
         claim = claims(REFERENCE)[0]
@@ -71,11 +71,12 @@ def read_speed(source: str | None) -> Speed:
         )
         return Speed(claim.images_per_s * FORWARD_SHARE * backbone_macs(REFERENCE), {}, basis)
     try:
-        return Speed(
-            float(source) * backbone_macs(REFERENCE), {}, f"{float(source):g} images/s of T in training (given)"
-        )
+        given = float(source)
     except ValueError:
         measured = _from_files(Path(source))
+    else:
+        check_rate("--speed", given)
+        return Speed(given * backbone_macs(REFERENCE), {}, f"{given:g} images/s of T in training (given)")
     if not measured:
         raise UserError(
             f"{source} has no training step of a backbone: measure some with `evmamba profile --training` or "
@@ -83,6 +84,16 @@ def read_speed(source: str | None) -> Speed:
         )
     first = next(iter(measured))
     return Speed(measured.get(REFERENCE, measured[first]), measured, f"measured in {source}")
+
+
+def check_rate(option: str, rate: float) -> None:
+    """Refuse images a second that nothing can have.
+
+    Raises:
+        UserError: not positive, or not finite.
+    """
+    if not 0 < rate < math.inf:
+        raise UserError(f"{option} {rate:g}: give a positive number of images a second")
 
 
 def _from_files(path: Path) -> dict[str, float]:
@@ -137,7 +148,7 @@ def estimate(spec: TrainingSpec, speed: Speed, cores: int | None = None, loading
     if cores is not None and limited:
         each = cores * loading
     training = steps * batch.total / (each * processes)
-    validations = _validations(spec, steps, steps_per_epoch)
+    validations = _validations(spec, steps, steps_per_epoch, batch.accumulate)
     rate = min(alone / FORWARD_SHARE, cores * loading) if cores is not None else alone / FORWARD_SHARE
     seconds = training + validations * val / (rate * processes)
     basis = [speed.basis, f"{each:.3g} images/s a process{', as loading allows' if limited else ''}"]
@@ -158,13 +169,13 @@ def macs_of(spec: TrainingSpec) -> float:
     return _whole_macs(spec.task, str(spec.head), spec.model, json.dumps(options)) * pixels
 
 
-def _validations(spec: TrainingSpec, steps: int, steps_per_epoch: int) -> float:
+def _validations(spec: TrainingSpec, steps: int, steps_per_epoch: int, accumulate: int) -> float:
     if setting(spec.settings, "trainer.limit_val_batches") == 0:
         return 0
     interval = setting(spec.settings, "trainer.val_check_interval")
     every = setting(spec.settings, "trainer.check_val_every_n_epoch")
-    if isinstance(interval, int) and interval > 1:
-        return steps // interval
+    if isinstance(interval, int):  # in batches, of which a step may take several
+        return steps * accumulate // interval
     share = interval if isinstance(interval, float) and interval else 1.0
     return steps / steps_per_epoch / (every or 1) / share
 
@@ -185,8 +196,9 @@ def _whole_macs(task: str, head: str, model: str, options: str) -> float:
 @functools.cache
 def _images(class_path: str, arguments: str) -> tuple[int, int]:
     data = pydoc.locate(class_path)(**json.loads(arguments))  # type: ignore[operator]
-    train, val = data.image_paths()
-    return len(train), len(val)
+    train, val = map(len, data.image_paths())
+    held = round(data.held_out * train)
+    return (train - held, held) if data.held_out else (train, val)
 
 
 def limit(seconds: float) -> str:

@@ -58,6 +58,8 @@ class BenchOptions:
         exported: test trained networks as ONNX files too (`evmamba.launch.bench.graph.with_exported`).
         loggers: others' loggers of the trainings, see `evmamba.launch.fit.loggers`.
         force: also repeat finished runs.
+        chained: the runs become a graph (`evmamba.launch.bench.graph.build_graph`), in which a task starts from another
+            one's trained backbone.
         elsewhere: plan for a cluster: the device need not be here, and not every file is looked at.
     """
 
@@ -77,6 +79,7 @@ class BenchOptions:
     search: int = 0
     exported: bool = False
     force: bool = False
+    chained: bool = False
     elsewhere: bool = False
 
 
@@ -172,7 +175,7 @@ def _check_search(options: BenchOptions, tasks: Sequence[str]) -> None:
             raise UserError(
                 f"--search is for recipes that begin with random weights; {task} has the paper's: use another --preset"
             )
-        if options.elsewhere and TASKS[task].starts_from in tasks:
+        if options.chained and TASKS[task].starts_from in tasks:
             raise UserError(
                 f"--search: {task} would start from the trained {TASKS[task].starts_from}, its trials would not; "
                 "submit one of them at a time with --tasks"

@@ -41,7 +41,7 @@ def plan_graph(options: BenchOptions, cluster: Cluster) -> list[Spec]:
     _check_strategies(cluster)
     with_gpus = any(cluster[task].gpus_per_node or cluster[task].gres for task in TASKS)
     device = {"auto": "cuda" if with_gpus else "cpu"}.get(options.device, options.device)
-    specs = plan(dataclasses.replace(options, device=device, elsewhere=True))
+    specs = plan(dataclasses.replace(options, device=device, chained=True, elsewhere=True))
     graph = build_graph(specs, cluster.resources)
     if options.exported:
         graph = with_exported(graph)
@@ -81,7 +81,7 @@ def plan_here(options: BenchOptions, cluster: Cluster) -> list[Spec]:
     """Plan the same graph for this machine: on all its GPUs that a node may use, or in one process without any."""
     import torch
 
-    specs = plan(options)
+    specs = plan(dataclasses.replace(options, chained=True))
     gpus = torch.cuda.device_count() if any(spec.device == "cuda" for spec in specs) else 0
 
     def resources(kind: str) -> Resources:

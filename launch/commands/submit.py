@@ -17,6 +17,7 @@ from evmamba.launch.commands.shared import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from evmamba.launch.bench.estimate import Speed
     from evmamba.launch.cluster.settings import Cluster
     from evmamba.launch.store.spec import Spec
 
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str]) -> int:
         return _run_here(given, cluster, console)
     if not given.dry_run:
         submission.check_slurm()
+    speed = _given_speed(given)  # a wrong one is said before anything is submitted
     if resume and all(getattr(given, name) == parser.get_default(name) for name in benchmark_names):
         specs = submission.graph_of(given.output, cluster)
     else:
@@ -80,16 +82,31 @@ def main(arguments: Sequence[str]) -> int:
             )
     if given.dry_run:
         submission.show(specs, given.output, cluster, console)
-        _estimate(given, specs, cluster, console)
+        _estimate(given, specs, cluster, console, speed)
     else:
         submission.submit(specs, given.output, cluster, resume, console, only_new=given.rest)
-        if given.speed is not None:
-            _estimate(given, specs, cluster, console, keep=True)
+        if speed is not None:
+            _estimate(given, specs, cluster, console, speed, keep=True)
     return 0
 
 
+def _given_speed(given: argparse.Namespace) -> "Speed | None":
+    if given.speed is None and given.loading is None:
+        return None
+    from evmamba.launch.bench.estimate import check_rate, read_speed
+
+    if given.loading is not None:
+        check_rate("--loading", given.loading)
+    return None if given.speed is None else read_speed(given.speed)
+
+
 def _estimate(
-    given: argparse.Namespace, specs: "Sequence[Spec]", cluster: "Cluster", console: "Console", keep: bool = False
+    given: argparse.Namespace,
+    specs: "Sequence[Spec]",
+    cluster: "Cluster",
+    console: "Console",
+    speed: "Speed | None",
+    keep: bool = False,
 ) -> None:
     """Print how long the trainings will take, and with `keep` leave that in their folders."""
     from evmamba.launch.bench.estimate import LOADING, estimate, print_estimates, read_speed
@@ -97,10 +114,10 @@ def _estimate(
     from evmamba.launch.store.spec import RUNS_FOLDER, TrainingSpec
 
     trainings = [spec for spec in specs if isinstance(spec, TrainingSpec)]
-    if given.speed is None and any(spec.device == "cpu" for spec in trainings):
+    if speed is None and any(spec.device == "cpu" for spec in trainings):
         console.print("no estimate: nothing is known of these processors; say it with --speed", style="dim")
         return
-    speed = read_speed(given.speed)
+    speed = speed or read_speed(None)
     with console.status("counting the networks' work"):
         found = {
             spec.name: one

@@ -52,6 +52,33 @@ def test_a_training_is_its_images_and_its_validations():
     assert "as loading allows" in slow.basis
 
 
+def test_validations_are_counted_in_batches_and_on_what_is_held_out():
+    spec = training(
+        ("trainer.max_epochs", -1),
+        ("trainer.max_steps", 60),
+        ("trainer.limit_val_batches", 1.0),
+        ("trainer.check_val_every_n_epoch", None),
+        ("trainer.val_check_interval", 30),
+        ("trainer.accumulate_grad_batches", 2),
+        ("data.init_args.batch_size", 5),
+        ("data.init_args.held_out", 0.1),
+    )
+    speed = Speed(100 * macs_of(spec), {}, "given")
+    held = TRAIN // 10
+    expected = 60 * 2 * 5 / 100 + (60 * 2 // 30) * held * FORWARD_SHARE / 100
+    assert estimate(spec, speed).seconds == pytest.approx(expected)
+    by_epochs = [("trainer.max_epochs", 3), ("trainer.max_steps", -1), ("trainer.limit_val_batches", 1.0)]
+    spec = training(*by_epochs, ("data.init_args.held_out", 0.5), ("data.init_args.batch_size", 50))
+    expected = 3 * TRAIN / 2 / 100 + 3 * TRAIN / 2 * FORWARD_SHARE / 100
+    assert estimate(spec, speed).seconds == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("source", ["0", "-5", "nan", "inf"])
+def test_a_speed_that_nothing_has_is_refused(source: str):
+    with pytest.raises(UserError, match=r"--speed .*: give a positive number"):
+        read_speed(source)
+
+
 def test_a_training_without_an_end_has_no_estimate():
     assert estimate(training(("trainer.max_steps", -1)), Speed(1e9, {}, "given")) is None
 

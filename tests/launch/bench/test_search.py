@@ -100,7 +100,7 @@ def test_a_network_none_of_whose_trials_finished_has_no_own_best(tmp_path: Path)
     ("changes", "complaint"),
     [
         ({"preset": "paper", "overrides": ["model.init_args.checkpoint=null"]}, "begin with random weights"),
-        ({"elsewhere": True}, "detection would start from the trained classification"),
+        ({"chained": True}, "detection would start from the trained classification"),
     ],
 )
 def test_what_would_start_from_other_weights_than_its_trials_is_refused(tmp_path: Path, changes: dict, complaint: str):

@@ -139,6 +139,18 @@ def test_a_dry_run_shows_scripts_and_graph_and_does_nothing(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("option", ["--speed=0", "--speed=nowhere", "--loading=-1"])
+def test_a_wrong_speed_is_said_before_anything_is_submitted(tmp_path: Path, fake: FakeSlurm, option: str):
+    assert submit(tmp_path / "out", NO_GPUS, option) == 2
+    assert fake.calls("sbatch") == []
+
+
+@pytest.mark.parametrize("plan_all", [submission.plan_graph, submission.plan_here])
+def test_trials_are_refused_for_what_starts_from_a_training_of_the_graph(tmp_path: Path, plan_all):
+    with pytest.raises(UserError, match="detection would start from the trained classification"):
+        plan_all(BenchOptions(tmp_path, search=2, device="cpu"), read_cluster(None, {}))
+
+
 def test_an_estimate_by_a_given_speed_is_kept_for_the_report(
     tmp_path: Path, fake: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ):
