@@ -1,7 +1,6 @@
 """The `evmamba` command. Each subcommand is a file of `launch/commands`, imported only when it is called."""
 
 import argparse
-import errno
 import importlib
 import os
 import sys
@@ -33,10 +32,6 @@ COMMANDS = {
 }
 
 
-# A full disk, a quota, a limit of a file's size: nobody's bug.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 good, 1 a run failed, 2 the user can mend it, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -54,10 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader went away (evmamba models | head): nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.errno not in FULL:
+    except (OSError, MemoryError, RuntimeError) as error:
+        from evmamba.launch.fit.failures import machine_error
+
+        if (known := machine_error(error)) is None:
             raise
-        print(f"evmamba: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        print(f"evmamba: {known}", file=sys.stderr)
         return 2
     finally:
         deliver_signals()

@@ -9,9 +9,11 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from PIL import Image
+from torch import Tensor
 from torch.profiler import record_function
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from evmamba.errors import UserError
 from evmamba.tasks.images import BadImagePolicy, find_unreadable, handle_unreadable, read_image
@@ -253,7 +255,7 @@ class TaskDataModule(L.LightningDataModule):
     def _loading(self, collate: Callable) -> dict[str, Any]:
         """The options of every loader."""
         return {
-            "collate_fn": collate,
+            "collate_fn": _Shared(collate),
             "num_workers": self.num_workers,
             "worker_init_fn": outlive_signals,
             "pin_memory": torch.cuda.is_available(),
@@ -263,6 +265,25 @@ class TaskDataModule(L.LightningDataModule):
 def stage(name: str) -> record_function:
     """Mark a part of the work on a training image, for `evmamba profile --input`; stages do not nest."""
     return record_function(STAGE + name)
+
+
+class _Shared:
+    """A collate function that has its batch in shared memory when it returns, where that is the way to the training.
+
+    torch moves there what is not by a thread of the loading process, which only prints that there is no room: the batch
+    never comes, and the training waits for ever.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], dict[str, Any]]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> dict[str, Any]:
+        batch = self.collate(samples)
+        return batch if get_worker_info() is None else apply_to_collection(batch, Tensor, _share)
+
+
+def _share(tensor: Tensor) -> Tensor:
+    return tensor.share_memory_() if tensor.untyped_storage().nbytes() else tensor
 
 
 class _Ignored:

@@ -1,6 +1,7 @@
 """Loaders, the description of the data and options that all tasks share."""
 
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,23 @@ def test_a_short_last_batch_is_dropped_unless_it_is_all_there_is(tmp_path: Path)
 
     assert sizes(10) == [4, 4]
     assert sizes(3) == [3]
+
+
+def test_a_batch_without_room_in_shared_memory_is_an_error_and_no_endless_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A limit of a file's size stands for a full /dev/shm."""
+
+    def limited(worker: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2, 2))
+
+    monkeypatch.setattr(data_of_tasks, "outlive_signals", limited)
+    data = ToyData(tmp_path, [1.0] * 4, batch_size=4, num_workers=1)
+    data.setup("fit")
+    loading: Any = iter(data.val_dataloader())
+    with pytest.raises(RuntimeError, match=r"file </torch_\d.*: File too large"):
+        next(loading)
+    loading._shutdown_workers()
 
 
 def test_description_changes_with_the_files(tmp_path: Path):
