@@ -78,8 +78,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _start(Path(arguments[0]))
     finally:
-        deliver_signals()
-        release()
+        try:
+            deliver_signals()  # raises where one waits
+        finally:
+            release()
 
 
 def _start(path: Path) -> int:

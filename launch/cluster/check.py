@@ -52,6 +52,8 @@ class Finding:
 def check(cluster: Cluster, folder: Path, console: Console, limit: str = LIMIT, warning: int = WARNING) -> bool:
     """Submit the job, or find the one that was submitted to this folder before, wait for its end and tell.
 
+    Where settings have changed since, and that job has ended, another takes its place.
+
     Args:
         cluster: its settings; those of the first task's trainings are tried, on two nodes unless `nodes` says more or
             less.
@@ -64,14 +66,16 @@ def check(cluster: Cluster, folder: Path, console: Console, limit: str = LIMIT, 
         Whether nothing was found that a training could not do without.
 
     Raises:
-        UserError: there is no sbatch, it refuses, or the job left no answers.
+        UserError: there is no sbatch, it refuses, the job left no answers, or one of other settings has not
+            ended.
     """
     given = cluster[next(iter(TASKS))]
     nodes = given.nodes if "nodes" in cluster.given else 2
     job = dataclasses.replace(given, nodes=nodes, time=limit, warning=warning, strategy=None, chain=1)
-    if not (folder / JOB_FILE).is_file():
+    script = slurm.module_script(MODULE, "evmamba-check", folder, job)
+    if not _is_submitted(script, folder):
         (folder / ANSWERS_FOLDER).mkdir(parents=True, exist_ok=True)
-        write_text(folder / SCRIPT_FILE, slurm.module_script(MODULE, "evmamba-check", folder, job))
+        write_text(folder / SCRIPT_FILE, script)
         write_text(folder / JOB_FILE, json.dumps(slurm.submit(slurm.sbatch(folder / SCRIPT_FILE))))
     number = json.loads((folder / JOB_FILE).read_text())
     console.print(f"job {number}: {nodes} node{'s' if nodes > 1 else ''} x {job.tasks}, log in {folder / LOG_FILE}")
@@ -87,14 +91,39 @@ def check(cluster: Cluster, folder: Path, console: Console, limit: str = LIMIT, 
     return all(finding.good is not False for finding in findings if finding.what not in OPTIONAL)
 
 
+def _is_submitted(script: str, folder: Path) -> bool:
+    """Whether a job of this script was; what one of other settings left is taken away.
+
+    Raises:
+        UserError: one of other settings has not ended.
+    """
+    if not (folder / JOB_FILE).is_file():
+        return False
+    if (folder / SCRIPT_FILE).read_text(encoding="utf-8") == script:
+        return True
+    number = json.loads((folder / JOB_FILE).read_text())
+    if _ask(number).live:
+        raise UserError(
+            f"job {number} of {folder} tries other settings and has not ended; wait or scancel {number}, then again"
+        )
+    for pattern in (JOB_FILE, f"{ANSWERS_FOLDER}/*", REQUEUED_FILE, "done-*", "lock*"):
+        for path in folder.glob(pattern):
+            path.unlink()
+    return False
+
+
+def _ask(number: int) -> Job:
+    told = slurm.jobs([number])
+    if told is None:
+        raise UserError("squeue does not answer; the same command goes on when it does")
+    return told.get(number, Job(number, "UNKNOWN"))
+
+
 def _wait(number: int, console: Console) -> Job:
     """The job when it has ended for good; what it waits for is told meanwhile."""
     with console.status("") as status:
         while True:
-            told = slurm.jobs([number])
-            if told is None:
-                raise UserError("squeue does not answer; the same command goes on when it does")
-            job = told.get(number, Job(number, "UNKNOWN"))
+            job = _ask(number)
             if not job.live:
                 return job
             again = ", once more" if job.restarts else ""

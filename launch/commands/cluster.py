@@ -15,7 +15,7 @@ usage: evmamba cluster check [options]
 evmamba cluster check --help says more; docs/cluster.md begins with it."""
 DESCRIPTION = """Submit a job of two minutes that tries what trainings rely on (processes, shared folder, file locks,
 rendezvous and interfaces, the signal before the time limit, requeueing), tell what it found, and print the settings
-that fit. Called again with the same folder it goes on waiting."""
+that fit. Called again with the same folder it goes on waiting; with other settings it tries those."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,10 +38,12 @@ def main(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from evmamba.launch.cluster.check import check
     from evmamba.launch.cluster.settings import read_cluster
     from evmamba.launch.cluster.submission import check_slurm
 
     cluster = read_cluster(given.cluster, cluster_options(given))
     check_slurm()
+
+    from evmamba.launch.cluster.check import check
+
     return 0 if check(cluster, given.output.expanduser().resolve(), Console()) else 1

@@ -280,8 +280,10 @@ def train(args: Sequence[str]) -> None:
         with failures.reported_once():
             EvmambaCLI(args)
     finally:
-        deliver_signals()
-        release()
+        try:
+            deliver_signals()  # raises where one waits
+        finally:
+            release()
 
 
 def _configs(args: Sequence[str]) -> list[str]:

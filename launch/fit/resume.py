@@ -95,24 +95,38 @@ def compare_configs(path: Path, config: Mapping[str, Any]) -> None:
     """Compare the configuration that a training was begun with (`path`) with the one of now.
 
     Raises:
-        UserError: options differ that make it another training.
+        UserError: options differ that make it another training. One that the earlier configuration could not name, as
+            it is of a later version, is warned about.
     """
     if not path.is_file():
         return
     before = dict(_flat(read_yaml(path)))
     now = dict(_flat(config))
-    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    refused = [key for key in differing if not _matches(key, IGNORED_OPTIONS + WARNED_OPTIONS)]
+    keys = [key for key in before.keys() | now.keys() if not _matches(key, IGNORED_OPTIONS)]
+    differing = sorted(key for key in keys if before.get(key) != now.get(key))
+    added = {key for key in differing if key not in before and not _parents(key) & before.keys()}
+    refused = [key for key in differing if not _matches(key, WARNED_OPTIONS) and key not in added]
     if refused:
         changes = first_few((f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in refused), 4)
         raise UserError(
             f"{path.parent} holds a training with other options ({changes}); give the same ones to continue it, "
             "another --trainer.default_root_dir, or --fresh to begin anew"
         )
-    warned = [key for key in differing if _matches(key, WARNED_OPTIONS)]
+    warned = [key for key in differing if _matches(key, WARNED_OPTIONS) or key in added]
     if warned:
-        changes = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in warned)
+        changes = ", ".join(
+            f"{key} is {now[key]!r} and was no option then"
+            if key in added
+            else f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+            for key in warned
+        )
         rank_zero_warn(f"options changed since the training began: {changes}")
+
+
+def _parents(key: str) -> set[str]:
+    """The groups that an option is in: one that was null, or empty, is named as if it were an option."""
+    parts = key.split(".")
+    return {".".join(parts[:n]) for n in range(1, len(parts))}
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -189,7 +189,8 @@ class Heartbeat:
     def _is_first(self, message: str) -> bool:
         file = self.folder / FOLDER / HANG_FILE
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(file.read_text())["token"] != self._beat.token:
+            told = json.loads(file.read_text())
+            if not isinstance(told, dict) or told.get("token") != self._beat.token:
                 file.unlink()  # of an earlier start
         try:
             with file.open("x") as stream:

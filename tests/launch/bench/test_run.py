@@ -16,6 +16,7 @@ from evmamba.launch.fit.recipes import find_recipe
 from evmamba.launch.measure import cost
 from evmamba.launch.store.results import read_result, write_result
 from evmamba.launch.store.spec import SPEC_FILE, CostSpec, Resources, Spec, Timing, failed_result
+from evmamba.tasks.training.interruption import TrainingStopped
 from evmamba.tasks.training.lease import OWNER_FILE, read_owner
 
 from ..handmade import made_result, made_spec
@@ -97,6 +98,20 @@ def test_an_interrupted_run_leaves_no_result(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(cost, "measure_cost", interrupted)
     assert run.main([written(tmp_path, cost_spec())]) == 130
     assert not (tmp_path / "result.json").exists()
+
+
+def test_a_signal_that_waited_until_the_end_leaves_no_folder_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls = iter([None, TrainingStopped(75)])
+
+    def deliver() -> None:
+        if stopped := next(calls):
+            raise stopped
+
+    monkeypatch.setattr(run, "deliver_signals", deliver)
+    monkeypatch.setattr(run, "run", lambda spec, folder: None)
+    with pytest.raises(TrainingStopped):
+        run.main([written(tmp_path, cost_spec())])
+    assert read_owner(tmp_path).released
 
 
 def test_of_several_processes_the_first_that_fails_tells_the_reason(

@@ -134,6 +134,16 @@ def test_the_job_is_submitted_once_and_its_answers_told_with_the_settings(
     assert fitting["chain"] == 3  # no second start left its note
     assert cli.main(command) == 0
     assert len(fake.calls("sbatch")) == 1
+    # Other settings: the old answers are not theirs.
+    (folder / "done-0").touch()
+    assert cli.main([*command, "--mem=8G"]) == 2
+    assert "job 101 ended as COMPLETED and left no answers" in capsys.readouterr().err
+    assert len(fake.calls("sbatch")) == 2
+    assert not (folder / "done-0").exists()
+    scontrol.write_text("#!/bin/sh\necho JobId=101 JobState=RUNNING\n")
+    assert cli.main(command) == 2
+    assert f"job 101 of {folder} tries other settings and has not ended" in capsys.readouterr().err
+    assert len(fake.calls("sbatch")) == 2
 
 
 def test_a_job_without_answers_is_told_with_its_log(

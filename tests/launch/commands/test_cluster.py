@@ -1,5 +1,7 @@
 """`evmamba cluster`: what it says when it is called wrongly; the check is tested in `tests/launch/cluster`."""
 
+import sys
+
 import pytest
 
 from evmamba.launch import cli
@@ -24,5 +26,7 @@ def test_a_wrong_call_says_what_there_is(
 
 def test_without_slurm_the_check_says_so(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "evmamba.launch.cluster.check_job", None)  # it needs a Linux, and is not imported
+    monkeypatch.delitem(sys.modules, "evmamba.launch.cluster.check", raising=False)
     assert cli.main(["cluster", "check", f"--output={tmp_path / 'check'}"]) == 2
     assert "there is no sbatch here" in capsys.readouterr().err

@@ -78,6 +78,17 @@ def test_more_epochs_and_another_batch_are_told(tmp_path: Path):
         )
 
 
+def test_an_option_of_a_later_version_is_told_and_one_that_was_left_empty_is_refused(tmp_path: Path):
+    last = begun(tmp_path)
+    later = changed(model__init_args__optimizer__layer_decay=1.0, model__init_args__schedule={"warmup": 0})
+    with pytest.warns(UserWarning, match=r"optimizer\.layer_decay is 1\.0 and was no option then, .*schedule\.warmup"):
+        assert find_continuation(tmp_path, later) == Continuation(last, step=5)
+    before = changed(model__init_args__schedule=None)
+    write_config(tmp_path, yaml.safe_dump(before))
+    with pytest.raises(UserError, match=r"model\.init_args\.schedule\.warmup was None, is 0"):
+        find_continuation(tmp_path, later)
+
+
 def test_a_finished_training_is_left_alone(tmp_path: Path):
     last = begun(tmp_path, ended={"max_epochs": 3, "max_steps": -1})
     assert find_continuation(tmp_path, CONFIG) == Continuation(last, finished=True, step=5)

@@ -107,3 +107,12 @@ def test_only_the_first_to_notice_tells(tmp_path: Path):
     again = Heartbeat(tmp_path, "the next start", 0, "n1", "machine")
     assert again._is_first("why")
     first.stop()
+
+
+@pytest.mark.parametrize("left", [None, "[]", '{"reason": "another shape"}', '{"token": "an earlier start"}'])
+def test_one_process_is_the_first_to_tell_whatever_an_earlier_start_left(tmp_path: Path, left: str | None):
+    beating = Heartbeat(tmp_path, "token", 0, "n1", "machine")
+    (tmp_path / heartbeat.FOLDER).mkdir()
+    if left is not None:
+        (tmp_path / heartbeat.FOLDER / heartbeat.HANG_FILE).write_text(left)
+    assert [beating._is_first("silent") for _ in range(2)] == [True, False]
