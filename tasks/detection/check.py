@@ -7,8 +7,8 @@ from evmamba.errors import UserError
 from evmamba.tasks.check import Check, Looker, count_classes, look_at_images, warn_unlearnt
 from evmamba.tasks.data import SPLITS, Split
 from evmamba.tasks.detection.annotations import CocoAnnotations, ImageRecord, NoMasksError, read_annotations
-from evmamba.tasks.detection.data import find_split
-from evmamba.tasks.detection.yolo import find_yolo
+from evmamba.tasks.detection.data import find_split, yolo_of
+from evmamba.tasks.detection.yolo import is_description
 from evmamba.tasks.findings import Findings, count_of
 from evmamba.tasks.images import is_image_file
 from evmamba.tasks.inspection import Place
@@ -17,7 +17,8 @@ from evmamba.tasks.plain_files import is_file
 
 def has_layout(root: Path) -> bool:
     """Whether there are annotation files."""
-    return find_yolo(root) is not None or any((root / "annotations").glob("*.json"))
+    description = yolo_of(root)
+    return any((root / "annotations").glob("*.json")) or (description is not None and is_description(description))
 
 
 def look(findings: Findings, looker: Looker) -> None:
@@ -28,7 +29,7 @@ def look(findings: Findings, looker: Looker) -> None:
     for split in SPLITS:
         try:
             folder, file = find_split(findings.root, split)
-            if find_yolo(findings.root):
+            if yolo_of(findings.root):
                 findings.layout = "YOLO"
             else:
                 inside = folder.relative_to(findings.root).as_posix().replace(split, "{train,val}")

@@ -39,7 +39,7 @@ class DetectionData(TaskDataModule):
     """Images with boxes, and masks where the module wants them.
 
     Layouts: ``train2017/ val2017/ annotations/instances_{train,val}2017.json`` as COCO comes, or ``images/{train,val}``
-    with ``annotations/instances_{train,val}.json``; or a ``data.yaml`` as YOLO has it.
+    with ``annotations/instances_{train,val}.json``; or, without these, a ``data.yaml`` as YOLO has it.
 
     Evaluation is at one image a batch: EfficientVMamba's squeeze-and-excitation pools over the whole map, so the
     padding of a larger batch would change the predictions.
@@ -83,10 +83,10 @@ class DetectionData(TaskDataModule):
     ) -> None:
         super().__init__(data_dir, batch_size, 1, num_workers, on_bad_image, seed, held_out)
         self.splits: dict[Split, tuple[Path, Path]] = {
-            "train": find_split(self.root, "train"),
-            "val": find_split(self.root, "val"),
+            "train": find_split(self.root, "train", on_bad_image),
+            "val": find_split(self.root, "val", on_bad_image),
         }
-        if test := find_test_split(self.root):
+        if test := find_test_split(self.root, on_bad_image):
             self.splits[TEST] = test
         self.has_test = TEST in self.splits
         self.category_ids, names = categories(load_coco_json(self.annotation_file))
@@ -225,10 +225,10 @@ class DetectionData(TaskDataModule):
             )
 
 
-def find_test_split(root: Path) -> tuple[Path, Path] | None:
+def find_test_split(root: Path, on_bad_image: BadImagePolicy = "stop") -> tuple[Path, Path] | None:
     """Image folder and annotation file of a labelled test split, where there is one."""
-    if description := find_yolo(root):
-        return yolo_split(description, TEST) if has_test(description) else None
+    if description := yolo_of(root):
+        return yolo_split(description, TEST, on_bad_image) if has_test(description) else None
     layouts = _layouts(root, TEST)
     return next(((folder, file) for folder, file in layouts if is_file(file) and folder.is_dir()), None)
 
@@ -287,14 +287,25 @@ def _layouts(root: Path, split: Split) -> tuple[tuple[Path, Path], ...]:
     )
 
 
-def find_split(root: Path, split: Split) -> tuple[Path, Path]:
+def yolo_of(root: Path) -> Path | None:
+    """The file that describes a data set in YOLO's layout; where there are COCO's annotations, they are meant."""
+    annotated = any(is_file(file) for _, file in _layouts(root, "train"))
+    return None if annotated else find_yolo(root)
+
+
+def find_split(root: Path, split: Split, on_bad_image: BadImagePolicy = "stop") -> tuple[Path, Path]:
     """Image folder and annotation file of a split, in any of the layouts.
+
+    Args:
+        root: of the data set.
+        split: which one.
+        on_bad_image: see `yolo_split`; COCO's annotations say how large an image is without reading it.
 
     Raises:
         UserError: none is there, or its images are not; what `yolo_split` finds wrong.
     """
-    if description := find_yolo(root):
-        return yolo_split(description, split)
+    if description := yolo_of(root):
+        return yolo_split(description, split, on_bad_image)
     layouts = _layouts(root, split)
     for folder, file in layouts:
         if is_file(file):

@@ -19,10 +19,11 @@ from evmamba.errors import UserError, first_line, printable
 from evmamba.files import write_text
 from evmamba.tasks.cache import cache_folder
 from evmamba.tasks.data import TEST, Split
-from evmamba.tasks.images import FORMATS, is_image_file, is_turned
+from evmamba.tasks.images import FORMATS, BadImagePolicy, handle_unreadable, is_image_file, is_turned
 from evmamba.tasks.plain_files import is_file, read_text, read_yaml
 
 NAMES = ("data.yaml", "dataset.yaml")
+KEYS = ("train", "val", "names")
 BOX = 5  # numbers of a line that is a box
 # How far outside the image a fraction may be: annotation tools round.
 ROUNDING = 1e-3
@@ -31,6 +32,15 @@ ROUNDING = 1e-3
 def find_yolo(root: Path) -> Path | None:
     """The file that describes a data set in this layout, if `root` has one."""
     return next((path for name in NAMES if is_file(path := root / name)), None)
+
+
+def is_description(path: Path) -> bool:
+    """Whether a file of that name is one of this layout: it says where train and val are, and the classes' names."""
+    try:
+        content = read_yaml(path)
+    except UserError:
+        return False
+    return isinstance(content, dict) and all(key in content for key in KEYS)
 
 
 def has_test(description: Path) -> bool:
@@ -42,32 +52,43 @@ def has_test(description: Path) -> bool:
         return False
 
 
-def yolo_split(description: Path, split: Split) -> tuple[Path, Path]:
+def yolo_split(description: Path, split: Split, on_bad_image: BadImagePolicy = "stop") -> tuple[Path, Path]:
     """Write a split's annotations as COCO's JSON into the cache folder, unless the same are there.
 
     Args:
         description: what `find_yolo` returns.
-        split: "train" or "val".
+        split: "train", "val" or "test".
+        on_bad_image: "stop" with an error, or "skip" images without a readable size with a counted warning.
 
     Returns:
         The folder that the images' names are relative to, and the JSON file. Category ids are YOLO's classes.
 
     Raises:
-        UserError: a broken description, missing images, a line that is no annotation; names file and line.
+        UserError: a broken description, missing or unreadable images, a line that is no annotation; names file and
+            line.
     """
     content = _read_description(description)
     images = list(_images(content, description, split))
     # A description may name folders elsewhere (`path`), a COCO file may not.
-    root = Path(os.path.commonpath([description.parent.absolute(), *(image.parent for image in images)]))
+    here = os.path.normpath(description.parent.absolute())
+    root = Path(os.path.commonpath([here, *(image.parent for image in images)]))
     classes = len(content["names"])
+    sizes: dict[Path, tuple[int, int]] = {}
+    bad: dict[Path, str] = {}
     with ThreadPoolExecutor() as pool:
-        read = list(pool.map(lambda image: _read_image(image, _label_file(image), classes), images))
+        for image, size in zip(images, pool.map(_size, images), strict=True):
+            if isinstance(size, str):
+                bad[image] = size
+            else:
+                sizes[image] = size
+        handle_unreadable(bad, len(images), on_bad_image, split)
+        labels = list(pool.map(lambda image: _read_labels(_label_file(image), *sizes[image], classes), sizes))
     document: dict[str, Any] = {
         "images": [],
         "annotations": [],
         "categories": [{"id": k, "name": name} for k, name in content["names"].items()],
     }
-    for number, (image, (width, height, annotations)) in enumerate(zip(images, read, strict=True), start=1):
+    for number, ((image, (width, height)), annotations) in enumerate(zip(sizes.items(), labels, strict=True), start=1):
         name = Path(os.path.relpath(image, root)).as_posix()
         if name != printable(name):
             raise UserError(f"{image}: its name has characters that JSON cannot hold or nobody can read; rename it")
@@ -90,7 +111,7 @@ def yolo_split(description: Path, split: Split) -> tuple[Path, Path]:
 def _read_description(path: Path) -> dict[str, Any]:
     """The description, with ``names`` as class -> name from 0 on."""
     content = read_yaml(path)
-    if not isinstance(content, dict) or any(key not in content for key in ("train", "val", "names")):
+    if not isinstance(content, dict) or any(key not in content for key in KEYS):
         raise UserError(f"{path}: a YOLO data set has train, val and names there")
     if content.get("kpt_shape"):
         raise UserError(f"{path}: a data set of keypoints (kpt_shape); boxes and polygons are read")
@@ -139,20 +160,25 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _read_image(path: Path, labels: Path, classes: int) -> tuple[int, int, list[dict[str, Any]]]:
-    """Width and height of the upright image, and its annotations without ids."""
+def _size(path: Path) -> tuple[int, int] | str:
+    """Width and height of the upright image, or why its header cannot be read."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size[::-1] if is_turned(image) else image.size
+            width, height = image.size
+            return (height, width) if is_turned(image) else (width, height)
     except Exception as error:  # whatever a decoder raises on a damaged file
-        raise UserError(f"cannot read image {path}: {first_line(error)}") from error
-    if not os.path.lexists(labels):
-        return width, height, []
-    annotations = []
-    for number, line in enumerate(read_text(labels).splitlines(), start=1):
-        if line.strip():
-            annotations.append(_read_line(line, f"{labels}, line {number}", width, height, classes))
-    return width, height, annotations
+        return f"{path}: {first_line(error)}"
+
+
+def _read_labels(path: Path, width: int, height: int, classes: int) -> list[dict[str, Any]]:
+    """An image's annotations without ids."""
+    if not os.path.lexists(path):
+        return []
+    return [
+        _read_line(line, f"{path}, line {number}", width, height, classes)
+        for number, line in enumerate(read_text(path).splitlines(), start=1)
+        if line.strip()
+    ]
 
 
 def _read_line(line: str, where: str, width: int, height: int, classes: int) -> dict[str, Any]:

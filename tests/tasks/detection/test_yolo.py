@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from evmamba.errors import UserError
 from evmamba.tasks.check import recognise
@@ -111,3 +112,40 @@ def test_images_may_be_listed_and_lie_elsewhere(coco: Path, tmp_path: Path):
     data.setup("fit")
     assert len(data.train_set) == 2  # type: ignore[arg-type]
     assert check(root).errors == 0
+
+
+@pytest.mark.parametrize("content", ["train: nowhere\nval: nowhere\nnames: [a]\n", "model: yolo\n", "a: b: c"])
+def test_another_tools_file_beside_cocos_annotations_changes_nothing(coco: Path, content: str):
+    before = DetectionData(str(coco), num_workers=0).description()
+    (coco / "data.yaml").write_text(content)
+    assert DetectionData(str(coco), num_workers=0).description() == before
+    assert next(iter(check(coco).layout.split(","))) == "COCO"
+
+
+@pytest.mark.parametrize("content", ["model: yolo\n", "train: a\n", "- a\n", "a: b: c"])
+def test_another_tools_file_beside_class_folders_does_not_make_them_detection(tmp_path: Path, content: str):
+    for split in ("train", "val"):
+        for name in ("ant", "bee"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "a.png")
+    (tmp_path / "data.yaml").write_text(content)
+    assert recognise(tmp_path).name == "classification"
+
+
+def test_the_data_are_the_same_however_their_path_is_typed(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = as_yolo(coco, tmp_path / "other" / "yolo", polygons=False)
+    plain = DetectionData(str(root), num_workers=0).description()["fingerprint"]
+    monkeypatch.chdir(coco)
+    for typed in (root / ".." / "yolo", "other/yolo", "images/../other/yolo"):
+        assert DetectionData(str(typed), num_workers=0).description()["fingerprint"] == plain
+
+
+def test_a_torn_image_stops_or_is_left_out_as_the_policy_says(coco: Path, tmp_path: Path):
+    root = as_yolo(coco, tmp_path / "other" / "yolo", polygons=False)
+    (root / "images" / "train" / "0001.jpg").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"1 of 4 train images cannot be read: .*0001\.jpg"):
+        DetectionData(str(root), num_workers=0)
+    with pytest.warns(UserWarning, match=r"1 of 4 train images cannot be read and are left out: .*0001\.jpg"):
+        data = DetectionData(str(root), num_workers=0, on_bad_image="skip")
+    data.setup("fit")
+    assert len(data.train_set) == 3  # type: ignore[arg-type]
