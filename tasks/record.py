@@ -46,7 +46,7 @@ class Head:
     metrics: tuple[Metric, ...] = ()
     schedules: Mapping[str, int] = field(default_factory=dict)
 
-    def schedule_of(self, epochs: int | None) -> str | None:
+    def schedule_of(self, epochs: float | None) -> str | None:
         """Return the paper's name of the schedule of so many epochs; None if it has none of that length."""
         return next((name for name, length in self.schedules.items() if length == epochs), None)
 

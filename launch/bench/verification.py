@@ -270,7 +270,7 @@ def _facts(result: Result, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _numbers(settings: Settings, task: Task, model: str, head: str, epochs: int | None = None) -> dict[str, str]:
+def _numbers(settings: Settings, task: Task, model: str, head: str, epochs: float | None = None) -> dict[str, str]:
     """Published numbers as printed: given ones, or for the paper's own networks the paper's after as many epochs."""
     if settings.published:
         return read_published(settings.published, task.name, head)
