@@ -1,6 +1,7 @@
 """Averaged weights against hand-computed ones; checkpoints that are whole, best and last."""
 
 import resource
+import signal
 import threading
 import time
 from pathlib import Path
@@ -248,6 +249,17 @@ def test_no_process_leaves_a_training_before_its_checkpoints_are_written(
     monkeypatch.setattr(trainer.strategy, "barrier", barrier)
     trainer.fit(ToyModule(), ToyData(tmp_path, [1.0] * 4))
     assert seen == [True]
+
+
+def test_a_job_is_queued_again_from_a_validation_when_its_checkpoint_is_written(monkeypatch: pytest.MonkeyPatch):
+    done: list[str] = []
+    last = LastCheckpoint(asynchronous=True)
+    monkeypatch.setattr(callbacks, "requeue_job", lambda: done.append("queued again") or True)
+    monkeypatch.setattr(callbacks, "_writer", lambda trainer: SimpleNamespace(wait=lambda: done.append("written")))
+    connector = SimpleNamespace(noted=signal.SIGUSR1)
+    trainer = SimpleNamespace(_signal_connector=connector, world_size=2, is_global_zero=True)
+    last.on_validation_batch_end(trainer, ToyModule())
+    assert done == ["written", "queued again"]
 
 
 def test_a_training_notes_how_long_a_checkpoint_takes_also_in_the_background(tmp_path: Path):
