@@ -16,7 +16,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Give the name of an empty file beside `path`, which takes its place when the block ends without an error.
 
     It has the permissions of any new file there. Several processes may write the same file: the last one stays. A
-    process that is killed leaves its file behind, see :func:`unfinished`.
+    process that is killed leaves its file behind, see :func:`unfinished` and :func:`remove_unfinished`.
 
     Args:
         path: the file; its folder must exist. The name given has the same suffix.
@@ -61,6 +61,22 @@ def new_folder(path: Path) -> Iterator[Path]:
 def unfinished(path: Path) -> list[Path]:
     """What processes have beside `path` that write it now or were killed while they did."""
     return sorted(path.parent.glob(f"{glob.escape(_prefix(path))}*"))
+
+
+def remove_unfinished(folder: Path, keep: Path | None = None) -> None:
+    """Remove what killed processes were writing in a folder; for its owner alone, while nobody else writes there.
+
+    Args:
+        folder: it need not exist.
+        keep: a file that others may be writing all the same.
+    """
+    spared = set() if keep is None else set(unfinished(keep))
+    for path in set(folder.glob(".*.partial-*")) - spared:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):  # gone meanwhile, or it stays: nobody reads it
+                path.unlink()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evmamba.errors import UserError
+from evmamba.files import write_errors
 from evmamba.launch.fit.failures import reported_once
 from evmamba.launch.fit.held_signals import deliver_signals, hold_signals
 from evmamba.launch.fit.launchers import node_name, process_rank
@@ -62,10 +63,11 @@ def _may_tell(spec: Spec, folder: Path) -> bool:
     name = start_of()
     if name is None:
         return True
-    try:
-        (folder / f".failed-{name}").touch(exist_ok=False)
-    except FileExistsError:
-        return False
+    with write_errors(folder):
+        try:
+            (folder / f".failed-{name}").touch(exist_ok=False)
+        except FileExistsError:
+            return False
     return True
 
 
@@ -135,8 +137,11 @@ def _finish(spec: Spec, folder: Path, start: datetime.datetime) -> int:
     else:
         return 0
     print(f"failed: {reason}", file=sys.stderr, flush=True)
-    if _may_tell(spec, folder):
-        write_result(failed_result(spec, reason, start, blocked_by), folder)
+    try:
+        if _may_tell(spec, folder):
+            write_result(failed_result(spec, reason, start, blocked_by), folder)
+    except UserError as error:
+        print(f"failed: {error}", file=sys.stderr, flush=True)  # the log is all there is then
     return 1
 
 

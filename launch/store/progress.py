@@ -3,6 +3,7 @@
 Files rather than pipes: they can be read from another node, and by somebody who comes later.
 """
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,14 +50,17 @@ def write_progress(
 ) -> None:
     """Replace ``folder/progress.json``; what a checkpoint took stays known until it is measured again.
 
+    A run does not end because this cannot be written (a full disk): the file then tells of earlier.
+
     Raises:
-        UserError: it cannot be written, or the folder is another start's by now (`LeaseLost`).
+        LeaseLost: the folder is another start's by now.
     """
     guard(folder)
     if checkpoint_seconds is None and (before := read_progress(folder)) is not None:
         checkpoint_seconds = before.checkpoint_seconds
     progress = Progress(phase, done, total, loss, checkpoint_seconds)
-    write_text(folder / PROGRESS_FILE, json.dumps(asdict(progress)), durable=False)
+    with contextlib.suppress(UserError):
+        write_text(folder / PROGRESS_FILE, json.dumps(asdict(progress)), durable=False)
 
 
 def read_progress(folder: Path) -> Progress | None:

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from evmamba.errors import UserError
-from evmamba.files import replacing, write_errors
-from evmamba.tasks.training.checkpoint_files import LAST, RUN_KEY, remove_unfinished, replace_last, unfinished_last
+from evmamba.files import remove_unfinished, replacing, write_errors
+from evmamba.tasks.training.checkpoint_files import LAST, RUN_KEY, replace_last, unfinished_last
 from evmamba.tasks.training.checkpoint_safety import load_plain
 from evmamba.tasks.training.interruption import SIGNALS, Agreement, requeue_job, stop
 from evmamba.tasks.training.lease import guard, held

@@ -136,12 +136,6 @@ def unfinished_last(folder: Path) -> Path:
     return folder / f".{LAST}.partial-{os.getpid()}"
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes of an earlier start were writing; only for the folder's owner."""
-    for path in folder.glob(f".*{LAST}.partial*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
 def replace_last(partial: Path, folder: Path) -> None:
     """Make `partial` the folder's ``last.ckpt``, and what that was ``previous.ckpt``.
 

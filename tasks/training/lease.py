@@ -25,10 +25,10 @@ from pathlib import Path
 import msgspec
 
 from evmamba.errors import UserError, printable
-from evmamba.files import write_text
+from evmamba.files import remove_unfinished, write_text
 from evmamba.tasks.plain_files import read_json
 from evmamba.tasks.training import slurm_job
-from evmamba.tasks.training.heartbeat import Heartbeat, beats
+from evmamba.tasks.training.heartbeat import FOLDER, Heartbeat, beats
 
 OWNER_FILE = "owner.json"
 # Processes that Lightning starts from this one inherit it, and are of the same start.
@@ -127,6 +127,8 @@ _held: dict[Path, Lease] = {}
 def claim(folder: Path, rank: int = 0) -> Lease:
     """Become the owner of a folder, which is made if need be; a second call in the same process returns the first's.
 
+    Files that killed processes had begun there are removed.
+
     An owner on this machine is looked for among its processes. One elsewhere is watched for a minute at most: nothing
     but a change of its heartbeat tells that it lives, so no clocks are compared.
 
@@ -145,6 +147,8 @@ def claim(folder: Path, rank: int = 0) -> Lease:
     after = read_owner(folder)
     if after is None or after.token != token:  # two starts at the same moment: the last one stays
         raise UserError(_refusal(folder, after or mine))
+    remove_unfinished(folder, keep=folder / OWNER_FILE)  # a third start may be claiming it
+    remove_unfinished(folder / FOLDER)
     os.environ[TOKEN_VARIABLE] = token
     return _hold(folder, token, rank)
 

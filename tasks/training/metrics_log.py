@@ -1,7 +1,9 @@
 """``metrics.csv`` and TensorBoard events of a training, one continuous log however often it was interrupted."""
 
 import csv
+import functools
 import os
+import threading
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -84,8 +86,9 @@ class MetricsLog(Logger):
         self._columns, self._written_columns = ["epoch", "step"], None
         self._waiting, self.rows = [], 0
         self._close_events()
-        for old in (self._folder / EVENTS).glob("events.*"):
-            old.unlink()
+        with write_errors(self._folder / EVENTS):
+            for old in (self._folder / EVENTS).glob("events.*"):
+                old.unlink()
         self._rewrite(path)
         for row in kept:
             self.log_metrics({name: float(value) for name, value in row.items() if name != "step"}, int(row["step"]))
@@ -93,37 +96,52 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what is waiting."""
+        """Write what is waiting.
+
+        Raises:
+            UserError: it cannot be written; the rows before it are there.
+        """
         if not self._waiting:
             return  # Lightning calls this before a training has said what to keep
         guard(self._folder)
         path = self._folder / FILE_NAME
         if self._written_columns == self._columns:
-            with path.open("a", newline="") as file:
-                csv.DictWriter(file, self._columns).writerows(self._waiting)
-                file.flush()
-                os.fsync(file.fileno())
+            self._append(path)
         else:
             self._rewrite(path)
         self._waiting = []
         if self._events is not None:
-            self._events.flush()
+            with write_errors(self._folder / EVENTS):
+                self._events.flush()
 
     def finalize(self, status: str) -> None:
         self.save()
         self._close_events()
 
+    def _append(self, path: Path) -> None:
+        with write_errors(path):
+            size = path.stat().st_size
+            try:
+                with path.open("a", newline="") as file:
+                    csv.DictWriter(file, self._columns).writerows(self._waiting)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:
+                os.truncate(path, size)  # no half row
+                raise
+
     def _rewrite(self, path: Path) -> None:
         """New columns need a new head."""
         earlier: list[dict[str, str]] = []
-        if self._written_columns is not None:
-            with path.open(newline="") as file:
-                earlier = list(csv.DictReader(file))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with write_errors(path), replacing(path) as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows([*earlier, *self._waiting])
+        with write_errors(path):
+            if self._written_columns is not None:
+                with path.open(newline="") as file:
+                    earlier = list(csv.DictReader(file))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial, partial.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self._columns)
+                writer.writeheader()
+                writer.writerows([*earlier, *self._waiting])
         self._written_columns = list(self._columns)
 
     def _add_events(self, row: Mapping[str, str]) -> None:
@@ -132,15 +150,31 @@ class MetricsLog(Logger):
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter  # takes a second
 
-            self._events = SummaryWriter(str(self._folder / EVENTS))
-        for name, value in row.items():
-            if name != "step":
-                self._events.add_scalar(name, float(value), int(row["step"]))
+            _leave_errors_to_the_next_write()
+            with write_errors(self._folder / EVENTS):
+                self._events = SummaryWriter(str(self._folder / EVENTS))
+        with write_errors(self._folder / EVENTS):
+            for name, value in row.items():
+                if name != "step":
+                    self._events.add_scalar(name, float(value), int(row["step"]))
 
     def _close_events(self) -> None:
         if self._events is not None:
-            self._events.close()
+            with write_errors(self._folder / EVENTS):
+                self._events.close()
             self._events = None
+
+
+@functools.cache
+def _leave_errors_to_the_next_write() -> None:
+    """Keep TensorBoard's thread from printing a traceback of what it cannot write: the next call of ours raises it."""
+    told = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+            told(args)
+
+    threading.excepthook = hook
 
 
 def _text(name: str, value: float) -> str:

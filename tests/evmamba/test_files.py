@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from evmamba.errors import UserError
-from evmamba.files import new_folder, replacing, unfinished, write_errors, write_text
+from evmamba.files import new_folder, remove_unfinished, replacing, unfinished, write_errors, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -96,6 +96,10 @@ def test_what_a_killed_process_left_is_found_by_the_next(tmp_path: Path):
     assert names(tmp_path) == [file.name for file in left]
     assert len(left) == 1
     assert unfinished(tmp_path / "other.tar") == []
+    remove_unfinished(tmp_path, keep=path)
+    assert names(tmp_path) == [file.name for file in left]
+    remove_unfinished(tmp_path)
+    assert names(tmp_path) == []
 
 
 def test_a_folder_gets_its_name_when_it_is_whole(tmp_path: Path):

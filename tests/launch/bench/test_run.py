@@ -5,11 +5,13 @@ import datetime
 import json
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
 from msgspec import structs
 
+from evmamba.errors import UserError
 from evmamba.launch.bench import run
 from evmamba.launch.fit.cli import settings_of
 from evmamba.launch.fit.recipes import find_recipe
@@ -19,6 +21,7 @@ from evmamba.launch.store.spec import SPEC_FILE, CostSpec, Resources, Spec, Timi
 from evmamba.tasks.training.interruption import TrainingStopped
 from evmamba.tasks.training.lease import OWNER_FILE, read_owner
 
+from ...full_disk import full_disk
 from ..handmade import made_result, made_spec
 
 QUICK = {"batch_size": 2, "warmup_steps": 0, "timed_steps": 1}
@@ -65,6 +68,23 @@ def test_a_bug_leaves_its_first_line_in_the_result_and_its_traceback_in_the_log(
     result = read_result(tmp_path / "result.json")
     assert result.reason == f"ZeroDivisionError: nothing to divide by (see {tmp_path / 'run.log'})"
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_result_that_finds_no_room_is_a_line_and_the_one_before_it_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def broken(spec: Spec, folder: Path) -> None:
+        raise UserError("no luck")
+
+    monkeypatch.setattr(cost, "measure_cost", broken)
+    path = written(tmp_path, cost_spec())
+    (tmp_path / "result.json").write_text("before")
+    monkeypatch.setattr(run, "claim", lambda folder: Mock())  # the disk fills up later
+    with full_disk(20):
+        assert run.main([path]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["failed: no luck", f"failed: cannot write {tmp_path / 'result.json'}: File too large"]
+    assert (tmp_path / "result.json").read_text() == "before"
 
 
 @pytest.mark.parametrize("why", ["no luck", None], ids=["failed", "no result"])

@@ -7,6 +7,8 @@ import pytest
 from evmamba.launch.store.progress import PROGRESS_FILE, Progress, last_words, read_progress, write_progress
 from evmamba.launch.store.spec import LOG_FILE
 
+from ...full_disk import full_disk
+
 
 def test_what_a_run_says_is_read_by_others(tmp_path: Path):
     write_progress(tmp_path, "training", 3, 10, 0.5)
@@ -14,6 +16,14 @@ def test_what_a_run_says_is_read_by_others(tmp_path: Path):
     write_progress(tmp_path, "training", checkpoint_seconds=3.5)
     write_progress(tmp_path, "preparing")
     assert read_progress(tmp_path) == Progress("preparing", checkpoint_seconds=3.5)  # until it is measured again
+    assert [path.name for path in tmp_path.iterdir()] == [PROGRESS_FILE]
+
+
+def test_a_full_disk_does_not_end_a_run_for_its_progress(tmp_path: Path):
+    write_progress(tmp_path, "training", 3, 10, 0.5)
+    with full_disk(10):
+        write_progress(tmp_path, "training", 4, 10, 0.5)
+    assert read_progress(tmp_path) == Progress("training", 3, 10, 0.5)
     assert [path.name for path in tmp_path.iterdir()] == [PROGRESS_FILE]
 
 

@@ -1,6 +1,5 @@
 """Averaged weights against hand-computed ones; checkpoints that are whole, best and last."""
 
-import resource
 import signal
 import threading
 import time
@@ -18,7 +17,9 @@ from evmamba.tasks.evaluation import Evaluation
 from evmamba.tasks.training import callbacks
 from evmamba.tasks.training.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, WeightEMA
 from evmamba.tasks.training.checkpoint_files import RUN_KEY, candidates, newest_whole
+from evmamba.tasks.training.lease import claim, release
 
+from ...full_disk import full_disk
 from ..toy import ToyData, ToyModule, quiet_trainer
 
 
@@ -287,14 +288,31 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before_it(tmp_path: Path):
-    """A limit of a file's size stands for the disk's."""
-    path, soft = tmp_path / "last.ckpt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"w": torch.ones(3)}, path)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, soft[1]))
-    try:
-        with pytest.raises(UserError, match=r"cannot write .*last\.ckpt: File too large"):
-            AtomicCheckpointIO().save_checkpoint({"w": torch.ones(1_000_000)}, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+    with full_disk(100_000), pytest.raises(UserError, match=r"cannot write .*last\.ckpt: File too large"):
+        AtomicCheckpointIO().save_checkpoint({"w": torch.ones(1_000_000)}, path)
     assert torch.load(path, weights_only=True)["w"].tolist() == [1, 1, 1]
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_checkpoints_that_killed_processes_had_begun_are_removed_by_the_folders_owner_alone(tmp_path: Path):
+    begun = [
+        tmp_path / name for name in (".best.ckpt.partial-1a2b3c4d.ckpt", "..last.ckpt.partial-17.partial-00000000")
+    ]
+    for path in begun:
+        path.write_text("half")
+    (tmp_path / ".last.ckpt.partial-17").mkdir()  # of a sharded strategy
+    trainer, last = quiet_trainer(tmp_path, callbacks=[]), LastCheckpoint(str(tmp_path))
+    last.setup(trainer, ToyModule(), "fit")
+    assert len(list(tmp_path.iterdir())) == 3
+    claim(tmp_path / "run")
+    LastCheckpoint(str(tmp_path / "run" / "..")).setup(trainer, ToyModule(), "fit")
+    assert len(list(tmp_path.glob(".*"))) == 3  # another folder than the one it owns
+    release()
+    claim(tmp_path)
+    try:
+        last.setup(trainer, ToyModule(), "fit")
+    finally:
+        release()
+    assert list(tmp_path.glob(".*")) == []

@@ -177,3 +177,14 @@ def test_starts_in_a_row_without_a_new_step_are_counted(tmp_path: Path):
     release()
     claim(tmp_path)
     assert read_owner(tmp_path).idle_starts == 0
+
+
+def test_files_that_killed_processes_had_begun_are_gone_when_the_folder_is_claimed(tmp_path: Path):
+    """Checkpoints' are seen to by `LastCheckpoint`, which knows their folder."""
+    begun = [tmp_path / ".metrics.csv.partial-1a2b3c4d.csv", tmp_path / "heartbeats" / ".rank-0.json.partial-0.json"]
+    for path in begun:
+        write_text(path, "half")
+    write_text(tmp_path / "metrics.csv", "whole")
+    claim(tmp_path)
+    assert [path for path in begun if path.exists()] == []
+    assert (tmp_path / "metrics.csv").read_text() == "whole"

@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from evmamba.errors import UserError
 from evmamba.tasks.training.metrics_log import MetricsLog
+
+from ...full_disk import full_disk
 
 
 def test_a_continued_log_drops_what_came_after_the_checkpoint(tmp_path: Path):
@@ -38,3 +42,34 @@ def test_a_training_from_the_beginning_replaces_an_earlier_log(tmp_path: Path):
     log.log_metrics({"val/top1": 0.5, "epoch": 0}, 0)
     log.save()
     assert (tmp_path / "metrics.csv").read_text().splitlines() == ["epoch,step,loss,val/top1", "0,0,2.0,", "0,0,,0.5"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_whole_rows_which_go_on_when_there_is_room(tmp_path: Path):
+    log = MetricsLog(str(tmp_path), tensorboard=False)
+    log.keep(0)
+    for step in range(2):
+        log.log_metrics({"loss": 2.0, "epoch": 0}, step)
+        log.save()
+    before = (tmp_path / "metrics.csv").read_text()
+    log.log_metrics({"loss": 2.0, "epoch": 0}, 2)
+    with full_disk(len(before) + 3), pytest.raises(UserError, match=r"cannot write .*metrics\.csv: File too large"):
+        log.save()
+    assert (tmp_path / "metrics.csv").read_text() == before
+    log.save()
+    assert (tmp_path / "metrics.csv").read_text() == f"{before}0,2,2.0\n"
+
+
+def test_events_that_find_no_room_are_one_line_and_no_traceback_of_a_thread(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    log = MetricsLog(str(tmp_path))
+    log.keep(0)
+
+    def train() -> None:
+        for step in range(50):
+            log.log_metrics({"loss": 2.0, "epoch": 0}, step)
+            log.save()
+
+    with full_disk(100), pytest.raises(UserError, match=r"cannot write .*tensorboard: File too large"):
+        train()
+    assert capsys.readouterr().err == ""
