@@ -213,6 +213,8 @@ def test_checkpoints_of_whole_networks_are_tested_and_their_results_computed_aga
     status, said = verify("--checkpoint", "best.ckpt", f"--{task}", "data", "--published", 50, "--tolerance", 100)
     assert (status, "as it was trained" in said) == (0, True), said
     result = json.loads(Path("verified/best/result.json").read_text())
+    assert result["protocol"].get("rules") == {"detection": "torchvision"}.get(task)  # of when there was no choice
+    assert json.loads(Path("verified/best/certificate.json").read_text())["data"]["split"] == "val"
     status, said = verify("--result", "verified/best/result.json", f"--{task}", "data")
     assert (status, said.endswith("agrees")) == (0, True), said
     assert TASKS[task].metrics[0].key in said
