@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "fit" in arguments[:1]:
         hold_signals()
     try:
-        return _dispatch(arguments)
+        status = _dispatch(arguments)
+        sys.stdout.flush()  # here, where a closed pipe is known
+        return status
     except UserError as error:
         print(f"evmamba: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

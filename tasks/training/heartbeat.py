@@ -47,7 +47,7 @@ class Beat:
         phase: what it does with this one, or besides.
         order: how many phases it has been through, which are the same for all processes.
         part: batches within the phase, in an evaluation, where processes have different numbers of them.
-        moved: when it last came further [s since 1970].
+        idle: how long before this beat it last came further [s].
         where: the line at which its main thread stands.
     """
 
@@ -61,7 +61,7 @@ class Beat:
     phase: str = "starting"
     order: int = 0
     part: int = 0
-    moved: float = 0.0
+    idle: float = 0.0
     where: str = ""
 
     @property
@@ -99,7 +99,8 @@ class Heartbeat:
         self._is_ours = is_ours
         self.rank = rank
         self.timeout: float | None = None
-        self._beat = Beat(token, rank, host, machine, os.getpid(), moved=time.time())
+        self._beat = Beat(token, rank, host, machine, os.getpid())
+        self._moved = time.monotonic()
         self.before_end: Callable[[], None] = lambda: None  # what else is to be written ahead of it
         self.requeue: Callable[[], bool] = lambda: False  # asks for another start, and says whether there will be one
         self._count = 0
@@ -122,7 +123,10 @@ class Heartbeat:
     def note(self, phase: str, batch: int = 0, part: int = 0) -> None:
         """Come further: to a new phase, or with `part` within one. The thread writes it down."""
         order = self._beat.order + (part == 0)
-        self._beat = replace(self._beat, phase=phase, batch=batch, order=order, part=part, moved=time.time())
+        self._beat, self._moved = (
+            replace(self._beat, phase=phase, batch=batch, order=order, part=part),
+            time.monotonic(),
+        )
 
     @property
     def _in_step(self) -> bool:
@@ -130,7 +134,8 @@ class Heartbeat:
         return self._beat.batch > 1 and self._beat.phase in STEP_PHASES
 
     def _now(self) -> Beat:
-        return replace(self._beat, count=self._count, where=_where(self._main))
+        idle = round(time.monotonic() - self._moved, 1)
+        return replace(self._beat, count=self._count, idle=idle, where=_where(self._main))
 
     def _write(self) -> None:
         told = asdict(self._now())
@@ -249,21 +254,23 @@ def describe(suspects: list[Beat], stopped: bool, found: Mapping[int, Beat], sil
 def silence(folder: Path, seconds: float = TIMEOUT_SECONDS) -> str | None:
     """What to say of a run that is at work but has come no further for so long, e.g. "silent for 12 min, rank 1 on n2".
 
-    None for one that comes on, or has no heartbeats.
+    None for one that comes on, or has no heartbeats. No clock of another machine is asked, but that of the folder's
+    file system for how long ago a beat was written.
     """
     found = beats(folder)
     if not found:
         return None
-    newest = max(found.values(), key=lambda beat: beat.moved)
-    found = {rank: beat for rank, beat in found.items() if beat.token == newest.token}
     now = time.time()
-    if now - newest.moved < seconds:
+    ages = {rank: max(0.0, now - beat_file(folder, rank).stat().st_mtime) for rank in found}
+    token = found[min(ages, key=lambda rank: ages[rank])].token
+    found = {rank: beat for rank, beat in found.items() if beat.token == token}
+    silent = min(ages[rank] + beat.idle for rank, beat in found.items())
+    if silent < seconds:
         return None
-    ages = {rank: now - beat_file(folder, rank).stat().st_mtime for rank in found}
     stopped = [beat for rank, beat in found.items() if ages[rank] > max(seconds, 10 * EVERY_SECONDS)]
     who = stopped if 0 < len(stopped) < len(found) else behind(found)
     named = f", {', '.join(map(str, who))}" if who else ""
-    return f"silent for {(now - newest.moved) / 60:.0f} min{named}"
+    return f"silent for {silent / 60:.0f} min{named}"
 
 
 def _where(main: int | None) -> str:

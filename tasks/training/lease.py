@@ -54,7 +54,7 @@ class Owner:
         host: its machine, as people call it.
         machine: where `pid` means something: the machine's boot and the container.
         pid: rank 0's process.
-        born: when that process began [s since 1970], which tells it from a later one of the same number.
+        born: when that process began [s since the machine did], which tells it from a later one of the same number.
         start: what started it, see `start_of`.
         since: when it claimed the folder, ISO 8601.
         idle_starts: how many starts before it, in a row, saved no new step.
@@ -274,7 +274,7 @@ def _is_alive(folder: Path, owner: Owner) -> bool:
         return False  # the scheduler has ended that start, whatever is left of it
     if owner.machine == machine():
         born = _born(owner.pid)
-        return born is not None and abs(born - owner.born) < 10  # the clock that it is counted from may be corrected
+        return born is not None and abs(born - owner.born) < 10
     first = beats(folder, owner.token)
     deadline = time.monotonic() + SILENT_SECONDS
     while time.monotonic() < deadline:
@@ -301,14 +301,22 @@ def _write(folder: Path, owner: Owner) -> None:
 
 
 def _born(pid: int) -> float | None:
-    """When a process began; None for one that has ended."""
+    """When a process began [s]; None for one that has ended.
+
+    Counted from the start of the machine, where that is known: what counts from 1970 changes when the clock is set.
+    """
     import psutil  # not needed to read who the owner is
 
     try:
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # the name before may hold anything
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
     except psutil.Error:
         return None
+    except (FileNotFoundError, ProcessLookupError):  # no Linux, or it has just ended
+        return process.create_time()
 
 
 @functools.cache

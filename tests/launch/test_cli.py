@@ -105,3 +105,20 @@ def test_a_full_disk_is_one_line_and_other_errors_of_the_system_are_not_hidden(
     monkeypatch.setattr(cli, "_dispatch", lambda arguments: fail(errno.EIO))
     with pytest.raises(OSError, match="Input/output error"):
         cli.main(["models"])
+
+
+def test_a_reader_that_has_gone_away_hears_nothing_and_sees_no_error():
+    """As of ``evmamba --version | true``: what is printed waits in a buffer until the end."""
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; sys.stdin.read(); from evmamba.launch.cli import main; sys.exit(main())",
+    ]
+    with subprocess.Popen(
+        [*command, "--version"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        _, said = process.communicate("")
+    assert (said, process.returncode) == ("", 0)

@@ -10,7 +10,6 @@ import sys
 import threading
 from pathlib import Path
 
-import psutil
 import pytest
 from rich.console import Console
 
@@ -19,6 +18,7 @@ from evmamba.launch.bench.local import run_here
 from evmamba.launch.bench.progress import RunProgress
 from evmamba.launch.store.results import Result, read_result, write_result
 from evmamba.launch.store.spec import Spec
+from evmamba.tasks.training import lease
 from evmamba.tasks.training.lease import OWNER_FILE, Owner, machine
 
 from ..handmade import made_result, made_spec
@@ -131,7 +131,7 @@ def test_a_run_that_dies_silently_leaves_a_result_with_its_last_words(
 
 def test_a_folder_in_which_another_process_works_is_left_as_it_is(tmp_path: Path):
     folder = tmp_path / "run"
-    born = psutil.Process(os.getppid()).create_time()
+    born = lease._born(os.getppid()) or 0.0
     owner = Owner("token", "n1", machine(), os.getppid(), born, None, "2026-01-01T00:00:00+00:00")
     folder.mkdir()
     (folder / OWNER_FILE).write_text(json.dumps(dataclasses.asdict(owner)))

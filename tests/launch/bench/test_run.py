@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from unittest.mock import Mock
 
-import psutil
 import pytest
 from msgspec import structs
 
@@ -18,6 +17,7 @@ from evmamba.launch.fit.recipes import find_recipe
 from evmamba.launch.measure import cost
 from evmamba.launch.store.results import read_result, write_result
 from evmamba.launch.store.spec import SPEC_FILE, CostSpec, Resources, Spec, Timing, failed_result
+from evmamba.tasks.training import lease
 from evmamba.tasks.training.interruption import TrainingStopped
 from evmamba.tasks.training.lease import OWNER_FILE, read_owner
 
@@ -190,7 +190,7 @@ def test_a_leftover_of_an_earlier_start_neither_replaces_a_result_nor_begins_whe
     assert run.main([path]) == 1
     assert not (tmp_path / "result.json").exists()  # the later start's is still to come
 
-    born = psutil.Process(os.getppid()).create_time()
+    born = lease._born(os.getppid()) or 0.0
     owner = dataclasses.replace(read_owner(tmp_path), pid=os.getppid(), born=born, start="13.0", released=False)
     (tmp_path / OWNER_FILE).write_text(json.dumps(dataclasses.asdict(owner)))
     monkeypatch.setenv("SLURM_PROCID", "0")

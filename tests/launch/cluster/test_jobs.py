@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -56,9 +55,8 @@ def test_a_chain_at_work_says_how_far_it_is_and_who_waits_for_whom(output: Path,
 def test_a_run_that_is_silent_says_who_holds_it_up(output: Path, fake: FakeSlurm):
     fake.set(1, JobState="RUNNING", Reason="None", NodeList="n[1-2]", RunTime="01:02:03")
     say_progress(output, FIRST)
-    ago = time.time() - 12 * 60
     for rank in range(2):
-        beat = Beat("token", rank, f"n{rank + 1}", "machine", 1, order=8 - rank, moved=ago)
+        beat = Beat("token", rank, f"n{rank + 1}", "machine", 1, order=8 - rank, idle=12 * 60.0)
         path = beat_file(output / "runs" / FIRST.name, rank)
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(dataclasses.asdict(beat)))

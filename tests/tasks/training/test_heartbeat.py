@@ -89,14 +89,16 @@ def test_the_watch_ends_a_training_that_stands(
 
 def test_status_says_who_is_silent_and_for_how_long(tmp_path: Path):
     assert silence(tmp_path) is None
-    ago = time.time() - 12 * 60
-    stopped = dataclasses.replace(MINE, rank=1, host="n2", moved=ago)
-    written(tmp_path, dataclasses.replace(MINE, moved=ago), stopped, ages=(1.0, 12 * 60.0))
+    waits = dataclasses.replace(MINE, idle=12 * 60.0)
+    stopped = dataclasses.replace(MINE, rank=1, host="n2")
+    written(tmp_path, waits, stopped, ages=(1.0, 12 * 60.0))
     assert silence(tmp_path) == "silent for 12 min, rank 1 on n2"
-    late = dataclasses.replace(stopped, order=21)
-    written(tmp_path, dataclasses.replace(MINE, moved=ago), late)
+    late = dataclasses.replace(stopped, order=21, idle=12 * 60.0)
+    written(tmp_path, waits, late)
     assert silence(tmp_path) == "silent for 12 min, rank 1 on n2"
-    written(tmp_path, dataclasses.replace(MINE, moved=time.time()), late)
+    written(tmp_path, waits, late, ages=(-3600.0, -3600.0))  # before the clock was set back
+    assert silence(tmp_path) == "silent for 12 min, rank 1 on n2"
+    written(tmp_path, MINE, late)
     assert silence(tmp_path) is None
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from evmamba.errors import UserError
@@ -188,3 +189,11 @@ def test_files_that_killed_processes_had_begun_are_gone_when_the_folder_is_claim
     claim(tmp_path)
     assert [path for path in begun if path.exists()] == []
     assert (tmp_path / "metrics.csv").read_text() == "whole"
+
+
+def test_an_owner_lives_also_after_the_clock_was_set(tmp_path: Path, other: int, monkeypatch: pytest.MonkeyPatch):
+    owned(tmp_path, pid=other, born=lease._born(other))
+    told = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: told(self) - 3600)  # which counts from 1970
+    with pytest.raises(UserError, match="is at work already"):
+        claim(tmp_path)
