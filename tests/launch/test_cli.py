@@ -114,9 +114,9 @@ def test_a_reader_that_has_gone_away_hears_nothing_and_sees_no_error():
         "-c",
         "import sys; sys.stdin.read(); from evmamba.launch.cli import main; sys.exit(main())",
     ]
-    with subprocess.Popen(
-        [*command, "--version"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([*command, "--version"], **pipes, text=True, env=buffered) as process:  # type: ignore[call-overload]
         assert process.stdout is not None
         process.stdout.close()
         process.stdout = None
