@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import datetime
 import functools
 import os
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 from evmamba.errors import UserError
 from evmamba.launch.bench.progress import RunProgress
 from evmamba.launch.store.progress import last_words
-from evmamba.launch.store.results import FILE_NAME, Result, git_state, read_result, write_result
+from evmamba.launch.store.results import FILE_NAME, Result, git_state, now, read_result, write_result
 from evmamba.launch.store.spec import (
     LOG_FILE,
     RUNS_FOLDER,
@@ -61,7 +60,7 @@ def run_here(
                 elsewhere = elsewhere or _other_commit(previous)
                 results.append(previous)
                 continue
-            start = datetime.datetime.now(datetime.UTC)
+            start = now()
             if interrupted:
                 results.append(failed_result(spec, "interrupted", start))
                 continue
@@ -105,7 +104,7 @@ def run_one(spec: Spec, folder: Path, while_waiting: Callable[[], None]) -> Resu
     Raises:
         KeyboardInterrupt: after the process has been stopped.
     """
-    start = datetime.datetime.now(datetime.UTC)
+    start = now()
     try:
         check_free(folder)
     except UserError as error:

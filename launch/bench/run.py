@@ -19,7 +19,7 @@ from evmamba.launch.fit.held_signals import deliver_signals, hold_signals
 from evmamba.launch.fit.launchers import node_name, process_rank
 from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
 from evmamba.launch.store.progress import write_progress
-from evmamba.launch.store.results import FILE_NAME, read_result, write_result
+from evmamba.launch.store.results import FILE_NAME, now, read_result, write_result
 from evmamba.launch.store.spec import (
     LOG_FILE,
     CostSpec,
@@ -93,7 +93,7 @@ def _start(path: Path) -> int:
     except UserError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 2
-    start = datetime.datetime.now(datetime.UTC)
+    start = now()
     quiet_warnings()
     quiet_logs()
     from evmamba.launch.fit.signals import ignore_time_limit, requeue_on_signals

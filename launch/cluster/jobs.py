@@ -22,7 +22,7 @@ from evmamba.launch.bench.progress import headline
 from evmamba.launch.cluster import slurm
 from evmamba.launch.cluster.slurm import Job, JobId
 from evmamba.launch.store.progress import PROGRESS_FILE, last_words, read_progress
-from evmamba.launch.store.results import FILE_NAME, Result, read_result, write_json, write_result
+from evmamba.launch.store.results import FILE_NAME, Result, now, read_result, write_json, write_result
 from evmamba.launch.store.spec import (
     NOT_STARTED,
     RUNS_FOLDER,
@@ -263,8 +263,7 @@ def record_failures(folder: Path) -> list[str]:
     for name, spec in read_specs(folder).items():
         run_folder, state = folder / RUNS_FOLDER / name, told[name]
         if _result(run_folder) is None and state.state in over:
-            now = datetime.datetime.now(datetime.UTC)
-            recorded[name] = failed_result(spec, state.said, now, state.blocked_by)
+            recorded[name] = failed_result(spec, state.said, now(), state.blocked_by)
             recorded[name].run = name
             write_result(recorded[name], run_folder)
     return list(recorded)

@@ -16,7 +16,7 @@ from evmamba.launch.fit.exported import Exported
 from evmamba.launch.fit.settings import beyond_defaults
 from evmamba.launch.store.progress import write_progress
 from evmamba.launch.store.result_schema import Data, Provenance, Training
-from evmamba.launch.store.results import Result, device_name, file_hash, git_state, provenance, write_result
+from evmamba.launch.store.results import Result, device_name, file_hash, git_state, now, provenance, write_result
 from evmamba.launch.store.sweeps import Point
 from evmamba.tasks import TASKS
 from evmamba.tasks.data import TaskDataModule
@@ -52,7 +52,7 @@ class Background:
     training: Training = field(default_factory=Training)
     sweeps: dict[str, list[Point]] = field(default_factory=dict)
     exported: Exported | None = None
-    start: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
+    start: datetime.datetime = field(default_factory=now)
 
     def __post_init__(self) -> None:
         git_state()  # of the code that was loaded, not of what is checked out when a long run ends
@@ -165,6 +165,7 @@ class TrainingRecord(Callback):
         self._last: float | None = None
         self._start = time.monotonic()
         self._before = 0.0  # seconds of the training ahead of an interruption, as far as they were saved
+        self._starts = 1  # of those whose work is in the weights
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -172,12 +173,14 @@ class TrainingRecord(Callback):
             "validation": self.validation,
             "seconds": self._elapsed(),
             "images": self.images,
+            "starts": self._starts,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.curve, self.validation = list(state_dict["curve"]), list(state_dict["validation"])
         self._before = state_dict["seconds"]
         self.images = state_dict.get("images", 0)
+        self._starts = state_dict.get("starts", 1) + 1
 
     def _elapsed(self) -> float:
         return self._before + time.monotonic() - self._start
@@ -210,7 +213,11 @@ class TrainingRecord(Callback):
 
     def summary(self, trainer: L.Trainer) -> Training:
         """Steps, epochs, images seen, seconds, images/s over whole steps (loading included), curves of the loss and of
-        the metrics in validation."""
+        the metrics in validation.
+
+        Of an interrupted training also how many starts it took. Its seconds are theirs together, without what a killed
+        one did after its last checkpoint; images/s are the last one's.
+        """
         summary = Training(
             steps=trainer.global_step,
             epochs=trainer.current_epoch,
@@ -220,6 +227,8 @@ class TrainingRecord(Callback):
         if self.seconds:
             median = statistics.median(self.seconds)
             summary["images_per_s"] = round(self.images * trainer.world_size / median, 2)
+        if self._starts > 1:
+            summary["starts"] = self._starts
         if (saving := last_checkpoint_seconds(trainer)) is not None:
             summary["checkpoint_seconds"] = saving
         return summary | Training(curve=self.curve, validation=self.validation)  # type: ignore[typeddict-item]

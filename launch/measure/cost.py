@@ -5,7 +5,6 @@ detectors at 800 x 1280 and UPerNet at 512 x 2048 pixels. The networks of a tabl
 """
 
 import contextlib
-import datetime
 import functools
 import statistics
 import sys
@@ -24,7 +23,7 @@ from evmamba import cost
 from evmamba.launch.measure.profiling import energy_counter
 from evmamba.launch.store.precision import DEFAULT, autocast_to
 from evmamba.launch.store.result_schema import Provenance, Turns
-from evmamba.launch.store.results import Result, device_name, git_state, provenance, write_result
+from evmamba.launch.store.results import Result, device_name, git_state, now, provenance, write_result
 from evmamba.launch.store.spec import CostSpec, Timing, failed_result, origin_of, reason_of
 from evmamba.launch.store.sweeps import Point, sweep
 from evmamba.tasks import TASKS
@@ -81,7 +80,7 @@ def measure_cost(spec: CostSpec, folder: Path) -> None:
     Raises:
         Exception: what ended the measurement of `spec` itself. Others that fail have a failed result.
     """
-    start = datetime.datetime.now(datetime.UTC)
+    start = now()
     git_state()  # before anything takes long
     members = spec.members if spec.leads else [spec]
     folders = [folder if member == spec else folder.parent / member.name for member in members]

@@ -38,6 +38,7 @@ class Training(TypedDict, total=False):
     images: Whole | None
     images_per_s: Number | None
     seconds: Number | None
+    starts: Whole | None
     checkpoint_seconds: Number | None
     curve: list[tuple[Number, Number | None]] | None
     validation: list[tuple[Number, dict[str, Number | None]]] | None

@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -31,6 +32,7 @@ SCHEMA = 1
 FILE_NAME = "result.json"
 COST = "cost"  # the task of a run that trains nothing and measures
 STATES = ("finished", "failed")
+_BEGAN, _BEGAN_AT = datetime.datetime.now(datetime.UTC), time.monotonic()
 
 
 @dataclass
@@ -211,6 +213,12 @@ def config_hash(config: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
+def now() -> datetime.datetime:
+    """The time, as the clock had it when this process began and what has passed since: whoever sets the clock changes
+    no duration between two of these."""
+    return _BEGAN + datetime.timedelta(seconds=time.monotonic() - _BEGAN_AT)
+
+
 def provenance(
     *,
     config: Mapping[str, Any],
@@ -226,9 +234,8 @@ def provenance(
     Args:
         config: everything that decides the run; stored whole, beside its hash.
         device: name of the device that worked, e.g. ``"NVIDIA H200"`` or the processor's.
-        start: aware datetime; the duration [s] is counted from it to now.
+        start: of `now`; the duration [s] is counted from it.
     """
-    now = datetime.datetime.now(datetime.UTC)
     return {
         **git_state(),
         "config": dict(config),
@@ -240,7 +247,7 @@ def provenance(
         "nodes": nodes,
         "processes": processes,
         "start": start.astimezone(datetime.UTC).isoformat(timespec="seconds"),
-        "duration_s": round((now - start).total_seconds(), 1),
+        "duration_s": round((now() - start).total_seconds(), 1),
     }
 
 

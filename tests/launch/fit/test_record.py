@@ -84,6 +84,11 @@ def test_a_continued_training_goes_on_with_its_curve_and_its_time(clock: Clock):
     clock.now += 3
     summary = second.summary(trainer(global_step=1))
     assert summary["seconds"] == 10
+    assert summary["starts"] == 2
+    assert "starts" not in first.summary(trainer(global_step=1))
+    third = TrainingRecord()
+    third.load_state_dict(second.state_dict())
+    assert third.summary(trainer(global_step=1))["starts"] == 3
     assert summary["validation"] == [(1, {"top1": 0.75})]
     assert [list(point) for point in summary["curve"]] == [[1, 1.0]]
     assert summary["images"] == 12  # even if no step was left

@@ -8,6 +8,7 @@ import pytest
 
 from evmamba.errors import UserError
 from evmamba.launch.fit.record import Background, TrainingRecord
+from evmamba.launch.store import results
 from evmamba.launch.store.results import (
     FILE_NAME,
     Result,
@@ -146,3 +147,15 @@ def test_provenance_says_when_how_long_and_with_what():
     assert found["config_hash"] == config_hash({"seed": 3})
     assert {"python", "evmamba", "torch"} <= set(found["versions"])
     assert set(found) >= {"git_commit", "git_dirty", "nodes", "processes", "start"}
+
+
+def test_a_duration_is_right_also_when_the_clock_was_set(monkeypatch: pytest.MonkeyPatch):
+    class SetBack(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:  # type: ignore[override]
+            return datetime.datetime(2001, 1, 1, tzinfo=tz)
+
+    start = results.now()
+    monkeypatch.setattr(results.datetime, "datetime", SetBack)
+    told = results.provenance(config={}, seed=0, device="cpu", precision="32", start=start)
+    assert 0 <= told["duration_s"] < 60  # type: ignore[operator]
