@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Test processes share the cores; more threads each would only fight.
-JOBS ?= 2
+# Test processes share the cores; more threads each would only fight. One more than there are cores, as some tests wait.
+JOBS ?= 3
 
 .PHONY: bench test gpu mutants cluster cluster-stop package lint docs release hub-kernel format clean help
 
