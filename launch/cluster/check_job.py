@@ -10,7 +10,6 @@ import datetime
 import errno
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -108,7 +107,7 @@ def try_everything(answers: Answers, folder: Path) -> None:
 
     launch = find_launch()
     answers.gpus = torch.cuda.device_count()
-    answers.has_scontrol = shutil.which("scontrol") is not None
+    answers.has_scontrol = slurm_job.has_scontrol()
     if launch is not None:
         answers.nodes, answers.per_node = launch.nodes, launch.per_node
         answers.processes = launch.nodes * launch.per_node

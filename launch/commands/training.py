@@ -74,9 +74,7 @@ def _short_help(command: str) -> str:
         if common not in names[folder]:
             names[folder].append(common)
     lines = (
-        textwrap.wrap(
-            f"{folder}/ {' '.join(sorted(found, key=len))}", 78, initial_indent="  ", subsequent_indent="    "
-        )
+        textwrap.wrap(f"{folder}/ {' '.join(sorted(found, key=len))}", 79, initial_indent="  ", subsequent_indent="   ")
         for folder, found in names.items()
     )
     text = "\n".join(line for wrapped in lines for line in wrapped)

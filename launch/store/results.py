@@ -23,6 +23,7 @@ from typing import Any
 
 from evmamba.errors import UserError
 from evmamba.files import write_text
+from evmamba.launch.store.devices import processor_name
 from evmamba.launch.store.result_schema import Data, GitState, Provenance, Training, checked
 from evmamba.tasks import TASKS
 from evmamba.tasks.plain_files import is_file, read_json
@@ -290,14 +291,6 @@ def device_name(kind: str) -> str:
         return kind
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return f"{processor_name()}, {cores} core{'s' if cores > 1 else ''}"
-
-
-def processor_name() -> str:
-    """The processor as its maker calls it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ which submits jobs and asks for them from outside.
 import logging
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
@@ -158,6 +159,11 @@ def requeue() -> bool:
     if done.returncode:
         log.warning(f"scontrol requeue {job}: {' '.join(done.stderr.split()) or f'exit status {done.returncode}'}")
     return done.returncode == 0
+
+
+def has_scontrol() -> bool:
+    """Whether a process can speak to SLURM here; in many containers it cannot."""
+    return shutil.which("scontrol") is not None
 
 
 def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -21,6 +21,9 @@ class OneProcess:
     def barrier(self) -> None:
         pass
 
+    def broadcast(self, told: str) -> str:
+        return told
+
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path):
     target = tmp_path / "best.ckpt"

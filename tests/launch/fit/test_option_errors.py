@@ -24,7 +24,7 @@ OF_MODULE = "unknown option of ClassificationModule"
     [
         ("unrecognized arguments: --trainer.max_epoch=3", "unknown option '--trainer.max_epoch'; did you mean"),
         ("Subcommand 'fit' does not accept option 'dat'", "unknown option 'dat'; did you mean data?"),
-        (NESTED.format(problem="Option 'backbon' is not accepted"), f"{OF_MODULE} 'backbon'; did you mean backbone?"),
+        (NESTED.format(problem="Option 'backbon' is not accepted"), f"{OF_MODULE} 'backbon'; did you mean backbone"),
         (NESTED.format(problem="unrecognized arguments: --schedule.kin=3"), f"{OF_MODULE} 'schedule.kin'; did you"),
         (NESTED.format(problem=WRONG_TYPE), "optimizer.lr: Expected a float. Got value: x"),
         ("the following arguments are required: fit.data", "nothing says which data to use; name a recipe"),

@@ -124,7 +124,7 @@ def test_slurms_words_are_spoken_in_two_files():
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and WORDS.match(node.value)
     }
     # An option of `evmamba submit`, and a key of its YAML, is called sbatch.
-    assert speaking - {"launch/cluster/settings.py", "launch/commands/submit.py"} == {
+    assert speaking - {"launch/cluster/settings.py", "launch/commands/shared.py"} == {
         "tasks/training/slurm_job.py",
         "launch/cluster/slurm.py",
     }
