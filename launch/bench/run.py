@@ -14,7 +14,7 @@ from typing import Any
 
 from evmamba.errors import UserError
 from evmamba.files import write_errors
-from evmamba.launch.fit.failures import reported_once
+from evmamba.launch.fit.failures import is_machines, reported_once
 from evmamba.launch.fit.held_signals import deliver_signals, hold_signals
 from evmamba.launch.fit.launchers import node_name, process_rank
 from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
@@ -117,7 +117,7 @@ def _start(path: Path) -> int:
 def _finish(spec: Spec, folder: Path, start: datetime.datetime) -> int:
     """Run the spec; if it fails, leave a result that says why."""
     who = f"process {process_rank()} on {node_name()}" if spec.resources.processes > 1 else ""
-    blocked_by = None
+    blocked_by, goes_on = None, False
     try:
         with reported_once():
             lacking = _lacking(spec, folder)
@@ -128,7 +128,7 @@ def _finish(spec: Spec, folder: Path, start: datetime.datetime) -> int:
     except KeyboardInterrupt:
         return 130
     except UserError as error:
-        reason = reason_of(error)
+        reason, goes_on = reason_of(error), is_machines(error)
     except Exception as error:
         # The log keeps the whole story, the table its first line.
         print(f"{who} failed:\n{traceback.format_exc()}" if who else traceback.format_exc(), file=sys.stderr, end="")
@@ -139,7 +139,10 @@ def _finish(spec: Spec, folder: Path, start: datetime.datetime) -> int:
     print(f"failed: {reason}", file=sys.stderr, flush=True)
     try:
         if _may_tell(spec, folder):
-            write_result(failed_result(spec, reason, start, blocked_by), folder)
+            result = failed_result(spec, reason, start, blocked_by)
+            if goes_on:
+                result.provenance["interrupted"] = True
+            write_result(result, folder)
     except UserError as error:
         print(f"failed: {error}", file=sys.stderr, flush=True)  # the log is all there is then
     return 1

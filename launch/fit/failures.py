@@ -112,6 +112,15 @@ def machine_error(error: BaseException) -> UserError | None:
     return None
 
 
+def is_machines(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, is the machine's: started again when that is mended, the run goes on."""
+    while error is not None:
+        if machine_error(error) is not None:
+            return True
+        error = error.__cause__
+    return False
+
+
 def _said(error: BaseException | None) -> str:
     """What the errors behind an error say, and then itself."""
     texts = []

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import errno
 import json
 import os
 from pathlib import Path
@@ -68,6 +69,21 @@ def test_a_bug_leaves_its_first_line_in_the_result_and_its_traceback_in_the_log(
     result = read_result(tmp_path / "result.json")
     assert result.reason == f"ZeroDivisionError: nothing to divide by (see {tmp_path / 'run.log'})"
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "cause", [OSError(errno.ENOSPC, "No space left on device"), MemoryError(), ZeroDivisionError()], ids=repr
+)
+def test_a_run_that_the_machine_failed_goes_on_when_it_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: Exception
+):
+    def broken(spec: Spec, folder: Path) -> None:
+        raise UserError("cannot write last.ckpt") from cause
+
+    monkeypatch.setattr(cost, "measure_cost", broken)
+    assert run.main([written(tmp_path, cost_spec())]) == 1
+    told = read_result(tmp_path / "result.json").provenance.get("interrupted", False)
+    assert told is not isinstance(cause, ZeroDivisionError)
 
 
 def test_a_result_that_finds_no_room_is_a_line_and_the_one_before_it_stays(
