@@ -51,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader went away (evmamba models | head): nothing to say, and nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as leaving:
+        if not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        return 0  # rich, which prints the tables, has met the closed pipe
     except (OSError, MemoryError, RuntimeError) as error:
         from evmamba.launch.fit.failures import machine_error
 

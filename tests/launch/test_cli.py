@@ -122,3 +122,21 @@ def test_a_reader_that_has_gone_away_hears_nothing_and_sees_no_error():
         process.stdout = None
         _, said = process.communicate("")
     assert (said, process.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize(("before", "status"), [(BrokenPipeError, 0), (ValueError, 1)])
+def test_a_table_whose_reader_has_gone_away_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, before: type[Exception], status: int
+):
+    def leave(arguments: list[str]) -> int:
+        try:
+            raise before
+        except before:
+            raise SystemExit(1)  # noqa: B904 - as rich does
+
+    monkeypatch.setattr(cli, "_dispatch", leave)
+    try:
+        found = cli.main(["status"])
+    except SystemExit as leaving:
+        found = leaving.code
+    assert found == status
