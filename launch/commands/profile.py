@@ -77,8 +77,8 @@ def main(arguments: Sequence[str]) -> int:
     with console.status("building the networks") as status:
         rows = profiling.profile(options, status.update)
         parts = shares(options) if options.operators else []
+    written = write_profile(rows, parts, about, given.output)  # first: a terminal's reader may go away
     print_profile(rows, parts, about, console)
-    written = write_profile(rows, parts, about, given.output)
     console.print("\n" + "  ".join(map(str, written)), style="dim", markup=False, highlight=False, soft_wrap=True)
     return 0 if any(row.reason is None for row in rows) else 1
 
@@ -99,6 +99,8 @@ def _profile_input(given: argparse.Namespace) -> int:
     console = Console()
     with console.status("loading images"):
         rate = measure_input(data, given.seconds)
+    written = given.output / "input.json"
+    write_json(written, asdict(rate) | {"recipe": given.input, "data": data.description()})
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("stage", no_wrap=True)
     for name in ("ms of a core", "share"):
@@ -114,8 +116,6 @@ def _profile_input(given: argparse.Namespace) -> int:
         console.print(
             f"a device that takes {given.rate:g} images a second needs {rate.cores_for(given.rate):.1f} such cores"
         )
-    written = given.output / "input.json"
-    write_json(written, asdict(rate) | {"recipe": given.input, "data": data.description()})
     console.print(f"\n{written}", style="dim", highlight=False, soft_wrap=True)
     return 0
 
