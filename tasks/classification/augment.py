@@ -1,5 +1,6 @@
 """Training augmentation of classification: crop and flip on uint8 tensors, timm's policies, timm's random erasing."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,16 @@ class Patch(NamedTuple):
 
     top: int
     left: int
+    noise: Tensor
+
+
+class Erased(NamedTuple):
+    """The patches of a batch: their noise is one tensor, as every tensor costs its loading process an open file.
+
+    `places` are (image, top, left, height, width), `noise` float32 [sum of 3 height width] in their order.
+    """
+
+    places: list[tuple[int, int, int, int, int]]
     noise: Tensor
 
 
@@ -101,21 +112,28 @@ class _Canvas:
         self.patches.append(Patch(place[1].start, place[2].start, noise))
 
 
-def normalise(pixels: Tensor, patches: list[list[Patch]]) -> Tensor:
+def gather(patches: Sequence[list[Patch]]) -> Erased:
+    """Put together what is to be written into each image of a batch."""
+    flat = [(image, patch) for image, written in enumerate(patches) for patch in written]
+    places = [(image, patch.top, patch.left, *patch.noise.shape[1:]) for image, patch in flat]
+    return Erased(places, torch.cat([torch.empty(0), *(patch.noise.flatten() for _, patch in flat)]))
+
+
+def normalise(pixels: Tensor, erased: Erased) -> Tensor:
     """Make the network's input of a batch.
 
     Args:
         pixels: uint8 [B, 3, H, W].
-        patches: what to write into each image afterwards.
+        erased: what to write into the images afterwards.
 
     Returns:
         float32 [B, 3, H, W], contiguous: ImageNet's mean taken off the pixels in 0..1, divided by its deviation.
     """
     mean, std = (torch.tensor(NORMALISE[name], device=pixels.device)[:, None, None] for name in ("mean", "std"))
     images = pixels.contiguous().float().div_(255).sub_(mean).div_(std)
-    for image, written in zip(images, patches, strict=True):
-        for top, left, noise in written:
-            image[:, top : top + noise.shape[1], left : left + noise.shape[2]] = noise
+    noises = erased.noise.split([3 * height * width for *_, height, width in erased.places])
+    for (image, top, left, height, width), noise in zip(erased.places, noises, strict=True):
+        images[image, :, top : top + height, left : left + width] = noise.view(3, height, width)
     return images
 
 

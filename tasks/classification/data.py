@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from evmamba.errors import UserError
 from evmamba.tasks.classification import staging
-from evmamba.tasks.classification.augment import NORMALISE, Patch, TrainingAugmentation, normalise
+from evmamba.tasks.classification.augment import NORMALISE, Patch, TrainingAugmentation, gather, normalise
 from evmamba.tasks.classification.folders import FolderImages, read_folders
 from evmamba.tasks.classification.shards import ShardImages, list_shards, read_shards
 from evmamba.tasks.data import SPLITS, TEST, TaskDataModule, files_digest, stage
@@ -59,7 +59,7 @@ class ClassificationData(TaskDataModule):
     """``train/<class>/<image>`` and ``val/<class>/<image>``, or tar shards ``train/*.tar`` and ``val/*.tar``.
 
     Batches: dict of ``image`` [B, 3, image_size, image_size] float32 with ImageNet mean and deviation, ``label`` [B]
-    int64, ``path`` list of B file names. Training's loader hands out ``image`` as uint8 and ``patches`` beside it; the
+    int64, ``path`` list of B file names. Training's loader hands out ``image`` as uint8 and ``erased`` beside it; the
     trainer makes the normalised image of both on the device (`on_after_batch_transfer`). Class k is the k-th folder
     name in sorted order; shards number it themselves.
 
@@ -202,13 +202,13 @@ class ClassificationData(TaskDataModule):
     def collate(self, samples: list[Sample] | list[TrainingSample]) -> dict[str, Any]:
         images, labels, paths, *patches = zip(*samples, strict=True)
         batch = {"image": _stacked(images), "label": torch.tensor(labels), "path": list(paths)}
-        return batch | {"patches": list(patches[0])} if patches else batch
+        return batch | {"erased": gather(patches[0])} if patches else batch
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        if "patches" not in batch:
+        if "erased" not in batch:
             return batch
-        patches = batch.pop("patches")
-        return batch | {"image": normalise(batch["image"], patches)}
+        erased = batch.pop("erased")
+        return batch | {"image": normalise(batch["image"], erased)}
 
     def _staged(self) -> dict[str, FolderImages] | dict[str, ShardImages]:
         """The images, with shards copied to this node's disk if that is asked for."""

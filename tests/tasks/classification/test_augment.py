@@ -8,7 +8,7 @@ from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 
 from evmamba.errors import UserError
-from evmamba.tasks.classification.augment import NORMALISE, TrainingAugmentation, normalise
+from evmamba.tasks.classification.augment import NORMALISE, Patch, TrainingAugmentation, gather, normalise
 from evmamba.tasks.training.randomness import seed_step
 
 
@@ -83,7 +83,7 @@ def test_normalised_pixels_are_those_of_timms_transform_to_the_bit():
     pixels = torch.stack([photograph(32, 32), photograph(32, 32).flip(2)])
     timms = create_transform(32, is_training=False, crop_pct=1.0, **NORMALISE)
     expected = torch.stack([timms(Image.fromarray(one.permute(1, 2, 0).numpy())) for one in pixels])
-    ours = normalise(pixels, [[], []])
+    ours = normalise(pixels, gather([[], []]))
     assert ours.is_contiguous()
     assert torch.equal(ours, expected)
 
@@ -95,9 +95,21 @@ def test_erased_parts_are_those_that_timm_erases():
     assert patches
     seed_step(0, 0, 0, 0)
     augment.flip(augment.crop(photograph(32, 32)))  # draws first, as in the whole
-    expected = normalise(pixels[None], [[]])
+    expected = normalise(pixels[None], gather([[]]))
     RandomErasing(1.0, mode="pixel", device="cpu")(expected[0])
-    assert torch.equal(normalise(pixels[None], [patches]), expected)
+    assert torch.equal(normalise(pixels[None], gather([patches])), expected)
+
+
+def test_patches_of_a_batch_are_one_tensor_and_reach_their_images():
+    patches = [[], [Patch(1, 2, torch.full((3, 4, 5), 7.0))], [Patch(0, 0, torch.full((3, 1, 1), 8.0))] * 2]
+    erased = gather(patches)
+    assert erased.noise.shape == (3 * (4 * 5 + 1 + 1),)
+    images = normalise(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), erased)
+    plain = normalise(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), gather([[], [], []]))
+    assert torch.equal(images[0], plain[0])
+    assert (images[1, :, 1:5, 2:7] == 7).all()
+    assert (images[2, :, 0, 0] == 8).all()
+    assert (images != plain).sum() == 3 * (4 * 5 + 1)
 
 
 @pytest.mark.parametrize("policy", ["nonsense-m9", "rand19-m9-inc1"])
