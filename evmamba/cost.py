@@ -73,11 +73,11 @@ class Turns:
 
     Attributes:
         timing: over all its timed steps.
-        rounds: seconds of the steps of each round.
+        rounds: over those of each round.
     """
 
     timing: Timing
-    rounds: list[list[float]]
+    rounds: list[Timing]
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -223,7 +223,7 @@ def take_turns(
             twice, as the first step of all is only there to compile what it needs.
         batch_size: images of a step.
         warmup: steps of each model before the clock starts.
-        steps: timed steps of each model, shared by `ROUNDS` rounds (at least one in each).
+        steps: timed steps of each model, shared by `ROUNDS` rounds, or by one each if they are fewer.
         device: where they run.
 
     Returns:
@@ -248,17 +248,19 @@ def take_turns(
                 taking[k], seconds[k] = (step, memory - before, kind), []
             except Exception as error:  # somebody's model may fail in any way
                 results[k] = error
-        for _ in range(min(ROUNDS, steps)):
+        rounds = min(ROUNDS, steps)
+        for done in range(rounds):
             for k in list(taking):
                 try:
                     step = taking[k][0]
                     step()  # what the others left in the caches is theirs
-                    seconds[k].append([timed(step, place) for _ in range(max(1, steps // ROUNDS))])
+                    seconds[k].append([timed(step, place) for _ in range(done, steps, rounds)])
                 except Exception as error:  # those prepared after it may have left too little memory
                     results[k] = error
                     del taking[k]
         for k, (_, memory, kind) in taking.items():
-            results[k] = Turns(_timing([s for turn in seconds[k] for s in turn], batch_size, memory, kind), seconds[k])
+            whole = _timing([s for turn in seconds[k] for s in turn], batch_size, memory, kind)
+            results[k] = Turns(whole, [_timing(turn, batch_size, memory, kind) for turn in seconds[k]])
         taking.clear()
     return results
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from evmamba.errors import UserError
 from evmamba.files import replacing, write_errors
 from evmamba.kernels.portable import portable_scan
+from evmamba.onnx_files import OnnxNetwork
 
 # Maps of 25 x 33, 13 x 17, 7 x 9 and 4 x 5 tokens: odd in one side at least, so that a branch for even maps cannot be
 # frozen into the graph unseen.
@@ -124,17 +125,15 @@ def compare_onnx(
     model: nn.Module, path: str | Path, *, in_chans: int = 3, sizes: Sequence[tuple[int, int, int]] = CHECKED_SIZES
 ) -> dict[tuple[int, int, int], float]:
     """Run an ONNX file in onnxruntime beside the network; see `export_onnx`."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    exported = OnnxNetwork(path)
     generator = torch.Generator().manual_seed(0)
     deviations = {}
     for batch, height, width in sizes:
         image = torch.randn(batch, in_chans, height, width, generator=generator)
         with _evaluating(model), torch.no_grad():
-            wanted = model(image)
-        wanted = [wanted] if isinstance(wanted, Tensor) else list(wanted)
-        got = [torch.from_numpy(array) for array in session.run(None, {"image": image.numpy()})]
+            wanted, got = (
+                [maps] if isinstance(maps, Tensor) else list(maps) for maps in (model(image), exported(image))
+            )
         deviations[batch, height, width] = max(
             ((g - w).abs().max() / w.abs().max()).item() for g, w in zip(got, wanted, strict=True)
         )

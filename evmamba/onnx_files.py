@@ -18,16 +18,15 @@ class OnnxNetwork(nn.Module):
     ``forward``: images [B, C, H, W] on any device -> float32 logits or scores, or a list of maps, on the same device.
 
     Args:
-        path: the file.
-        threads: of onnxruntime; None: as many as PyTorch has.
+        path: the file; it runs on as many threads as PyTorch has.
     """
 
-    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+    def __init__(self, path: str | Path) -> None:
         super().__init__()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 

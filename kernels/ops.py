@@ -347,12 +347,12 @@ def _backward(ctx: Any, dy: Tensor | None, _: None) -> tuple:
     return *(gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)), None
 
 
-def _no_double_backward(ctx: Any, *gradients: Tensor) -> tuple:
+def no_double_backward(ctx: Any, *gradients: Tensor) -> tuple:
     raise NotImplementedError("the scan can be differentiated once only; its gradient has no gradient")
 
 
 scan2d_train.register_autograd(_backward, setup_context=_save_for_backward)
-scan2d_backward.register_autograd(_no_double_backward)
+scan2d_backward.register_autograd(no_double_backward)
 
 
 def _flops(x_shape, x_proj_shape, dt_shape, bias_shape, A_shape, D_shape, pattern, *, out_shape=None) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import chunked_selective_scan, portable, reference
-from .ops import DTYPES, NAMESPACE, backend_name
+from .ops import DTYPES, NAMESPACE, backend_name, no_double_backward
 
 
 def selective_scan_fn(
@@ -210,12 +210,8 @@ def _backward(ctx: Any, dy: Tensor | None, d_last: Tensor | None, _: None) -> tu
     return tuple(selective_scan_backward(dy, d_last, *ctx.saved_tensors))
 
 
-def _no_double_backward(ctx: Any, *gradients: Tensor) -> tuple:
-    raise NotImplementedError("the scan can be differentiated once only; its gradient has no gradient")
-
-
 selective_scan_train.register_autograd(_backward, setup_context=_save_for_backward)
-selective_scan_backward.register_autograd(_no_double_backward)
+selective_scan_backward.register_autograd(no_double_backward)
 
 
 def _flops(u_shape, delta_shape, A_shape, B_shape, C_shape, *, out_shape=None) -> int:

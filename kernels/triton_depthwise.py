@@ -13,12 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_math import LOG2E, SIZES, load_rounded, normal_cdf, on_device
+from .triton_math import DTYPES, LOG2E, SIZES, load_rounded, normal_cdf, on_device
 from .triton_norm import rows_of
 from .tuning import tuning_of
 
 TILE = 1024  # elements a program holds at once
-DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @triton.jit

@@ -18,7 +18,7 @@ from .paths import PATTERNS, path_length
 from .reference import ALL_WANTED, Wanted
 from .triton_backward import scan_backward_kernel
 from .triton_forward import carry_kernel, decay_kernel, scan_forward_kernel, segment_state_kernel
-from .triton_math import BLOCK, CHECKPOINT, LN2, on_device
+from .triton_math import BLOCK, CHECKPOINT, DTYPES, LN2, on_device
 from .triton_project import (
     gradient_width,
     input_gradient_kernel,
@@ -30,7 +30,6 @@ from .triton_project import (
 from .tuning import Tuning, tuning_of
 
 RANK_IN_REGISTERS = 16
-DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @dataclass(frozen=True)

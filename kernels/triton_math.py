@@ -14,6 +14,7 @@ LOG2E: tl.constexpr = tl.constexpr(1 / math.log(2))
 LN2: tl.constexpr = tl.constexpr(math.log(2))
 CHECKPOINT = 16  # tokens between saved states
 T: tl.constexpr = tl.constexpr(CHECKPOINT)
+DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}  # of maps
 BLOCK = 32  # channels of a scan's program: one a lane of its only warp
 LANES: tl.constexpr = tl.constexpr(BLOCK)
 

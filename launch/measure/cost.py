@@ -6,15 +6,13 @@ detectors at 800 x 1280 and UPerNet at 512 x 2048 pixels. The networks of a tabl
 
 import contextlib
 import functools
-import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
@@ -44,12 +42,8 @@ TRAINING = {
     "images_per_s": "train_images_per_s",
     "peak_memory_mb": "train_peak_memory_mb",
 }
-# One round's number from its steps' seconds and their batch.
-ROUND: dict[str, Callable[[list[float], int], float]] = {
-    "latency_ms_median": lambda seconds, batch: 1e3 * statistics.median(seconds),
-    "latency_ms_p95": lambda seconds, batch: 1e3 * float(np.percentile(seconds, 95)),
-    "images_per_s": lambda seconds, batch: batch / statistics.median(seconds),
-}
+# What of these a round tells too.
+PER_ROUND = ("latency_ms_median", "latency_ms_p95", "images_per_s")
 # The board's counter moves about ten times a second.
 ENERGY_SECONDS = 3.0
 
@@ -145,36 +139,33 @@ def measure_in_turns(specs: Sequence[CostSpec]) -> list[Result | Exception]:
                 found[k] = measured
                 del subjects[k]
             else:
-                _note(subjects[k].result, measured, batch_size, names)
-    for k, subject in list(subjects.items()):
+                _note(subjects[k].result, measured, names)
+    for k, subject in subjects.items() if spec.head is None else ():
         try:
-            if spec.head is None:
-                _alone(subject, where)
+            _alone(subject, where)
         except Exception as error:
             found[k] = error
     return found
 
 
-@contextlib.contextmanager
 def _ready(
     ready: Callable[..., contextlib.AbstractContextManager[Callable[[], None]]],
     subject: Subject,
     batch_size: int,
     where: Mapping[str, Any],
-) -> Iterator[Callable[[], None]]:
+) -> contextlib.AbstractContextManager[Callable[[], None]]:
     inputs = subject.inputs and subject.inputs(torch.rand(3, *subject.size, device=where["device"]))
-    with ready(subject.model, (3, *subject.size), batch_size, inputs=inputs, **where) as step:
-        yield step
+    return ready(subject.model, (3, *subject.size), batch_size, inputs=inputs, **where)
 
 
-def _note(result: Result, measured: cost.Turns, batch_size: int, names: Mapping[str, str]) -> None:
+def _note(result: Result, measured: cost.Turns, names: Mapping[str, str]) -> None:
     """Put what was measured into a result, by the names that its numbers have there, and the rounds behind it."""
     numbers: dict[str, Any] = dict(measured.timing)
     result.cost |= {name: numbers[key] for key, name in names.items()}
     rounds = result.details.setdefault("rounds", {})
     for key, name in names.items():
-        if key in ROUND:
-            rounds[name] = [ROUND[key](seconds, batch_size) for seconds in measured.rounds]
+        if key in PER_ROUND:
+            rounds[name] = [dict(one)[key] for one in measured.rounds]
 
 
 def count(model: nn.Module, size: tuple[int, int]) -> cost.Macs:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from evmamba.kernels.ops import es2d_scan
+from evmamba.kernels.ops import BACKENDS, es2d_scan
 from evmamba.kernels.paths import path_length
 from evmamba.launch.measure.hardware import cpu_scan_floor_us, hardware_of, scan_floor_us
 from evmamba.launch.measure.original import original_es2d, other_scans, scan_name
@@ -37,8 +37,6 @@ from evmamba.launch.store.devices import processor_name
 
 N = 16
 SECONDS, ROUNDS = 1.0, 5
-# What EVMAMBA_BACKEND takes; the other rows are other people's scans.
-BACKENDS = ("triton", "numba", "torch", "reference")
 
 
 @dataclass(frozen=True)

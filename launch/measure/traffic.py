@@ -2,7 +2,7 @@
 
 The step runs on fake tensors under the autocast rules of CUDA, with the Triton backend's own launch code. Bytes are
 those of the tensors that an operator or a kernel is given and returns, each once: what a perfect cache would leave. A
-kernel is a launch of ours, or an operator of PyTorch that is no view; `KERNELS` has those that launch several. Peak
+kernel is a launch of ours, or an operator of PyTorch that is no view; `_cost` knows those that launch several. Peak
 memory is that of all tensors alive at once, rounded as CUDA's allocator does, without its fragmentation and cuDNN's
 workspaces. None of it was measured.
 """

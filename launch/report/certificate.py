@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
 from evmamba.errors import UserError, unknown_name
 from evmamba.launch.report.columns import columns_of
-from evmamba.launch.report.over_images import half_width
-from evmamba.launch.report.significance import LEVEL
+from evmamba.launch.report.over_images import half_width, wilson
 from evmamba.launch.store.results import Result
 from evmamba.tasks.per_image import PerImage
 
@@ -121,8 +119,7 @@ def interval(images: PerImage, metric: str) -> tuple[float, float] | None:
     """The 95 % interval of a metric over the images, as fractions: Wilson's, or by bootstrap."""
     right = images.outcomes(metric) if metric in images.metrics else None
     if right is not None:
-        found = stats.binomtest(int(right.sum()), len(right)).proportion_ci(1 - LEVEL, method="wilson")
-        return float(found.low), float(found.high)
+        return wilson(right)
     reach = half_width(images, metric)
     if reach is None:
         return None

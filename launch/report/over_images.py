@@ -52,8 +52,15 @@ def half_width(images: PerImage, metric: str) -> float | None:
         return None
     right = images.outcomes(metric)
     if right is not None:
-        return _wilson(float(right.mean()), n)
+        low, high = wilson(right)
+        return (high - low) / 2
     return float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * _standard_error(_replicates(images, metric), n) or None
+
+
+def wilson(right: np.ndarray) -> tuple[float, float]:
+    """Wilson's 95 % interval of the share of images that are right."""
+    found = stats.binomtest(int(right.sum()), len(right)).proportion_ci(1 - LEVEL, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def differences(networks: Mapping[str, PerImage], metric: str) -> dict[tuple[str, str], Difference]:
@@ -93,11 +100,6 @@ def _difference(one: PerImage, other: PerImage, metric: str) -> Difference:
 def _standard_error(replicates: np.ndarray, n: int) -> float:
     """From samples of n images, whose variance is too small by (n - 1) / n: of a mean it is then the t-test's."""
     return float(np.nanstd(replicates, ddof=1)) * math.sqrt(n / (n - 1))
-
-
-def _wilson(share: float, n: int) -> float:
-    z2 = float(stats.norm.ppf(1 - LEVEL / 2)) ** 2
-    return math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2))) / (1 + z2 / n)
 
 
 @functools.lru_cache(maxsize=256)

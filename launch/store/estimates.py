@@ -1,11 +1,14 @@
 """How long a run was expected to take, kept in its folder so that the report can put the truth beside it."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
 
 from evmamba.errors import UserError
 from evmamba.launch.store.results import write_json
+from evmamba.tasks.plain_files import read_json
 
 FILE = "estimate.json"
 
@@ -20,8 +23,8 @@ class Estimate:
         basis: the figures that it was made of, and which of them are assumed.
     """
 
-    seconds: float
-    processes: int
+    seconds: Annotated[float, msgspec.Meta(gt=0)]
+    processes: Annotated[int, msgspec.Meta(gt=0, le=2**63 - 1)]
     basis: str
 
     @property
@@ -48,12 +51,9 @@ def read_estimate(folder: Path) -> Estimate | None:
     if not path.is_file():
         return None
     try:
-        found = Estimate(**json.loads(path.read_text(encoding="utf-8")))
-        if not (found.seconds > 0 and found.processes > 0 and isinstance(found.basis, str)):
-            raise ValueError("numbers that cannot be")
-    except (TypeError, ValueError, AttributeError) as error:
+        return msgspec.convert(read_json(path), Estimate)
+    except (UserError, msgspec.ValidationError) as error:
         raise UserError(f"{path}: no estimate of a run ({error}); remove it") from error
-    return found
 
 
 def hours(seconds: float) -> str:
