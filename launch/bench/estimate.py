@@ -26,6 +26,7 @@ from evmamba.launch.store.results import find_results, read_result
 from evmamba.launch.store.spec import Spec, TrainingSpec
 from evmamba.tasks import TASKS
 from evmamba.tasks.backbones import build_backbone
+from evmamba.tasks.plain_files import read_json
 
 REFERENCE = "efficientvmamba_t"
 # A training step's work is three forward passes: itself, and a backward pass of twice as much.
@@ -100,10 +101,7 @@ def _from_files(path: Path) -> dict[str, float]:
     """Backbone -> multiply-accumulates a second."""
     found: dict[str, float] = {}
     if path.is_file():
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+        document = read_json(path)
         if isinstance(document, dict) and isinstance(document.get("rows"), list):
             for row in document["rows"]:
                 if row.get("phase") == "training" and row.get("images_per_s"):
@@ -131,9 +129,11 @@ def estimate(spec: TrainingSpec, speed: Speed, cores: int | None = None, loading
         None where the recipe has no end or no batch.
     """
     batch = batch_of(spec)
-    train, val = _images(spec.settings["data"]["class_path"], json.dumps(spec.settings["data"].get("init_args", {})))
     if batch is None:
         return None
+    data = spec.settings["data"]
+    # The same images for every seed: they are counted once.
+    train, val = _images(data["class_path"], json.dumps(data.get("init_args", {}) | {"seed": 0}))
     steps_per_epoch = max(1, train // batch.total)
     epochs, steps = setting(spec.settings, "trainer.max_epochs"), setting(spec.settings, "trainer.max_steps")
     limits = [epochs * steps_per_epoch] if epochs and epochs > 0 else []

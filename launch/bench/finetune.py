@@ -111,8 +111,8 @@ def train(
     console = Console()
     results, interrupted = run_here([spec], bench.output, RunProgress(console, 1))
     table = build_table(results, models=[backbone])
-    print_table(table, console)
     write_report(table, bench.output)
+    print_table(table, console)
     if interrupted:
         raise KeyboardInterrupt
     result = results[0]

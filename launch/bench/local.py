@@ -32,7 +32,6 @@ from evmamba.launch.store.spec import (
 from evmamba.tasks.training.lease import check_free
 
 POLL_SECONDS = 0.2
-# In a failed result's provenance: ended from outside; started again, the run goes on.
 
 
 def run_here(
@@ -134,6 +133,7 @@ def run_one(spec: Spec, folder: Path, while_waiting: Callable[[], None]) -> Resu
     code = process.returncode
     how = f"killed by signal {-code}{' (out of memory?)' if code == -9 else ''}" if code < 0 else f"exit status {code}"
     result = failed_result(spec, f"{how}; last words: {last_words(folder)}", start)
+    # Ended from outside: started again, the run goes on.
     result.provenance["interrupted"] = code < 0 or code == os.EX_TEMPFAIL  # the second: it saved and left in order
     write_result(result, folder)
     return result

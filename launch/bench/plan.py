@@ -142,11 +142,12 @@ def plan(options: BenchOptions) -> list[Spec]:
             timing=timing,
         )
         costs += [bare, *(_whole_spec(bare, head, options) for head in heads)]
+    measured = in_turns(costs)
     specs: dict[str, Spec] = {}  # by name: without the paper's recipes its schedules are one run
     for seed in dict.fromkeys(options.seeds):
         for model in models:
             if seed == options.seeds[0]:
-                specs |= {cost.name: cost for cost in in_turns(costs) if cost.model == model}
+                specs |= {cost.name: cost for cost in measured if cost.model == model}
             for entry in (entry for entry in entries if entry.model == model):
                 spec = _training_spec(options, entry, seed, device, precision, overrides, suite)
                 if (entry.task, entry.head) not in checked:

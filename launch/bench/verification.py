@@ -1,7 +1,6 @@
 """Proof of published numbers: weights evaluated under their protocol, checkpoints, and others' result files."""
 
 import dataclasses
-import datetime
 import json
 import math
 import pydoc
@@ -14,14 +13,14 @@ import torch
 
 from evmamba.checkpoints import read_file
 from evmamba.errors import UserError, first_few, first_line
-from evmamba.launch.fit.checkpoint_metadata import KEY, load_trained_network, load_weights
+from evmamba.launch.fit.checkpoint_metadata import load_trained_network, load_weights
 from evmamba.launch.fit.cli import EvmambaCLI
 from evmamba.launch.fit.record import Background, ResultWriter, add_callbacks
 from evmamba.launch.report.certificate import Comparison, compare, read_published, recomputed
 from evmamba.launch.report.columns import columns_of
 from evmamba.launch.report.over_images import kept
 from evmamba.launch.report.paper import comparable, paper, published
-from evmamba.launch.store.results import FILE_NAME, Result, config_hash, file_hash, read_result, write_json
+from evmamba.launch.store.results import FILE_NAME, Result, config_hash, file_hash, now, read_result, write_json
 from evmamba.pretrained import fetch, parse_source
 from evmamba.pretrained import published as hosted
 from evmamba.tasks import TASKS, Task
@@ -133,15 +132,13 @@ def verify_checkpoint(path: Path, data: Path, settings: Settings) -> Certificate
     """
     trained = load_trained_network(path)
     record = TASKS[trained.task]
-    described = read_file(path)[KEY]
-    arguments = {k: v for k, v in described["model"]["init_args"].items() if k not in ("num_classes", "checkpoint")}
-    arguments = type(trained.module).earlier_options | arguments
+    arguments = {k: v for k, v in trained.model["init_args"].items() if k not in ("num_classes", "checkpoint")}
     own = {"data_dir": str(data)}
     numbers = _numbers(settings, record, trained.backbone, record.head_in(arguments).key, trained.epochs)
     cli = _built(
         settings,
         path.stem,
-        described["model"] | {"init_args": arguments},
+        trained.model | {"init_args": arguments},
         {"class_path": record.data, "init_args": trained.data | own},
     )
     if list(cli.datamodule.class_names) != trained.class_names:
@@ -265,7 +262,7 @@ def _facts(result: Result, settings: Settings) -> dict[str, Any]:
         "data": data,
         "device": f"{origin.get('device')}, {origin.get('precision')}",
         "versions": origin.get("versions", {}) | ({"commit": c[:12]} if (c := origin.get("git_commit")) else {}),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": now().date().isoformat(),
         "command": settings.command,
     }
 

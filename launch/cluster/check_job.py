@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from evmamba.errors import UserError
+from evmamba.errors import UserError, first_line
 from evmamba.files import write_text
 from evmamba.launch.fit.launchers import find_launch, node_name, process_rank, set_topology
 from evmamba.tasks.training import slurm_job
@@ -201,7 +201,7 @@ def _meet(interface: str, port: int, answers: Answers) -> Meeting:
                 return Meeting(interface, "the sum of all processes was wrong")
             return Meeting(interface, gb_per_s=round(4 * ELEMENTS / seconds / 1e9, 2))
         except (RuntimeError, ValueError) as error:
-            return Meeting(interface, str(error).strip().splitlines()[0][:200])
+            return Meeting(interface, first_line(error)[:200])
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()

@@ -26,8 +26,8 @@ def main(arguments: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from evmamba.launch.measure.cost import autocast_to
     from evmamba.launch.measure.traffic import count_ways
+    from evmamba.launch.store.precision import autocast_to
     from evmamba.tasks.backbones import build_backbone
 
     console, amp = Console(), autocast_to(given.precision)

@@ -85,17 +85,15 @@ def _short_help(command: str) -> str:
 
 def _whole_help(command: str, arguments: Sequence[str]) -> int:
     """Every recipe, every option of Lightning's command line, and those of the recipe's model and data."""
-    import yaml
-
-    from evmamba.launch.fit.cli import EvmambaCLI, resolve_configs
+    from evmamba.launch.fit.cli import EvmambaCLI, configs_in, resolve_configs
     from evmamba.launch.fit.recipes import recipes
+    from evmamba.tasks.plain_files import read_yaml
 
     print("recipes:", *recipes(), sep="\n  ", end="\n\n")
     asked = ["--help"]
-    resolved, recipe = resolve_configs(arguments)
-    if recipe is not None:
-        path = resolved[-1].partition("=")[2] or resolved[-1]
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    resolved, _ = resolve_configs(arguments)
+    for path in configs_in(resolved)[-1:]:
+        content = read_yaml(Path(path))
         parts = {part: content[part]["class_path"] for part in ("model", "data") if part in content}
         asked += [f"--{part}.help={class_path}" for part, class_path in parts.items()]
     for option in asked:

@@ -58,6 +58,7 @@ class TrainedNetwork:
 
     Attributes:
         task: its name.
+        model: class path and arguments of the module.
         module: with the checkpoint's weights (the averaged ones if there are any), in evaluation mode, on the CPU.
         class_names: of the data it was trained on.
         data: the data module's arguments.
@@ -66,6 +67,7 @@ class TrainedNetwork:
     """
 
     task: str
+    model: dict[str, Any]
     module: TaskModule
     class_names: list[str]
     data: dict[str, Any]
@@ -109,6 +111,7 @@ def load_trained_network(path: Path) -> TrainedNetwork:
     module.eval()
     return TrainedNetwork(
         description.task,
+        {"class_path": class_path, "init_args": arguments},
         module,
         [printable(name) for name in description.class_names],
         description.data.init_args,

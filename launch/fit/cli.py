@@ -125,7 +125,7 @@ class EvmambaCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             short = short_error(error.message or str(error), set(_options(parser)))
-            own = [path for path in _configs(args) if not is_shipped(Path(path))]
+            own = [path for path in configs_in(args) if not is_shipped(Path(path))]
             raise UserError(f"{short} (with {', '.join(own)})" if own else str(short)) from error
         subcommand = self.config.get("subcommand")
         options = self.config[subcommand] if subcommand else self.config
@@ -286,11 +286,9 @@ def train(args: Sequence[str]) -> None:
             release()
 
 
-def _configs(args: Sequence[str]) -> list[str]:
-    """The recipes that the arguments name."""
-    options = ("--config", "-c")
-    behind = [value for option, value in itertools.pairwise(args) if option in options]
-    return behind + [value for option, _, value in (arg.partition("=") for arg in args) if value and option in options]
+def configs_in(args: Sequence[str]) -> list[str]:
+    """The recipes that arguments name, as `resolve_configs` leaves them."""
+    return [value for option, value in itertools.pairwise(args) if option in ("--config", "-c")]
 
 
 def resolve_configs(args: Sequence[str]) -> tuple[list[str], str | None]:

@@ -244,27 +244,25 @@ class ProgressWriter(Callback):
         self.folder = folder
         self.record = record
         self._written = 0.0
-        self._saving: float | None = None
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.is_global_zero:
-            self._saving = last_checkpoint_seconds(trainer)
-            self._write("training", trainer.global_step, total_steps(trainer))
+            self._write(trainer, "training", trainer.global_step, total_steps(trainer))
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
-            self._write("validating", args[3] + 1, _number(trainer.num_val_batches))
+            self._write(trainer, "validating", args[3] + 1, _number(trainer.num_val_batches))
 
     def on_test_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.is_global_zero:
-            self._write("testing", args[3] + 1, _number(trainer.num_test_batches))
+            self._write(trainer, "testing", args[3] + 1, _number(trainer.num_test_batches))
 
-    def _write(self, phase: str, done: int, total: int) -> None:
+    def _write(self, trainer: L.Trainer, phase: str, done: int, total: int) -> None:
         now = time.monotonic()
         if done < total and now - self._written < 0.5:
             return
         self._written = now
-        write_progress(self.folder, phase, done, total, self.record.loss, self._saving)
+        write_progress(self.folder, phase, done, total, self.record.loss, last_checkpoint_seconds(trainer))
 
 
 def last_checkpoint_seconds(trainer: L.Trainer) -> float | None:

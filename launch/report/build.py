@@ -50,9 +50,9 @@ def write_report(table: Table, folder: Path) -> list[Path]:
 
 
 def show_report(table: Table, folder: Path, console: Console) -> None:
-    """Print the table, write the report into a folder, and say where its files are."""
+    """Write the report into a folder, print the table, and say where the files are."""
+    written = write_report(table, folder)  # first: a terminal's reader may go away
     print_table(table, console)
-    written = write_report(table, folder)
     console.print("\n" + "  ".join(map(str, written)), style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
