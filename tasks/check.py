@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from evmamba.errors import UserError
 from evmamba.tasks import TASKS
-from evmamba.tasks.data import SPLITS, Split
+from evmamba.tasks.data import TEST, Split
 from evmamba.tasks.findings import Findings, count_of
 from evmamba.tasks.inspection import Look, Place, look_at, look_at_all, workers
 from evmamba.tasks.record import Task
@@ -113,24 +113,25 @@ def _cores() -> int:
 def count_classes(findings: Findings, counts: dict[Split, Counter[str]]) -> None:
     """Put the classes' counts into the findings."""
     names = list(dict.fromkeys(name for split in counts.values() for name in split))
-    findings.per_class = {name: {split: counts[split][name] for split in SPLITS} for name in names}
-    for split in SPLITS:
+    findings.per_class = {name: {split: counts[split][name] for split in counts} for name in names}
+    for split in counts:
         findings.splits[split]["classes"] = len(counts[split])
 
 
 def warn_unlearnt(findings: Findings, what: str) -> None:
-    """Warn of classes that val has and train has not; `what` there is of them, e.g. "boxes"."""
-    unlearnt = [name for name, count in findings.per_class.items() if count["val"] and not count["train"]]
-    if unlearnt:
-        findings.warn(f"{count_of(unlearnt, 'class')} with {what} in val and none in train", unlearnt)
+    """Warn of classes that val or test has and train has not; `what` there is of them, e.g. "boxes"."""
+    for split in findings.evaluated:
+        unlearnt = [name for name, count in findings.per_class.items() if count.get(split) and not count["train"]]
+        if unlearnt:
+            findings.warn(f"{count_of(unlearnt, 'class')} with {what} in {split} and none in train", unlearnt)
 
 
 def look_at_images(
     findings: Findings, looker: Looker, places: dict[Split, list[Place]]
 ) -> dict[Split, list[tuple[Place, Look]]]:
-    """Decode all images; unreadable ones are errors, the same file in train and val is a warning."""
+    """Decode all images; unreadable ones are errors, the same file in two splits is a warning."""
     looks: dict[Split, list[tuple[Place, Look]]] = {}
-    for split in SPLITS:
+    for split in places:
         found: list[Look] = looker(look_at, places[split], f"{split} images")
         looks[split] = list(zip(places[split], found, strict=True))
         findings.images += len(found)
@@ -143,10 +144,12 @@ def look_at_images(
         bad = [look.error for look in found if look.error]
         if bad:
             findings.error(f"{count_of(bad, 'image')} of {split} cannot be read", bad)
-    trained = {look.digest: place.name for place, look in looks["train"] if look.error is None}
-    both = [f"{place.name} is {trained[look.digest]}" for place, look in looks["val"] if look.digest in trained]
-    if both:
-        findings.warn(f"{count_of(both, 'image')} of val in train too, byte for byte", both)
+    pairs: tuple[tuple[Split, Split], ...] = (("val", "train"), (TEST, "train"), (TEST, "val"))
+    for split, seen in pairs:
+        known = {look.digest: place.name for place, look in looks.get(seen, ()) if look.error is None}
+        both = [f"{place.name} is {known[look.digest]}" for place, look in looks.get(split, ()) if look.digest in known]
+        if both:
+            findings.warn(f"{count_of(both, 'image')} of {split} in {seen} too, byte for byte", both)
     return looks
 
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evmamba.errors import printable
-from evmamba.tasks.data import SPLITS
+from evmamba.tasks.data import SPLITS, Split
 
 Level = Literal["error", "warning"]
 EXAMPLES = 5
@@ -41,8 +41,8 @@ class Findings:
         root: the folder.
         task: its name.
         layout: in a word or two.
-        splits: facts about train and val by name, for the table.
-        per_class: class -> how often it is there (images, boxes, images that show it) in train and val.
+        splits: facts about train, val and a labelled test split by name, for the table.
+        per_class: class -> how often it is there (images, boxes, images that show it) in each split.
         problems: errors first.
         images: images looked at.
         seconds: how long that took.
@@ -51,11 +51,16 @@ class Findings:
     root: Path
     task: str
     layout: str = ""
-    splits: dict[str, dict[str, Any]] = field(default_factory=lambda: {split: {} for split in SPLITS})
+    splits: dict[Split, dict[str, Any]] = field(default_factory=lambda: {split: {} for split in SPLITS})
     per_class: dict[str, dict[str, int]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     images: int = 0
     seconds: float = 0.0
+
+    @property
+    def evaluated(self) -> list[Split]:
+        """The splits that nothing is trained on."""
+        return [split for split in self.splits if split != "train"]
 
     @property
     def errors(self) -> int:

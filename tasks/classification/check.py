@@ -1,13 +1,14 @@
 """Class folders or tar shards, looked at before a training."""
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from evmamba.errors import UserError, printable
 from evmamba.tasks.check import Check, Looker, count_classes, look_at_images, spread
-from evmamba.tasks.classification.folders import list_split
+from evmamba.tasks.classification.folders import has_test, list_split
 from evmamba.tasks.classification.shards import list_shards, read_shards
-from evmamba.tasks.data import SPLITS, Split
+from evmamba.tasks.data import SPLITS, TEST, Split
 from evmamba.tasks.findings import Findings, count_of
 from evmamba.tasks.inspection import Place
 
@@ -28,32 +29,41 @@ def look(findings: Findings, looker: Looker) -> None:
             splits, names = read_shards(findings.root)
         except UserError as error:
             return findings.error(str(error))
-        for split in SPLITS:
+        for split in SPLITS if TEST not in splits else (*SPLITS, TEST):
             images = splits[split]
-            findings.splits[split]["shards"] = len(images.files)
+            findings.splits[split] = {"shards": len(images.files)}
+            places[split], counts[split] = [], Counter()
             for k in range(len(images)):
                 file = images.files[images.shard[k]]
                 name = f"{images.name(k)} in shard {file}"
                 places[split].append(Place(name, file, int(images.offset[k]), images.size_of(k)))
                 counts[split][names[images.labels[k]]] += 1
     else:
-        for split in SPLITS:
+        classes: Collection[str] = ()
+        for split in (*SPLITS, TEST):
+            if split == TEST and not has_test(findings.root, classes):
+                continue
             try:
                 listed = list_split(findings.root, split)
             except UserError as error:
                 findings.error(str(error))
                 continue
-            counts[split].update({printable(name): len(paths) for name, paths in listed.items()})
+            counts[split] = Counter({printable(name): len(paths) for name, paths in listed.items()})
             places[split] = [Place(str(path), path) for paths in listed.values() for path in paths]
+            findings.splits.setdefault(split, {})
+            classes = classes or listed
         if all(counts.values()):
-            for split, other in (SPLITS, SPLITS[::-1]):
-                lacking = sorted(counts[split].keys() - counts[other].keys())
-                if lacking:
-                    findings.error(f"{count_of(lacking, 'class')} of {split} without a folder in {other}", lacking)
+            train = counts["train"].keys()
+            for split in findings.evaluated:
+                evaluated = counts[split].keys()
+                if lacking := sorted(train - evaluated):
+                    findings.error(f"{count_of(lacking, 'class')} of train without a folder in {split}", lacking)
+                if odd := sorted(evaluated - train):
+                    findings.error(f"{count_of(odd, 'class')} of {split} without a folder in train", odd)
             if len(counts["train"]) == 1:
                 findings.error("there is only one class; at least two are needed", counts["train"])
     count_classes(findings, counts)
-    for split in SPLITS:
+    for split in counts:
         if counts[split]:
             findings.splits[split]["images a class"] = spread(counts[split].values())
     look_at_images(findings, looker, places)

@@ -1,7 +1,7 @@
 """The ImageFolder layout, ``train/<class>/*`` and ``val/<class>/*``, and what can be wrong with it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -69,7 +69,7 @@ def read_folders(root: Path) -> tuple[dict[str, FolderImages], list[str]]:
         UserError: see :func:`list_dataset`; or the test split has other classes.
     """
     listed = dict(zip(SPLITS, list_dataset(root), strict=True))
-    if (root / TEST).is_dir() and any(path.name in listed["train"] for path in (root / TEST).iterdir()):
+    if has_test(root, listed["train"]):
         listed[TEST] = list_split(root, TEST)
         if listed[TEST].keys() != listed["train"].keys():
             odd = first_few(sorted(listed[TEST].keys() ^ listed["train"].keys()))
@@ -80,6 +80,11 @@ def read_folders(root: Path) -> tuple[dict[str, FolderImages], list[str]]:
         names = np.array([os.fsencode(name) for name, _ in found])
         splits[split] = FolderImages(root / split, names, np.array([label for _, label in found], dtype=np.int32))
     return splits, [printable(name) for name in listed["train"]]
+
+
+def has_test(root: Path, classes: Container[str]) -> bool:
+    """Whether there is a test split with class folders, which is a labelled one."""
+    return (root / TEST).is_dir() and any(path.name in classes for path in (root / TEST).iterdir())
 
 
 def list_split(root: Path, split: str) -> dict[str, list[Path]]:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from evmamba.errors import UserError
 from evmamba.tasks.check import Check, Looker, count_classes, look_at_images, warn_unlearnt
-from evmamba.tasks.data import SPLITS, Split
+from evmamba.tasks.data import SPLITS, TEST, Split
 from evmamba.tasks.detection.annotations import CocoAnnotations, ImageRecord, NoMasksError, read_annotations
-from evmamba.tasks.detection.data import find_split, yolo_of
+from evmamba.tasks.detection.data import find_split, find_test_split, yolo_of
 from evmamba.tasks.detection.yolo import is_description
 from evmamba.tasks.findings import Findings, count_of
 from evmamba.tasks.images import is_image_file
@@ -22,18 +22,21 @@ def has_layout(root: Path) -> bool:
 
 
 def look(findings: Findings, looker: Looker) -> None:
-    """Read both annotation files and look at every image that they name."""
+    """Read all annotation files and look at every image that they name."""
     read: dict[Split, CocoAnnotations] = {}
     records: dict[Split, list[ImageRecord]] = {split: [] for split in SPLITS}
     places: dict[Split, list[Place]] = {split: [] for split in SPLITS}
-    for split in SPLITS:
+    for split in (*SPLITS, TEST):
         try:
-            folder, file = find_split(findings.root, split)
+            place = find_test_split(findings.root) if split == TEST else find_split(findings.root, split)
+            if place is None:
+                continue
+            folder, file = place
             if yolo_of(findings.root):
                 findings.layout = "YOLO"
             else:
                 inside = folder.relative_to(findings.root).as_posix().replace(split, "{train,val}")
-                findings.layout = f"COCO, {inside}"
+                findings.layout = findings.layout or f"COCO, {inside}"
             row = looker.bar.add_task(f"{split} annotations", total=1)
             read[split] = annotations = _annotations(findings, file)
             looker.bar.advance(row)
@@ -42,7 +45,7 @@ def look(findings: Findings, looker: Looker) -> None:
             continue
         counts = annotations.counts
         boxes = counts["boxes"] + counts["without_mask"]
-        findings.splits[split] |= {"boxes": boxes, "crowds": counts["crowds"], "without boxes": counts["without_boxes"]}
+        findings.splits[split] = {"boxes": boxes, "crowds": counts["crowds"], "without boxes": counts["without_boxes"]}
         if not boxes:
             findings.error(f"{file} has no usable box")
         if counts["no_area"]:
@@ -66,11 +69,12 @@ def look(findings: Findings, looker: Looker) -> None:
         records[split] = [record for record in annotations.images if record.file_name not in absent]
         files = [folder / record.file_name for record in records[split]]
         places[split] = [Place(str(file), file) for file in files]
-    if len(read) == len(SPLITS):
-        ours, theirs = (set(zip(a.category_ids, a.class_names, strict=True)) for a in read.values())
-        if ours != theirs:
-            odd = [f"{name} (id {identity})" for identity, name in sorted(ours ^ theirs)]
-            findings.error("the categories of train and val differ", odd)
+    if read.keys() >= set(SPLITS):
+        ours, *others = (set(zip(a.category_ids, a.class_names, strict=True)) for a in read.values())
+        for split, theirs in zip(findings.evaluated, others, strict=True):
+            if ours != theirs:
+                odd = [f"{name} (id {identity})" for identity, name in sorted(ours ^ theirs)]
+                findings.error(f"the categories of train and {split} differ", odd)
         count_classes(findings, {split: _boxes_per_class(annotations) for split, annotations in read.items()})
         warn_unlearnt(findings, "boxes")
     for split, looks in look_at_images(findings, looker, places).items():

@@ -7,18 +7,17 @@ from typing import Any
 
 from evmamba.errors import UserError
 from evmamba.tasks.check import Check, Looker, count_classes, look_at_images, warn_unlearnt
-from evmamba.tasks.data import SPLITS, Split
+from evmamba.tasks.data import Split
 from evmamba.tasks.findings import Findings, count_of
 from evmamba.tasks.inspection import Place
-from evmamba.tasks.segmentation.data import SPLITS as FOLDERS
-from evmamba.tasks.segmentation.data import find_pairs, read_class_names
+from evmamba.tasks.segmentation.data import SPLITS, find_pairs, folders_of, read_class_names
 from evmamba.tasks.segmentation.label_index import look_at_pair
 from evmamba.tasks.segmentation.labels import LabelMap
 
 
 def has_layout(root: Path) -> bool:
     """Whether there are folders of label files."""
-    return any((root / "annotations" / folder).is_dir() for folder in FOLDERS.values())
+    return any((root / "annotations" / folder).is_dir() for folder in SPLITS.values())
 
 
 def look(
@@ -30,12 +29,14 @@ def look(
 ) -> None:
     """Read every label file and look at every image; the options are those of `SegmentationData`."""
     findings.layout = "images/ and annotations/"
-    places: dict[Split, list[Place]] = {split: [] for split in SPLITS}
-    holders: dict[Split, Counter[int]] = {split: Counter() for split in SPLITS}
+    folders = folders_of(findings.root)
+    findings.splits = {split: {} for split in folders}
+    places: dict[Split, list[Place]] = {split: [] for split in folders}
+    holders: dict[Split, Counter[int]] = {split: Counter() for split in folders}
     first: dict[int, str] = {}
-    for split in SPLITS:
+    for split, folder in folders.items():
         try:
-            pairs = find_pairs(findings.root, FOLDERS[split])
+            pairs = find_pairs(findings.root, folder)
         except UserError as error:
             findings.error(str(error))
             continue
@@ -61,11 +62,12 @@ def look(
         text = f"{count_of(wrong, 'label')} out of range: {label_map.num_classes} classes are labels {label_map.range}"
         findings.error(text, [f"{value} in {first[value]}" for value in wrong])
     by_class = {
-        split: Counter({name: holders[split][k + label_map.first] for k, name in enumerate(names)}) for split in SPLITS
+        split: Counter({name: values[k + label_map.first] for k, name in enumerate(names)})
+        for split, values in holders.items()
     }
     count_classes(findings, by_class)
     warn_unlearnt(findings, "pixels")
-    for split in SPLITS:
+    for split in folders:
         findings.splits[split]["classes that occur"] = sum(count > 0 for count in by_class[split].values())
         if places[split] and not findings.splits[split]["classes that occur"]:
             findings.error(f"not one pixel of {split} has a class ({label_map.range})")

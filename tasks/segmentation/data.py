@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from evmamba.errors import UserError, first_few, printable
-from evmamba.tasks.data import TEST, TaskDataModule, stage
+from evmamba.tasks.data import TEST, Split, TaskDataModule, stage
 from evmamba.tasks.images import BadImagePolicy, handle_unreadable, is_image_file, read_pixels
 from evmamba.tasks.plain_files import is_file, read_text
 from evmamba.tasks.segmentation.augment import TrainingAugmentation, normalise
 from evmamba.tasks.segmentation.label_index import Pair, index_labels
 from evmamba.tasks.segmentation.labels import LabelMap, read_label
 
-SPLITS = {"train": "training", "val": "validation"}
+SPLITS: dict[Split, str] = {"train": "training", "val": "validation"}
 
 Sample = tuple[Tensor, Tensor, str]
 
@@ -133,9 +133,7 @@ class SegmentationData(TaskDataModule):
         self.augment = TrainingAugmentation(
             crop_size, scale, short_side, max_class_share, flip, photometric_distortion, antialias
         )
-        self._pairs = {split: find_pairs(self.root, folder) for split, folder in SPLITS.items()}
-        if (self.root / "annotations" / TEST).is_dir():
-            self._pairs[TEST] = find_pairs(self.root, TEST)
+        self._pairs = {split: find_pairs(self.root, folder) for split, folder in folders_of(self.root).items()}
         self.has_test = TEST in self._pairs
         names = read_class_names(self.root)
         if names and num_classes not in (None, len(names)):
@@ -176,7 +174,7 @@ class SegmentationData(TaskDataModule):
         images, labels, paths = zip(*samples, strict=True)
         return {"image": torch.stack(images), "label": torch.stack(labels), "path": list(paths)}
 
-    def _checked(self, split: str) -> list[Pair]:
+    def _checked(self, split: Split) -> list[Pair]:
         """The readable pairs of a split, all with labels that fit; rank 0 looks, all ranks agree."""
         readable = set(self.readable([pair.image for pair in self._pairs[split]], SPLITS.get(split, split)))
         pairs = [pair for pair in self._pairs[split] if pair.image in readable]
@@ -203,6 +201,11 @@ class SegmentationData(TaskDataModule):
             )
         rank_zero_info(f"{self.root} has no classes.txt; the highest label in it is {classes[-1]}")
         return classes[-1]
+
+
+def folders_of(root: Path) -> dict[Split, str]:
+    """The folder of each split below images/ and annotations/; of a test split where it has label files."""
+    return SPLITS | ({TEST: TEST} if (root / "annotations" / TEST).is_dir() else {})
 
 
 def find_pairs(root: Path, split: str) -> list[Pair]:

@@ -1,6 +1,7 @@
 """Small sound data sets to damage, and what a check then finds."""
 
 import json
+import shutil
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -33,6 +34,15 @@ def the_problem(root: Path, **options: Any) -> str:
 
 def images_of(root: Path, split: str) -> list[Path]:
     return sorted(path for path in root.rglob("*") if path.suffix in (".jpg", ".png") and split in path.parts)
+
+
+def add_test(root: Path) -> None:
+    """A labelled test split: another copy of the validation split, in any layout."""
+    for path in sorted(root.rglob("*val*")):
+        if path.is_dir():
+            shutil.copytree(path, path.with_name("test"))
+        elif path.parent.name == "annotations":
+            shutil.copy(path, path.with_name(path.name.replace("val", "test")))
 
 
 def edit(root: Path, change: Callable[[dict], None], split: str = "train") -> Path:

@@ -10,7 +10,7 @@ import pytest
 from evmamba.errors import UserError
 from evmamba.tasks.check import recognise
 
-from .damage import WRITERS, check, found, images_of
+from .damage import WRITERS, add_test, check, found, images_of
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -43,6 +43,20 @@ def test_unreadable_images_are_named(copy: Callable[[str], Path], task: str, dam
     assert lines[0].startswith("error: 1 image of train cannot be read: cannot read image")
     assert str(victim) in lines[0]
     assert len(lines) == 1
+
+
+@pytest.mark.parametrize("task", WRITERS)
+def test_a_labelled_test_split_is_looked_at_like_the_others(copy: Callable[[str], Path], task: str):
+    root = copy(task)
+    add_test(root)
+    result = check(root)
+    assert (result.images, result.splits["test"]) == (40, result.splits["val"])
+    assert all(counts["test"] == counts["val"] for counts in result.per_class.values())
+    assert [problem.text for problem in result.problems] == ["10 images of test in val too, byte for byte"]
+    for victim in images_of(root, "test"):
+        if victim.parent.parent.name != "annotations":
+            victim.write_bytes(b"")
+    assert found(root)[0].startswith("error: 10 images of test cannot be read: cannot read image")
 
 
 def test_layouts_are_told_apart(sound: Path, tmp_path: Path):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from evmamba.tasks.classification.packing import write_shards
 
-from ..damage import check, found, images_of, the_problem
+from ..damage import add_test, check, found, images_of, the_problem
 
 
 def packed(root: Path, output: Path) -> Path:
@@ -40,6 +40,24 @@ def test_classes_that_differ(copy: Callable[[str], Path]):
     ]
 
 
+def test_classes_of_the_test_split_that_differ(copy: Callable[[str], Path], tmp_path: Path):
+    root = copy("classification")
+    shutil.rmtree(root / "val")
+    shutil.copytree(root / "train", root / "val")
+    add_test(root)
+    first = sorted((root / "test").iterdir())[0]
+    first.rename(first.with_name("zebra"))
+    assert found(root)[:2] == [
+        f"error: 1 class of train without a folder in test: {first.name}",
+        "error: 1 class of test without a folder in train: zebra",
+    ]
+    # One without class folders has no labels: nothing is tested on it.
+    shutil.rmtree(root / "test")
+    (root / "test").mkdir()
+    shutil.copy(images_of(root, "train")[0], root / "test")
+    assert "test" not in check(root).splits
+
+
 def test_missing_splits_and_empty_classes(copy: Callable[[str], Path]):
     root = copy("classification")
     (root / "train" / "empty").mkdir()
@@ -63,6 +81,9 @@ def test_shards_are_checked_as_their_folders(sound: Path, tmp_path: Path):
     ours, theirs = check(output), check(sound / "classification")
     assert (ours.layout, ours.problems, ours.per_class) == ("tar shards", [], theirs.per_class)
     assert ours.splits["train"]["shards"] == len(list((output / "train").glob("*.tar"))) > 1
+
+    shutil.copytree(output / "val", output / "test")
+    assert check(output).splits["test"] == ours.splits["val"]
 
     file = output / "train" / "train-000000.tar"
     file.write_bytes(file.read_bytes()[:5000])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ..damage import edit, found, images_of, the_problem
+from ..damage import add_test, edit, found, images_of, the_problem
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,18 @@ def test_classes_that_are_evaluated_and_never_trained(copy: Callable[[str], Path
 
     edit(root, drop)
     assert the_problem(root).startswith("warning: 1 class with boxes in val and none in train: ")
+
+
+def test_categories_and_images_of_a_test_split(copy: Callable[[str], Path]):
+    root = copy("detection")
+    add_test(root)
+    edit(root, lambda content: content["categories"][0].update(name="kraken"), "test")
+    images_of(root, "test")[0].unlink()
+    lines = found(root)
+    assert [line.split(":")[1].strip() for line in lines[:2]] == [
+        f"1 image named in {root / 'annotations' / 'instances_test.json'} and not in {root / 'images' / 'test'}",
+        "the categories of train and test differ",
+    ]
 
 
 def test_images_without_annotations_are_counted(copy: Callable[[str], Path]):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..damage import check, found, the_problem
+from ..damage import add_test, check, found, the_problem
 
 
 def test_labels_out_of_range_and_of_the_wrong_size(copy: Callable[[str], Path]):
@@ -24,6 +24,15 @@ def test_labels_out_of_range_and_of_the_wrong_size(copy: Callable[[str], Path]):
     assert f"200 in {labels[0]}" in lines[2]
     assert len(lines) == 3
     assert len(found(root, reduce_zero_label=True, ignore_label=200)) == 2
+
+
+def test_labels_of_a_test_split(copy: Callable[[str], Path]):
+    root = copy("segmentation")
+    add_test(root)
+    label = sorted((root / "annotations" / "test").iterdir())[0]
+    Image.fromarray(np.full_like(np.array(Image.open(label)), 200)).save(label)
+    assert found(root)[0].startswith("error: 1 label out of range")
+    assert f"200 in {label}" in found(root)[0]
 
 
 def test_classes_without_names_are_counted_from_the_labels(copy: Callable[[str], Path]):
