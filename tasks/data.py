@@ -166,6 +166,7 @@ class TaskDataModule(L.LightningDataModule):
     def description(self) -> dict[str, Any]:
         """Say which data this is: name, root, number of images and classes, and a fingerprint (see `fingerprint`)."""
         train, val = self.image_paths()
+        tested = round(self.held_out * len(train)) or len(self.test_paths())
         return {
             "name": EMBEDDED if self.embedded else self.root.resolve().name,
             "root": str(self.root),
@@ -173,7 +174,7 @@ class TaskDataModule(L.LightningDataModule):
             "val_images": len(val),
             "num_classes": self.num_classes,
             "split": self.tested_on,
-            **({"test_images": len(test)} if (test := self.test_paths()) else {}),
+            **({"test_images": tested} if tested else {}),
             "fingerprint": self.fingerprint(),
         }
 

@@ -49,11 +49,11 @@ def build_graph(specs: Iterable[Spec], resources: Callable[[str], Resources]) ->
         UserError: a recipe's global batch cannot be shared by that many processes.
     """
     specs = [placed(spec, resources(kind_of(spec))) for spec in specs]
-    trainings = [spec for spec in specs if isinstance(spec, TrainingSpec) and not (spec.trials or _is_trial(spec))]
+    trainings = [spec for spec in specs if isinstance(spec, TrainingSpec) and not (spec.trials or is_trial(spec))]
     trained = {(spec.task, spec.model, spec.seed): spec for spec in trainings}
     graph: list[Spec] = []
     for spec in specs:
-        if not isinstance(spec, TrainingSpec) or _is_trial(spec):
+        if not isinstance(spec, TrainingSpec) or is_trial(spec):
             graph.append(spec)
             continue
         task = TASKS[spec.task]
@@ -64,8 +64,9 @@ def build_graph(specs: Iterable[Spec], resources: Callable[[str], Resources]) ->
     return graph
 
 
-def _is_trial(spec: TrainingSpec) -> bool:
-    return bool(setting(spec.settings, HELD_OUT_OPTION))
+def is_trial(spec: Spec) -> bool:
+    """Whether a run tries settings for a search: it is tested on training images that are held out."""
+    return isinstance(spec, TrainingSpec) and bool(setting(spec.settings, HELD_OUT_OPTION))
 
 
 def _trained_and_evaluated(spec: TrainingSpec, task: Task, resources: Callable[[str], Resources]) -> list[Spec]:
@@ -90,7 +91,7 @@ def with_exported(graph: Iterable[Spec]) -> list[Spec]:
         if isinstance(spec, EvaluationSpec):
             spec = placed(structs.replace(spec, exported=True), spec.resources)
         tested.append(spec)
-        if isinstance(spec, TrainingSpec) and spec.test and not _is_trial(spec):
+        if isinstance(spec, TrainingSpec) and spec.test and not is_trial(spec):
             tested.append(placed(_evaluation_of(spec, exported=True), spec.resources))
     return tested
 

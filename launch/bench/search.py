@@ -68,7 +68,8 @@ def searched(specs: Iterable[Spec], count: int, output: Path) -> list[Spec]:
         output: the benchmark's folder, where results of trials are.
 
     Returns:
-        Trials, the benchmark, and its trainings by each network's own best settings.
+        Trials, the benchmark, and its trainings by each network's own best settings. Then trials that failed are not
+        among them: run again they could make another choice than the one that was trained with.
     """
     specs = list(specs)
     trainings = [spec for spec in specs if isinstance(spec, TrainingSpec)]
@@ -88,7 +89,8 @@ def searched(specs: Iterable[Spec], count: int, output: Path) -> list[Spec]:
         for spec in trainings
         if (best := chosen[_key(spec)]) is not None
     ]
-    return [*everything, *specs, *own]
+    ended = [trial for trial in everything if (result := results[trial.name]) is not None and result.finished]
+    return [*ended, *specs, *own]
 
 
 def _on_held_out(spec: TrainingSpec) -> TrainingSpec:

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from evmamba.errors import UserError, unknown_name
 from evmamba.files import write_text
-from evmamba.launch.bench.graph import batch_of, build_graph, kind_of, placed, tree, with_exported
+from evmamba.launch.bench.graph import batch_of, build_graph, is_trial, kind_of, placed, tree, with_exported
 from evmamba.launch.bench.plan import BenchOptions, plan
 from evmamba.launch.cluster import slurm
 from evmamba.launch.cluster.jobs import JOBS_FILE, JobBook, read_specs
@@ -118,6 +118,31 @@ def graph_of(output: Path, cluster: Cluster) -> list[Spec]:
             )
     _check_recipes(list(specs.values()))
     return list(specs.values())
+
+
+def check_same(specs: Sequence[Spec], output: Path, order: Sequence[str], search: bool) -> None:
+    """See that a graph which is planned anew is the one that was submitted to a folder before.
+
+    A search goes on from its trials to what they chose; trials that failed are then left out.
+
+    Raises:
+        UserError: it is another one.
+    """
+    now, before = {spec.name for spec in specs}, set(order)
+    new, lost = now - before, before - now
+    if search:
+        searched = {name for name, spec in read_specs(output).items() if is_trial(spec) or _is_chosen(spec)}
+        new, lost = set(), lost - searched
+    if new or lost:
+        raise UserError(
+            f"these options make other runs than those in {output}; to resume leave them out, "
+            "for other runs use another --output"
+        )
+
+
+def _is_chosen(spec: Spec) -> bool:
+    """Whether a run has the settings that a search chose for its network."""
+    return not isinstance(spec, CostSpec) and bool(spec.trials)
 
 
 @dataclass(frozen=True)
@@ -305,7 +330,8 @@ def describe(spec: Spec, action: str) -> str:
     own = spec.resources
     where = f"{own.nodes} node{'s' if own.nodes > 1 else ''} x {own.devices} process{'es' if own.devices > 1 else ''}"
     batch = batch_of(spec) if isinstance(spec, TrainingSpec) else None
-    details = f"{where}; {batch}" if batch else where
+    search = "trial; " if is_trial(spec) else "own best; " if _is_chosen(spec) else ""
+    details = f"{search}{where}; {batch}" if batch else f"{search}{where}"
     return f"[bold]{escape(spec.name)}[/]  {escape(action)}  [dim]{escape(details)}[/]"
 
 

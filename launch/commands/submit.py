@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from evmamba.errors import UserError
 from evmamba.launch.commands.parser import Parser
 from evmamba.launch.commands.shared import (
     add_bench_options,
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """A benchmark as SLURM jobs that wait for each other, ending in one table. The options of the cluster may
 also be given for one kind of run: cost, a task, evaluation, report."""
+
+TRIALS = """These are the trials of a search. When all have ended, the same command with --resume submits the
+benchmark and what they chose; --resume alone repeats trials that failed."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
+    from evmamba.launch.bench.graph import is_trial
     from evmamba.launch.cluster import submission
     from evmamba.launch.cluster.jobs import JobBook
     from evmamba.launch.cluster.settings import read_cluster
@@ -73,13 +76,8 @@ def main(arguments: Sequence[str]) -> int:
     else:
         with console.status("checking models and data"):
             specs = submission.plan_graph(bench_options(given), cluster)
-        names = {spec.name for spec in specs}
-        # When its trials have ended, a search adds what they chose.
-        if before and before.order and not (names >= set(before.order) if given.search else names == set(before.order)):
-            raise UserError(
-                f"these options make other runs than those in {given.output}; to resume leave them out, "
-                "for other runs use another --output"
-            )
+        if before and before.order:
+            submission.check_same(specs, given.output, before.order, bool(given.search))
     if given.dry_run:
         submission.show(specs, given.output, cluster, console)
         _estimate(given, specs, cluster, console, speed)
@@ -87,6 +85,8 @@ def main(arguments: Sequence[str]) -> int:
         submission.submit(specs, given.output, cluster, resume, console, only_new=given.rest)
         if speed is not None:
             _estimate(given, specs, cluster, console, speed, keep=True)
+    if all(map(is_trial, specs)):
+        console.print(TRIALS, style="dim", markup=False, highlight=False)
     return 0
 
 

@@ -1,6 +1,6 @@
 """What stands above and below the table in words: what was run, what is missing and why, what can be told apart."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from evmamba.launch.report.paper import comparable, label_of, paper
@@ -37,7 +37,7 @@ class Notes:
 def budgets(title: str, results: list[Result]) -> list[str]:
     """Where runs of one group of columns saw unequal numbers of training images, the comparison is not a fair one. What
     the last, incomplete step of an epoch leaves out makes no difference."""
-    models = _labels_by(results, images_seen)
+    models = labels_by(results, images_seen)
     if not models or max(models) <= (1 + SAME_BUDGET) * min(models):
         return []
     seen = (f"{images:,} training images for {', '.join(labels)}" for images, labels in models.items())
@@ -49,7 +49,7 @@ def sizes(title: str, results: list[Result]) -> list[str]:
     option = paper()["trained_at"].get(results[0].task, {}) if results else {}
     lines = []
     for name in option:
-        models = _labels_by(results, lambda result, name=name: _side(result, name))  # type: ignore[misc]
+        models = labels_by(results, lambda result, name=name: _side(result, name))  # type: ignore[misc]
         if len(models) > 1:
             trained = (f"at {side} pixels {', '.join(labels)}" for side, labels in models.items())
             lines.append(f"{title}: trained at different sizes, {'; '.join(trained)}")
@@ -62,32 +62,32 @@ def other_trainings(task: str, head: str | None, results: list[Result]) -> list[
     results = [result for result in results if result.finished and comparable(task, result.data or {})]
     lines = []
     for unit, wanted in paper()["trainings"].get(task, {}).get(head, {}).items():
-        models = _labels_by(results, lambda result, unit=unit: result.training.get(unit))  # type: ignore[misc]
+        models = labels_by(results, lambda result, unit=unit: result.training.get(unit))  # type: ignore[misc]
         lines += [
             f"trained for {int(length):,} {unit}, the published networks for {wanted:,}: {', '.join(labels)}"
             for length, labels in models.items()
             if length != wanted
         ]
     for name, wanted in paper()["trained_at"].get(task, {}).items():
-        models = _labels_by(results, lambda result, name=name: _side(result, name))  # type: ignore[misc]
+        models = labels_by(results, lambda result, name=name: _side(result, name))  # type: ignore[misc]
         lines += [
             f"trained at {side} pixels, the published networks at {wanted}: {', '.join(labels)}"
             for side, labels in models.items()
             if side != wanted
         ]
     for name, wanted in paper()["set_up"].get(task, {}).items():
-        models = _labels_by(results, lambda result, name=name: _option(result, name))  # type: ignore[misc]
+        models = labels_by(results, lambda result, name=name: option_of(result, name))  # type: ignore[misc]
         lines += [
             f"{name} {value}, the published networks {wanted}: {', '.join(labels)}"
             for value, labels in models.items()
             if value != wanted
         ]
-    if task in TASKS and TASKS[task].starts_from and (scratch := _labels_by(results, trained_from_scratch).get(True)):
+    if task in TASKS and TASKS[task].starts_from and (scratch := labels_by(results, trained_from_scratch).get(True)):
         lines.append(f"trained from random weights, the published networks from ImageNet's: {', '.join(scratch)}")
     return lines
 
 
-def _labels_by(results: list[Result], value: Callable[[Result], Any]) -> dict[Any, list[str]]:
+def labels_by(results: Sequence[Result], value: Callable[[Result], Any]) -> dict[Any, list[str]]:
     """The networks of finished runs by something known of them, in their order."""
     models: dict[Any, list[str]] = {}
     for result in results:
@@ -102,13 +102,13 @@ def _side(result: Result, name: str) -> int | None:
     """A size that a run was trained at, by its option [pixels]; of several the largest. None for a test alone."""
     if not result.training.get("steps"):
         return None
-    value = _option(result, name)
+    value = option_of(result, name)
     if isinstance(value, list | tuple) and value:
         value = max(value)
     return value if isinstance(value, int) else None
 
 
-def _option(result: Result, name: str) -> Any:
+def option_of(result: Result, name: str) -> Any:
     """What the data or the model of a run was told by this name; None for nothing."""
     config = result.provenance.get("config") or {}
     for part in (config.get("data"), config.get("model")):

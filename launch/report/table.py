@@ -17,6 +17,7 @@ from evmamba.launch.report.equal_time import at_equal_time
 from evmamba.launch.report.notes import Notes, budgets, caption, memory, other_trainings, sizes
 from evmamba.launch.report.paper import claims, comparable, label_of, paper, published, split_tags
 from evmamba.launch.report.seeds import Estimate, Repetitions, repetitions
+from evmamba.launch.report.trials import best_trials, is_trial, trial_notes
 from evmamba.launch.report.turns import COUNTED
 from evmamba.launch.report.verdicts import mark_best, verdict_notes
 from evmamba.launch.store.precision import in_words
@@ -47,16 +48,18 @@ def build_table(results: Iterable[Result], models: Sequence[str] | None = None) 
     """
     results = _without_evaluated(list(results))
     # Nor have trials, beside what they chose.
-    results = _named_apart([r for r in results if not _is_trial(r)] or results)
+    trials = [result for result in results if is_trial(result)]
+    results = _named_apart([r for r in results if not is_trial(r)] or best_trials(trials))
     whole = [result for result in results if not split_tags(result.model)[1]]
     ablated = {split_tags(result.model)[0] for result in results if split_tags(result.model)[1]}
     plain = [model for model in models if not split_tags(model)[1]] if models and whole else models
-    table = _table(whole or results, plain)
+    table = _table(whole or results, plain, trials)
     if whole and ablated:
         kinds = {(r.task, r.head) for r in results if split_tags(r.model)[1]}
         table.ablations = _table(
             [r for r in results if split_tags(r.model)[0] in ablated and (r.task, r.head) in kinds],
             [model for model in models if split_tags(model)[0] in ablated] if models else None,
+            trials,
         )
     return table
 
@@ -71,10 +74,6 @@ def _without_evaluated(results: list[Result]) -> list[Result]:
     ]
 
 
-def _is_trial(result: Result) -> bool:
-    return bool(result.provenance.get("trial"))
-
-
 def _named_apart(results: list[Result]) -> list[Result]:
     """Results whose run has the name of another one (the same on another machine, say) bear their folder's name too."""
     counts = Counter(result.run for result in results)
@@ -86,7 +85,7 @@ def _named_apart(results: list[Result]) -> list[Result]:
     ]
 
 
-def _table(results: list[Result], models: Sequence[str] | None = None) -> Table:
+def _table(results: list[Result], models: Sequence[str] | None, trials: Sequence[Result]) -> Table:
     groups = _groups(results)
     rows: list[Row] = []
     notes = Notes()
@@ -122,6 +121,7 @@ def _table(results: list[Result], models: Sequence[str] | None = None) -> Table:
     mark_best(rows, plain_groups, images)
     lines = notes.lines() + verdict_notes(rows, plain_groups, images)
     for key, group in groups:
+        lines += trial_notes(group.title, members[key], trials)
         lines += budgets(group.title, members[key])
         lines += sizes(group.title, members[key])
         lines += [f"{group.title}: {line}" for line in other_trainings(group.task, group.head, members[key])]
@@ -230,7 +230,7 @@ def _group(results: list[Result], apart: Sequence[str] = ()) -> Group:
             title += f" at {size[-1]} x {size[-2]}"
     elif schedule:
         title += f" · {schedule}"
-    title = " · ".join([title, *apart])
+    title = " · ".join([title, *apart, *(["best trial"] if is_trial(first) else [])])
     same_data = comparable(first.task, data)
     batches = {column: first.cost.get(key) for column, key in BATCHES.items()} if first.task == "cost" else {}
     columns = []

@@ -113,7 +113,8 @@ def test_held_out_images_are_training_images_that_are_not_trained_on(sound: Path
     trained, held = ([part[k][2] for k in range(len(part))] for part in (data.train_set, data.val_set))
     assert sorted(trained + held) == sorted(map(str, data.image_paths()[0]))
     assert len(held) == 5
-    assert data.description()["split"] == "held out"
+    described = data.description()
+    assert (described["split"], described["test_images"]) == ("held out", len(held))
     other = made("test", seed=7, batch_size=2)
     assert [other.val_set[k][2] for k in range(len(other.val_set))] == held
     with pytest.raises(UserError, match="holds out 0"):

@@ -68,9 +68,10 @@ def test_trials_come_first_and_each_network_gets_its_own_best(tmp_path: Path):
         assert searched(base, 3, tmp_path) == first  # until the last has ended
         ended(spec, tmp_path, top1)
     whole = searched(base, 3, tmp_path)
-    assert whole[:6] == first
-    assert whole[6:10] == base
-    own = whole[10:]
+    # Not those that failed: run again, they could choose otherwise than has been trained.
+    assert whole[:4] == [first[k] for k in (0, 1, 2, 4)]
+    assert whole[4:8] == base
+    own = whole[8:]
     assert [(spec.model, spec.seed, spec.trials) for spec in own] == [(spec.model, spec.seed, 3) for spec in base]
     assert [setting(spec.settings, LR) for spec in own] == [
         pytest.approx(1e-3 * trials(3)[1].lr, rel=5e-3),
@@ -93,7 +94,7 @@ def test_a_network_none_of_whose_trials_finished_has_no_own_best(tmp_path: Path)
     base = benchmark()[:1]
     for spec in searched(base, 2, tmp_path):
         ended(spec, tmp_path, None)
-    assert [spec.trials for spec in searched(base, 2, tmp_path) if isinstance(spec, TrainingSpec)] == [0, 0, 0]
+    assert [spec.trials for spec in searched(base, 2, tmp_path) if isinstance(spec, TrainingSpec)] == [0]
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,13 @@ from evmamba.errors import UserError
 from evmamba.launch import cli
 from evmamba.launch.bench import local
 from evmamba.launch.bench.plan import BenchOptions
+from evmamba.launch.bench.search import searched
 from evmamba.launch.cluster import jobs, submission
 from evmamba.launch.cluster.settings import read_cluster
 from evmamba.launch.cluster.submission import graph_of
 from evmamba.launch.fit.cli import settings_of
 from evmamba.launch.fit.recipes import find_recipe, recipe_of
+from evmamba.launch.fit.settings import setting
 from evmamba.launch.store.estimates import read_estimate
 from evmamba.launch.store.progress import write_progress
 from evmamba.launch.store.results import Result, write_result
@@ -46,7 +48,8 @@ def planned(options: BenchOptions) -> list[Spec]:
         return made_spec(task, settings=settings, seed=options.seeds[0], device=options.device)
 
     cost = made_spec("cost", seed=options.seeds[0], device=options.device)
-    return [cost, *map(trained, ("classification", "detection", "segmentation"))]
+    specs = [cost, *map(trained, options.tasks or ("classification", "detection", "segmentation"))]
+    return searched(specs, options.search, options.output) if options.search else specs
 
 
 recipe_settings = functools.cache(settings_of)
@@ -67,8 +70,8 @@ def specs_of(output: Path) -> dict[str, Spec]:
     return {name.split("-")[0]: spec for name, spec in jobs.read_specs(output).items()}
 
 
-def finish(output: Path, spec: Spec) -> None:
-    result = made_result(spec.task, "resnet18", run=spec.name, cost={"latency_ms_median": 3.0})
+def finish(output: Path, spec: Spec, **metrics: float) -> None:
+    result = made_result(spec.task, "resnet18", run=spec.name, cost={"latency_ms_median": 3.0}, metrics=metrics)
     result.provenance["spec_hash"] = spec.hash
     write_result(result, output / "runs" / spec.name)
 
@@ -195,6 +198,48 @@ def test_resume_submits_what_failed_and_leaves_what_is_finished_or_on_its_way(
 
     assert submit(output, "--resume") == 0
     assert len(fake.calls("sbatch")) == 8  # all on their way
+
+
+def test_a_search_submits_its_trials_and_then_what_they_chose(
+    tmp_path: Path, fake: FakeSlurm, capsys: pytest.CaptureFixture[str]
+):
+    output = tmp_path / "out"
+    command = (NO_GPUS, "--tasks=classification", "--search=3")
+
+    def again(*options: str) -> list[str]:
+        """Submit with --resume; return what sbatch was given besides the report."""
+        before = len(fake.calls("sbatch"))
+        assert submit(output, *options, "--resume") == 0
+        return [Path(call.split()[-1]).parent.name for call in fake.calls("sbatch")[before:] if "runs" in call]
+
+    assert submit(output, *command) == 0
+    first, second, third = tried = list(jobs.read_specs(output).values())
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{first.name} submitted as job 100 trial; 1 node x 1 process;" in said
+    assert "the same command with --resume submits the benchmark and what they chose" in said
+    assert again(*command) == []  # none has ended
+
+    for number, spec in enumerate(tried):
+        fake.forget(100 + number)
+        finish(output, spec, top1=0.1 * number)
+    no_luck = failed_result(third, "no luck", datetime.datetime.now(datetime.UTC))
+    write_result(no_luck, output / "runs" / third.name)
+    assert again() == [third.name]  # by itself: what failed
+    fake.forget(next(iter(jobs.JobBook.read(output).submitted[third.name][-1:])))
+    write_result(no_luck, output / "runs" / third.name)
+
+    *_, cost, same, own = submission_order = again(*command)
+    assert len(submission_order) == 3
+    assert cost.startswith("cost-")
+    specs = jobs.read_specs(output)
+    assert list(specs) == [first.name, second.name, cost, same, own]
+    lr = "model.init_args.optimizer.lr"
+    assert setting(specs[own].settings, lr) == setting(second.settings, lr) != setting(specs[same].settings, lr)
+    assert (specs[same].trials, specs[own].trials) == (0, 3)
+    assert f"{own} submitted as job" in " ".join(capsys.readouterr().out.split())
+    assert again() == again(*command) == []
+    assert submit(output, *command, "--seed=1", "--resume") == 2  # another benchmark
+    assert "these options make other runs" in capsys.readouterr().err
 
 
 def test_networks_that_take_turns_are_one_job(tmp_path: Path, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch):
