@@ -62,6 +62,7 @@ class TaskDataModule(L.LightningDataModule):
     val_set: Dataset
     test_set: Dataset | None = None
     has_test = False  # a labelled test split; set in the constructor
+    works_on_device = False  # training images are decoded and augmented after they are moved there
 
     def __init__(
         self,
@@ -99,6 +100,13 @@ class TaskDataModule(L.LightningDataModule):
         """Take over what depends on the model (whether there are masks, say), where no option says it; before `setup`.
 
         A trainer's data module has done so by itself.
+        """
+
+    def check_device(self, device: torch.device) -> None:
+        """See that the device can do what it is to do with training images (`works_on_device`).
+
+        Raises:
+            UserError: it cannot.
         """
 
     @contextmanager

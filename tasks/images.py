@@ -7,15 +7,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import decode_jpeg
+from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
-from evmamba.errors import UserError, first_few
+from evmamba.errors import UserError, first_few, first_line
 
 Item = TypeVar("Item")
 BadImagePolicy = Literal["stop", "skip"]
@@ -26,6 +26,9 @@ ITEMS_A_TASK = 64
 
 # What Pillow may take a file for. It knows more kinds, and draws some of them by starting another program (EPS).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+
+# EXIF orientations that swap width and height.
+TURNED = (5, 6, 7, 8)
 
 # What a page shows behind a transparent picture.
 BACKGROUND = (255, 255, 255)
@@ -97,24 +100,110 @@ def read_pixels(
 
 def _decoded_jpeg(path: str | os.PathLike, upright: bool, content: bytes | None) -> Tensor | None:
     """None: not a grey or colour JPEG, or one about which `read_image` has something to say."""
+    jpeg = read_jpeg(path, content=content)
+    if jpeg is None:
+        return None
     try:
-        content = Path(path).read_bytes() if content is None else content
-        # The header first: Pillow knows which sizes no photograph has.
-        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
-            if image.mode not in ("L", "RGB"):
-                return None
-        stored = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        return decode_jpeg(stored, apply_exif_orientation=upright).expand(3, -1, -1)
-    except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return decode_jpeg(jpeg.content, apply_exif_orientation=upright).expand(3, -1, -1)
+    except RuntimeError:
         return None
 
 
-def is_turned(image: Image.Image) -> bool:
-    """Whether EXIF orientation swaps the width and height of an image that is open; damaged EXIF data do not."""
+class Jpeg(NamedTuple):
+    """A grey or colour JPEG that is not decoded yet: its bytes, uint8 [n], and what its header says.
+
+    `height` and `width` are those of the upright image, `orientation` is EXIF's (1: upright as it is stored).
+    """
+
+    content: Tensor
+    height: int
+    width: int
+    orientation: int
+
+
+def read_jpeg(path: str | os.PathLike, *, content: bytes | None = None) -> Jpeg | None:
+    """Read a file without decoding it; None where it is no grey or colour JPEG, or cannot be read.
+
+    Args:
+        path, content: as of :func:`read_image`.
+    """
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        content = Path(path).read_bytes() if content is None else content
+        # Pillow knows which sizes no photograph has.
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+            if image.mode not in ("L", "RGB"):
+                return None
+            width, height = image.size
+            orientation = _orientation(image)
+    except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    if orientation in TURNED:
+        width, height = height, width
+    return Jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), height, width, orientation)
+
+
+def decode_jpegs(contents: Sequence[Tensor], device: torch.device) -> list[Tensor | None]:
+    """Decode JPEGs as they are stored, on a CPU or by CUDA's decoder: uint8 [3, H, W] on `device`.
+
+    Args:
+        contents: what :func:`read_jpeg` gives.
+        device: for CUDA see :func:`check_decoder`.
+
+    Returns:
+        None for one that the decoder refuses.
+    """
+    if not contents:
+        return []
+    try:
+        return list(decode_jpeg(list(contents), mode=ImageReadMode.RGB, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # of a list it does not say which
+        if len(contents) == 1:
+            return [None]
+        return [image for content in contents for image in decode_jpegs([content], device)]
+
+
+def check_decoder(device: torch.device, option: str) -> None:
+    """See that JPEGs can be decoded on a device, as `option` asks.
+
+    Raises:
+        UserError: they cannot, and why.
+    """
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(
+            f"{option}: torchvision decodes JPEGs on a CPU and with CUDA, not on {device.type}; leave it out"
+        )
+    sample = encode_jpeg(torch.zeros(3, 16, 16, dtype=torch.uint8))
+    try:
+        decode_jpeg([sample], device=device)
+    except RuntimeError as error:
+        raise UserError(
+            f"{option}: this torchvision cannot decode JPEGs on {device.type} ({first_line(error)}); leave it out"
+        ) from error
+
+
+def turn_upright(pixels: Tensor, orientation: int) -> Tensor:
+    """Turn [..., H, W] as EXIF says."""
+    if orientation in TURNED:
+        pixels = pixels.transpose(-2, -1)
+    mirrored = {-1: orientation in (2, 3, 6, 7), -2: orientation in (3, 4, 7, 8)}
+    axes = [axis for axis, turned in mirrored.items() if turned]
+    return pixels.flip(axes) if axes else pixels
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether EXIF orientation swaps the width and height of an image that is open."""
+    return _orientation(image) in TURNED
+
+
+def _orientation(image: Image.Image) -> int:
+    """As EXIF data say it; damaged ones say nothing, which is 1."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # decoders raise nearly anything on damaged files
-        return False
+        return 1
+    return value if value in range(1, 9) else 1
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -89,6 +89,7 @@ def _profile_input(given: argparse.Namespace) -> int:
 
     from evmamba.launch.fit.cli import EvmambaCLI
     from evmamba.launch.measure.input import measure_input
+    from evmamba.launch.store.devices import choose_device
     from evmamba.launch.store.results import check_writable, write_json
 
     if given.rate is not None and given.rate <= 0:
@@ -96,9 +97,10 @@ def _profile_input(given: argparse.Namespace) -> int:
     check_writable(given.output, "--output")
     where = [] if given.data_dir is None else ["--data.data_dir", given.data_dir]
     data = EvmambaCLI(["--config", given.input, *where], run=False).datamodule
+    device = choose_device(given.device)
     console = Console()
     with console.status("loading images"):
-        rate = measure_input(data, given.seconds)
+        rate = measure_input(data, given.seconds, device)
     written = given.output / "input.json"
     write_json(written, asdict(rate) | {"recipe": given.input, "data": data.description()})
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -112,6 +114,8 @@ def _profile_input(given: argparse.Namespace) -> int:
     console.print(
         f"{rate.loader:.0f} images a second by the recipe's loader with {rate.workers} processes on this machine"
     )
+    if rate.on_device is not None:
+        console.print(f"{rate.on_device:.0f} images a second decoded and augmented on {device}")
     if given.rate is not None:
         console.print(
             f"a device that takes {given.rate:g} images a second needs {rate.cores_for(given.rate):.1f} such cores"

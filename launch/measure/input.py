@@ -10,6 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
+from evmamba.cost import timed
 from evmamba.tasks.data import STAGE, TaskDataModule
 
 # What is left beside the marked stages: seeding, looking up, putting a batch together.
@@ -28,12 +29,14 @@ class InputRate:
         shares: stage -> part of that time, from a pass of its own under torch's profiler.
         loader: images a second, by the clock, that the recipe's loader delivered with its own processes.
         workers: those processes.
+        on_device: images a second, by the clock, that the device decodes and augments, where it does.
     """
 
     per_core: float
     shares: dict[str, float]
     loader: float
     workers: int
+    on_device: float | None = None
 
     def milliseconds(self, stage: str) -> float:
         """Of one core, for one image."""
@@ -44,16 +47,18 @@ class InputRate:
         return rate / self.per_core
 
 
-def measure_input(data: TaskDataModule, seconds: float) -> InputRate:
+def measure_input(data: TaskDataModule, seconds: float, device: str = "cpu") -> InputRate:
     """Load training batches as a recipe does: in this process on one thread, then through its own loader.
 
     Args:
         data: a task's data module without a trainer.
-        seconds: for each of the three passes, at least one batch each; a first batch's costs are left out.
+        seconds: for each of the passes, at least one batch each; a first batch's costs are left out.
+        device: for what the data module does there.
 
     Raises:
         UserError: what the data module finds wrong.
     """
+    data.check_device(torch.device(device))
     data.prepare_data()
     data.setup("fit")
     workers, threads = data.num_workers, torch.get_num_threads()
@@ -71,7 +76,9 @@ def measure_input(data: TaskDataModule, seconds: float) -> InputRate:
     finally:
         torch.set_num_threads(threads)
         data.num_workers = workers
-    return InputRate(per_core, _shares(profiler), _loader_rate(data.train_dataloader(), seconds), workers)
+    delivered = _loader_rate(data.train_dataloader(), seconds)
+    on_device = _device_rate(data, seconds, torch.device(device)) if data.works_on_device else None
+    return InputRate(per_core, _shares(profiler), delivered, workers, on_device)
 
 
 def _batches(loader: DataLoader) -> Iterator[int]:
@@ -96,6 +103,20 @@ def _loader_rate(loader: DataLoader, seconds: float) -> float:
     next(batches)  # processes start
     started = time.perf_counter()
     return _count(batches, seconds) / (time.perf_counter() - started)
+
+
+def _device_rate(data: TaskDataModule, seconds: float, device: torch.device) -> float:
+    """Of one batch, again and again; the first time prepares the device."""
+    batch = next(iter(data.train_dataloader()))
+    spent: list[float] = []
+
+    def finish() -> None:
+        moved = data.transfer_batch_to_device(dict(batch), device, 0)
+        data.on_after_batch_transfer(moved, 0)
+
+    while len(spent) < 2 or sum(spent[1:]) < seconds:
+        spent.append(timed(finish, device))
+    return len(batch["path"]) * (len(spent) - 1) / sum(spent[1:])
 
 
 def _shares(profiler: profile) -> dict[str, float]:

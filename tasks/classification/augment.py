@@ -9,14 +9,18 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
 from evmamba.errors import UserError
 from evmamba.tasks.classification.randaugment import PREFIX, with_nineteen_operations
+from evmamba.tasks.classification.tensor_operations import resize
 from evmamba.tasks.data import stage
 
 NORMALISE = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+
+
+# Top, left, height and width of a part of an image.
+Part = tuple[int, int, int, int]
 
 
 class Patch(NamedTuple):
@@ -61,6 +65,7 @@ class TrainingAugmentation:
         random_erasing: float = 0.0,
     ) -> None:
         bicubic = v2.InterpolationMode.BICUBIC
+        self.image_size = image_size
         self.crop = v2.RandomResizedCrop(image_size, scale=(min_scale, 1.0), interpolation=bicubic, antialias=True)
         self.flip = v2.RandomHorizontalFlip(flip)
         self.policy = _policy(image_size, color_jitter, auto_augment)
@@ -76,24 +81,35 @@ class TrainingAugmentation:
             uint8 [3, image_size, image_size] and the patches.
         """
         with stage("crop and resize"):
-            pixels = self.flip(self._cropped(pixels))
+            pixels = self.flip(crop(pixels, self.draw_box(pixels), self.image_size))
         if self.policy.transforms:  # timm's work on Pillow's images
             with stage("policy"):
                 image = self.policy(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
                 pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         with stage("erase"):
-            canvas = _Canvas(pixels.shape)
-            self.erase(canvas)
-        return pixels, canvas.patches
+            return pixels, self.draw_patches()
 
-    def _cropped(self, pixels: Tensor) -> Tensor:
-        """As `crop` does, but for the colours of a pixel, which stay side by side in memory, as Pillow has them too."""
+    def draw_box(self, pixels: Tensor) -> Part:
+        """Which part of an image [3, H, W] becomes the crop."""
         part = self.crop.make_params([pixels])
-        rows = slice(part["top"], part["top"] + part["height"])
-        columns = slice(part["left"], part["left"] + part["width"])
-        # A batch of one whose strides say so: PyTorch's fast kernel asks for them.
-        batch = pixels.permute(1, 2, 0)[None].permute(0, 3, 1, 2)[..., rows, columns]
-        return interpolate(batch, self.crop.size, mode="bicubic", antialias=True)[0]
+        return part["top"], part["left"], part["height"], part["width"]
+
+    def draw_patches(self) -> list[Patch]:
+        """What is erased from the crop."""
+        canvas = _Canvas(torch.Size((3, self.image_size, self.image_size)))
+        self.erase(canvas)
+        return canvas.patches
+
+
+def crop(pixels: Tensor, box: Part, side: int) -> Tensor:
+    """Cut a box out of uint8 [3, H, W] and resize it to [3, side, side], bicubic with antialiasing.
+
+    The colours of a pixel stay side by side in memory where they are, as Pillow has them too.
+    """
+    top, left, height, width = box
+    # A batch of one whose strides say so: PyTorch's fast kernel asks for them.
+    batch = pixels.permute(1, 2, 0)[None].permute(0, 3, 1, 2)[..., top : top + height, left : left + width]
+    return resize(batch, side, side)[0]
 
 
 class _Canvas:

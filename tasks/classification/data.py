@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -15,9 +15,16 @@ from evmamba.errors import UserError
 from evmamba.tasks.classification import staging
 from evmamba.tasks.classification.augment import NORMALISE, Patch, TrainingAugmentation, gather, normalise
 from evmamba.tasks.classification.folders import FolderImages, read_folders
+from evmamba.tasks.classification.on_device import (
+    DrawnAugmentation,
+    EncodedImages,
+    EncodedSample,
+    decode_and_augment,
+    encoded,
+)
 from evmamba.tasks.classification.shards import ShardImages, list_shards, read_shards
 from evmamba.tasks.data import SPLITS, TEST, TaskDataModule, files_digest, stage
-from evmamba.tasks.images import BadImagePolicy
+from evmamba.tasks.images import BadImagePolicy, check_decoder
 
 Sample = tuple[Tensor, int, str]
 TrainingSample = tuple[Tensor, int, str, list[Patch]]
@@ -60,8 +67,8 @@ class ClassificationData(TaskDataModule):
 
     Batches: dict of ``image`` [B, 3, image_size, image_size] float32 with ImageNet mean and deviation, ``label`` [B]
     int64, ``path`` list of B file names. Training's loader hands out ``image`` as uint8 and ``erased`` beside it; the
-    trainer makes the normalised image of both on the device (`on_after_batch_transfer`). Class k is the k-th folder
-    name in sorted order; shards number it themselves.
+    trainer makes the normalised image of both on the device (`on_after_batch_transfer`), or, with ``augment_on`` told
+    so, of ``encoded`` and ``erased``. Class k is the k-th folder name in sorted order; shards number it themselves.
 
     Shards made of folders by `evmamba data shard` give the same batches in the same order, and the same fingerprint.
 
@@ -81,6 +88,8 @@ class ClassificationData(TaskDataModule):
         auto_augment: timm's description of a policy, e.g. "rand-m9-mstd0.5-inc1", or None; "rand19-..." instead of
             "rand-..." draws from the nineteen operations behind the published logs (see `randaugment`).
         random_erasing: probability of erasing a rectangle with noise per pixel.
+        augment_on: where training images are decoded and augmented: "cpu" (the loading processes do it) or "device"
+            (the trainer's, a GPU with CUDA; the loading processes then read and draw). See `on_device`.
         seed: of the training order.
         held_out: share of the training images to evaluate on in place of the validation split, see `TaskDataModule`.
         staging_dir: folder on each node's own disk to copy shards to first, see `staging.stage`; None reads in place.
@@ -91,7 +100,7 @@ class ClassificationData(TaskDataModule):
     """
 
     task: ClassVar[str] = "classification"
-    train_set: TrainingImages
+    train_set: TrainingImages | EncodedImages
     val_set: ImageList
     test_set: ImageList | None = None
 
@@ -112,6 +121,7 @@ class ClassificationData(TaskDataModule):
         seed: int = 0,
         staging_dir: str | None = None,
         held_out: float = 0.0,
+        augment_on: Literal["cpu", "device"] = "cpu",
     ) -> None:
         super().__init__(data_dir, batch_size, eval_batch_size, num_workers, on_bad_image, seed, held_out)
         if image_size < 32:
@@ -132,7 +142,9 @@ class ClassificationData(TaskDataModule):
         self._images, self.class_names = read_shards(self.root) if self.sharded else read_folders(self.root)
         self.has_test = TEST in self._images
         self.num_classes = len(self.class_names)
-        self.augment = TrainingAugmentation(image_size, min_scale, flip, color_jitter, auto_augment, random_erasing)
+        self.works_on_device = augment_on == "device"
+        augmentation = DrawnAugmentation if self.works_on_device else TrainingAugmentation
+        self.augment = augmentation(image_size, min_scale, flip, color_jitter, auto_augment, random_erasing)
         self.eval_transform = evaluation_transform(image_size, crop_ratio)
 
     def image_paths(self) -> tuple[list[Path], list[Path]]:
@@ -163,6 +175,8 @@ class ClassificationData(TaskDataModule):
         self._staged()
 
     def setup(self, stage: str) -> None:
+        if stage == "fit" and self.trainer is not None:
+            self.check_device(self.trainer.strategy.root_device)
         if hasattr(self, "val_set"):
             return  # fit and test share one data module
         images = self._staged()  # finds the copies there, except where nobody called prepare_data
@@ -173,10 +187,17 @@ class ClassificationData(TaskDataModule):
             train, val = train.select(stay), train.select(held)
         else:
             val = self._readable(images["val"], "val")
-        self.train_set = TrainingImages(train, self.augment)
+        if isinstance(self.augment, DrawnAugmentation):
+            self.train_set = EncodedImages(train, self.augment)
+        else:
+            self.train_set = TrainingImages(train, self.augment)
         self.val_set = ImageList(val, self.eval_transform)
         if TEST in images and not self.held_out:
             self.test_set = ImageList(self._readable(images[TEST], TEST), self.eval_transform)
+
+    def check_device(self, device: torch.device) -> None:
+        if self.works_on_device:
+            check_decoder(device, "data.augment_on=device")
 
     def read_image(self, path: str) -> Image.Image:
         """A tested image by the name that its batch gave it."""
@@ -199,15 +220,27 @@ class ClassificationData(TaskDataModule):
     def _tested(self) -> ImageList:
         return self.val_set if self.test_set is None else self.test_set
 
-    def collate(self, samples: list[Sample] | list[TrainingSample]) -> dict[str, Any]:
-        images, labels, paths, *patches = zip(*samples, strict=True)
-        batch = {"image": _stacked(images), "label": torch.tensor(labels), "path": list(paths)}
-        return batch | {"erased": gather(patches[0])} if patches else batch
+    def collate(self, samples: list[Sample] | list[TrainingSample] | list[EncodedSample]) -> dict[str, Any]:
+        images, labels, paths, *drawn = zip(*samples, strict=True)
+        batch: dict[str, Any] = {"label": torch.tensor(labels), "path": list(paths)}
+        if drawn:
+            batch["erased"] = gather(drawn[0])
+        return batch | ({"encoded": encoded(images, drawn[1])} if len(drawn) > 1 else {"image": _stacked(images)})
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        here = {"encoded": batch["encoded"]} if "encoded" in batch else {}  # decoders take bytes from main memory
+        rest = {key: value for key, value in batch.items() if key not in here}
+        return super().transfer_batch_to_device(rest, device, dataloader_idx) | here
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         if "erased" not in batch:
             return batch
         erased = batch.pop("erased")
+        if "encoded" in batch:
+            images, device = self.train_set.images, batch["label"].device
+            batch["image"] = decode_and_augment(batch.pop("encoded"), images, self.image_size, device)
         return batch | {"image": normalise(batch["image"], erased)}
 
     def _staged(self) -> dict[str, FolderImages] | dict[str, ShardImages]:

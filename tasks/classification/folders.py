@@ -12,7 +12,15 @@ from torch import Tensor
 
 from evmamba.errors import UserError, first_few, printable
 from evmamba.tasks.data import SPLITS, TEST
-from evmamba.tasks.images import BadImagePolicy, find_unreadable, is_image_file, read_image, read_pixels
+from evmamba.tasks.images import (
+    BadImagePolicy,
+    Jpeg,
+    find_unreadable,
+    is_image_file,
+    read_image,
+    read_jpeg,
+    read_pixels,
+)
 from evmamba.tasks.plain_files import is_file
 
 
@@ -52,6 +60,10 @@ class FolderImages:
     def read_pixels(self, index: int) -> Tensor:
         """The image as uint8 [3, H, W], see :func:`evmamba.tasks.images.read_pixels`."""
         return read_pixels(self.path(index))
+
+    def read_jpeg(self, index: int) -> Jpeg | None:
+        """The image before it is decoded, see :func:`evmamba.tasks.images.read_jpeg`."""
+        return read_jpeg(self.path(index))
 
     def select(self, rows: Sequence[int]) -> Self:
         """Only these images."""

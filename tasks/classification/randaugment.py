@@ -18,16 +18,25 @@ PREFIX = "rand19"
 TOP_LEVEL = 10.0
 
 
+# Left, top, right and bottom.
+Box = tuple[int, int, int, int]
+
+
 def distort(image: Image.Image, amount: int) -> Image.Image:
     """Move the inner corners of a grid of `amount` // 10 tiles a side by `amount` pixels right and down.
 
     At magnitude 9 there is one tile, nothing inner, and the image stays as it is; from 10 on there are two.
     """
+    mesh = distorted_tiles(image.size, amount)
+    return image.transform(image.size, Image.Transform.MESH, mesh, resample=Image.Resampling.BICUBIC)
+
+
+def distorted_tiles(size: tuple[int, int], amount: int) -> list[tuple[Box, tuple[int, ...]]]:
+    """Where each tile is (left, top, right, bottom), and the corners of what it shows: x and y of the upper left, then
+    counter-clockwise, as Pillow takes a quadrilateral. `size` is width and height."""
     tiles = amount // 10
-    lengths = [side // tiles for side in image.size]
-    x_edges, y_edges = (
-        [k * length for k in range(tiles)] + [side] for length, side in zip(lengths, image.size, strict=True)
-    )
+    lengths = [side // tiles for side in size]
+    x_edges, y_edges = ([k * length for k in range(tiles)] + [side] for length, side in zip(lengths, size, strict=True))
 
     def corner(column: int, row: int) -> tuple[int, int]:
         shift = amount if 0 < column < tiles and 0 < row < tiles else 0
@@ -37,19 +46,26 @@ def distort(image: Image.Image, amount: int) -> Image.Image:
     for row in range(tiles):
         for column in range(tiles):
             box = (x_edges[column], y_edges[row], x_edges[column + 1], y_edges[row + 1])
-            # Counter-clockwise from the upper left, as Pillow takes a quadrilateral.
             places = ((column, row), (column, row + 1), (column + 1, row + 1), (column + 1, row))
             mesh.append((box, tuple(value for place in places for value in corner(*place))))
-    return image.transform(image.size, Image.Transform.MESH, mesh, resample=Image.Resampling.BICUBIC)
+    return mesh
 
 
 def zoom(image: Image.Image, factor: float) -> Image.Image:
     """Scale by `factor` and cut out the middle; at factors below 1 black surrounds it."""
-    width, height = image.size
-    scaled = image.resize((max(round(width * factor), 1), max(round(height * factor), 1)), Image.Resampling.BICUBIC)
-    centre, half = (scaled.width / 2, scaled.height / 2), (width / 2, height / 2)
-    box = [math.floor(c + sign * h) for sign in (-1, 1) for c, h in zip(centre, half, strict=True)]
-    return scaled.crop((box[0], box[1], box[2], box[3]))
+    scaled, box = zoomed(image.size, factor)
+    return image.resize(scaled, Image.Resampling.BICUBIC).crop(box)
+
+
+def zoomed(size: tuple[int, int], factor: float) -> tuple[tuple[int, int], Box]:
+    """The scaled width and height, and what is cut out of that: left, top, right, bottom."""
+    width, height = (max(round(side * factor), 1) for side in size)
+    left, top, right, bottom = (
+        math.floor(whole / 2 + sign * side / 2)
+        for sign in (-1, 1)
+        for whole, side in zip((width, height), size, strict=True)
+    )
+    return (width, height), (left, top, right, bottom)
 
 
 def blur(image: Image.Image, radius: float) -> Image.Image:
@@ -59,7 +75,14 @@ def blur(image: Image.Image, radius: float) -> Image.Image:
 
 def skew(image: Image.Image, amount: float) -> Image.Image:
     """Perspective: every corner is moved along its side by `amount` of the longer side."""
-    width, height = image.size
+    size = image.size
+    coefficients = skewed(size, amount)
+    return image.transform(size, Image.Transform.PERSPECTIVE, coefficients, resample=Image.Resampling.BICUBIC)
+
+
+def skewed(size: tuple[int, int], amount: float) -> list[float]:
+    """Pillow's eight coefficients of that, for a width and height."""
+    width, height = size
     shift = math.ceil(max(width, height) * amount)
     before = [(0, 0), (width, 0), (width, height), (0, height)]
     after = [(-shift, 0), (width, -shift), (width + shift, height), (0, height + shift)]
@@ -68,9 +91,7 @@ def skew(image: Image.Image, amount: float) -> Image.Image:
         rows.append([x, y, 1, 0, 0, 0, -u * x, -u * y])
         rows.append([0, 0, 0, x, y, 1, -v * x, -v * y])
     matrix, target = np.array(rows, dtype=np.float64), np.array(before, dtype=np.float64).reshape(8)
-    coefficients = np.linalg.pinv(matrix) @ target
-    size = image.size
-    return image.transform(size, Image.Transform.PERSPECTIVE, coefficients.tolist(), resample=Image.Resampling.BICUBIC)
+    return (np.linalg.pinv(matrix) @ target).tolist()
 
 
 def _signed(value: float) -> float:

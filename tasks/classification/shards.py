@@ -31,7 +31,7 @@ from evmamba.errors import UserError, first_few, printable
 from evmamba.files import replacing
 from evmamba.tasks.cache import cache_folder
 from evmamba.tasks.data import SPLITS, TEST
-from evmamba.tasks.images import BadImagePolicy, find_faults, is_image_file, read_image, read_pixels
+from evmamba.tasks.images import BadImagePolicy, Jpeg, find_faults, is_image_file, read_image, read_jpeg, read_pixels
 from evmamba.tasks.plain_files import is_file, read_json, read_text
 
 INDEX_VERSION = 1
@@ -115,6 +115,10 @@ class ShardImages:
     def read_pixels(self, index: int) -> Tensor:
         """The image as uint8 [3, H, W], see :func:`evmamba.tasks.images.read_pixels`."""
         return read_pixels(self._place(index), content=self.content(index))
+
+    def read_jpeg(self, index: int) -> Jpeg | None:
+        """The image before it is decoded, see :func:`evmamba.tasks.images.read_jpeg`."""
+        return read_jpeg(self._place(index), content=self.content(index))
 
     def _place(self, index: int) -> str:
         return f"{self.name(index)} in shard {self.files[self.shard[index]]}"

@@ -11,7 +11,18 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from evmamba.errors import UserError
-from evmamba.tasks.images import find_unreadable, handle_unreadable, is_image_file, read_image, read_pixels
+from evmamba.tasks import images
+from evmamba.tasks.images import (
+    check_decoder,
+    decode_jpegs,
+    find_unreadable,
+    handle_unreadable,
+    is_image_file,
+    read_image,
+    read_jpeg,
+    read_pixels,
+    turn_upright,
+)
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -241,3 +252,51 @@ def test_an_image_broken_inside_is_one_line_from_a_loading_process(tmp_path: Pat
         next(iter(DataLoader(Reading([path]), num_workers=1)))
     assert str(error.value).startswith(f"cannot read image {path}: ")
     assert "\n" not in str(error.value)
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_that_is_decoded_later_is_upright(tmp_path: Path, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo().save(tmp_path / "a.jpg", exif=exif)
+    jpeg = read_jpeg(tmp_path / "a.jpg")
+    assert jpeg is not None
+    (stored,) = decode_jpegs([jpeg.content], CPU)
+    assert stored is not None
+    upright = turn_upright(stored, jpeg.orientation)
+    assert upright.shape == (3, jpeg.height, jpeg.width)
+    assert torch.equal(upright, read_pixels(tmp_path / "a.jpg", exact=True))
+
+
+def test_what_is_no_jpeg_in_grey_or_colour_is_not_decoded_later(tmp_path: Path):
+    photo().save(tmp_path / "a.png")
+    photo().convert("CMYK").save(tmp_path / "b.jpg")
+    assert [read_jpeg(tmp_path / name) for name in ("a.png", "b.jpg", "missing.jpg")] == [None] * 3
+
+
+def test_a_jpeg_that_the_decoder_refuses_does_not_hinder_the_others(tmp_path: Path):
+    photo().save(tmp_path / "a.jpg")
+    whole = read_jpeg(tmp_path / "a.jpg")
+    assert whole is not None
+    first, torn, last = decode_jpegs([whole.content, whole.content[:300], whole.content], CPU)
+    assert first is not None
+    assert torn is None
+    assert torch.equal(first, last)
+    assert decode_jpegs([], CPU) == []
+
+
+def test_a_device_without_decoder_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    check_decoder(CPU, "data.augment_on=device")
+    with pytest.raises(UserError, match=r"data\.augment_on=device: .* not on mps"):
+        check_decoder(torch.device("mps"), "data.augment_on=device")
+
+    def refuse(*_: object, device: torch.device) -> None:
+        raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support\nmore")
+
+    monkeypatch.setattr(images, "decode_jpeg", refuse)
+    with pytest.raises(UserError, match=r"cannot decode JPEGs on cuda .*nvJPEG support\); leave it out") as caught:
+        check_decoder(torch.device("cuda"), "data.augment_on=device")
+    assert "\n" not in str(caught.value)

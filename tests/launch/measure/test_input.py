@@ -17,7 +17,10 @@ from evmamba.tasks.training.samplers import TrainingSampler
 class Busy:
     """Stands in for a data module: a sample takes 2 ms of this core to decode and 6 ms to augment."""
 
-    batch_size, num_workers, seed = 4, 0, 0
+    batch_size, num_workers, seed, works_on_device = 4, 0, 0, False
+
+    def check_device(self, device: torch.device) -> None:
+        pass
 
     def prepare_data(self) -> None:
         pass
@@ -47,6 +50,7 @@ def test_stages_and_rate_of_a_known_load():
     assert rate.per_core == pytest.approx(1 / 0.008, rel=0.15)
     assert rate.shares.keys() == {"decode", "augment", REST}
     assert sum(rate.shares.values()) == pytest.approx(1)
+    assert rate.on_device is None
     assert rate.loader <= rate.per_core * 1.1
 
 
@@ -61,6 +65,14 @@ def test_the_data_module_keeps_its_processes():
     rate = measure_input(data, seconds=0.05)
     assert (data.num_workers, rate.workers) == (1, 1)
     assert rate.shares.keys() == {"read and decode", "crop and resize", "erase", REST}
+
+
+def test_what_the_device_does_is_measured_too():
+    data = ClassificationData(image_size=32, batch_size=8, num_workers=0, augment_on="device")
+    rate = measure_input(data, seconds=0.05)
+    assert rate.shares.keys() == {"read", "draw", REST}
+    assert rate.on_device is not None
+    assert 0 < rate.on_device < 1e6
 
 
 def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture):
