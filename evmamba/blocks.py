@@ -16,11 +16,16 @@ from torch import Tensor, nn
 
 from evmamba.errors import UserError, unknown_name
 from evmamba.kernels import (
+    batch_norm_depthwise,
+    batch_norm_linear,
+    batch_statistics,
+    convolved_scan,
     depthwise_conv,
     es2d_scan,
     has_kernels,
     layer_norm,
     norm_gate,
+    norm_linear,
     pattern_scan,
     squeeze_excite_add,
 )
@@ -74,6 +79,20 @@ def pointwise(conv: nn.Conv2d, x: Tensor, *, relu: bool = False) -> Tensor:
     dtype = compute_type(x)
     rows = x.to(dtype).flatten(0, -2)
     return torch._addmm_activation(bias.to(dtype), rows, weight.to(dtype).T).unflatten(0, x.shape[:-1])
+
+
+def statistics_of_batch(norm: nn.Module, x: Tensor) -> Tensor | None:
+    """What `batch_norm_linear` and `batch_norm_depthwise` take of tokens x in place of `norm`, whose running statistics
+    follow as in its own forward; None where they cannot: without kernels or gradients, in evaluation, for other norms.
+    """
+    if type(norm) is not nn.BatchNorm2d or not norm.training or not torch.is_grad_enabled() or not has_kernels(x):
+        return None
+    mean, var, batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    if not norm.affine or norm.momentum is None or mean is None or var is None or x[..., 0].numel() < 2:
+        return None
+    if batches is not None:
+        batches.add_(1)
+    return batch_statistics(x.detach(), mean, var, norm.momentum, norm.eps)
 
 
 class ES2D(nn.Module):
@@ -146,22 +165,35 @@ class ES2D(nn.Module):
         return step_sizes(signal, self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.pattern)
 
     def forward(self, x: Tensor) -> Tensor:
-        signal, gate = self.signal_and_gate(x)
-        norm = self.out_norm
-        return self.out_proj(norm_gate(self._scan(signal), gate, norm.weight, norm.bias, norm.eps))
+        signal, gate = self.in_proj(x).chunk(2, dim=-1)
+        y, norm, projection = self._convolve_and_scan(signal), self.out_norm, self.out_proj
+        if has_kernels(y) and type(projection) is nn.Linear:
+            return norm_linear(y, gate, norm.weight, norm.bias, projection.weight, norm.eps)
+        return projection(norm_gate(y, gate, norm.weight, norm.bias, norm.eps))
 
     def signal_and_gate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What is scanned, and what the scan's result is multiplied by (before SiLU); both `[B, H, W, D]`."""
         signal, gate = self.in_proj(x).chunk(2, dim=-1)
+        return self._convolve(signal), gate
+
+    def _convolve_and_scan(self, signal: Tensor) -> Tensor:
+        conv, pattern = self.conv2d, self.pattern
+        if has_kernels(signal) and pattern.step == PATTERNS[pattern.name].step:
+            return convolved_scan(signal, conv.weight, conv.bias, *self._scan_parameters(), pattern.name)
+        return self._scan(self._convolve(signal))
+
+    def _convolve(self, signal: Tensor) -> Tensor:
         if has_kernels(signal):
-            return depthwise_conv(signal, self.conv2d.weight, self.conv2d.bias, "silu"), gate
-        return F.silu(to_channels_last(self.conv2d(to_channels_first(signal)))), gate
+            return depthwise_conv(signal, self.conv2d.weight, self.conv2d.bias, "silu")
+        return F.silu(to_channels_last(self.conv2d(to_channels_first(signal))))
 
     def _scan(self, x: Tensor) -> Tensor:
-        parameters = (self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds)
         if self.scan == "es2d":
-            return es2d_scan(x, *parameters, step=self.step)
-        return pattern_scan(x, *parameters, self.pattern.name)
+            return es2d_scan(x, *self._scan_parameters(), step=self.step)
+        return pattern_scan(x, *self._scan_parameters(), self.pattern.name)
+
+    def _scan_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds
 
     def extra_repr(self) -> str:
         return f"scan={self.scan}, step={self.step}"
@@ -209,8 +241,11 @@ class ConvBranch(nn.Sequential):
         if isinstance(self.norm, nn.Identity):  # `fuse` has folded it
             y = depthwise_conv(to_channels_last(x), conv.weight, conv.bias, "gelu")
         else:
-            y = depthwise_conv(to_channels_last(x), conv.weight, conv.bias)
-            y = to_channels_last(self.act(self.norm(to_channels_first(y))))
+            y, norm, last = depthwise_conv(to_channels_last(x), conv.weight, conv.bias), self.norm, self.pointwise
+            if (stats := statistics_of_batch(norm, y)) is not None:
+                projection = last.weight.flatten(1), last.bias
+                return to_channels_first(batch_norm_linear(y, stats, norm.weight, norm.bias, "gelu", *projection))
+            y = to_channels_last(self.act(norm(to_channels_first(y))))
         return to_channels_first(pointwise(self.pointwise, y))
 
 
@@ -311,17 +346,28 @@ class InvertedResidual(nn.Module):
     def _with_kernels(self, x: Tensor) -> Tensor:
         """The same on tokens; activations are part of what is before them where `fuse` has folded the norms."""
         folded = isinstance(self.expand_norm, nn.Identity)
-        wide, conv, se = to_channels_last(x), self.depthwise, self.se
-        y = pointwise(self.expand, wide, relu=folded)
-        if not folded:
-            y = to_channels_last(F.relu(self.expand_norm(to_channels_first(y)), inplace=True))
-        y = depthwise_conv(y, conv.weight, conv.bias, "relu" if folded else "none")
-        if not folded:
-            y = to_channels_last(F.relu(self.depthwise_norm(to_channels_first(y)), inplace=True))
-        squeezed = to_channels_last(se.pool(to_channels_first(y)))
-        gate = pointwise(se.expand, pointwise(se.reduce, squeezed, relu=True)).sigmoid()
-        y = to_channels_first(pointwise(self.project, y * gate))
-        return x + self.drop_path(self.project_norm(y))
+        conv, se, drop_path = self.depthwise, self.se, self.drop_path
+        y = pointwise(self.expand, to_channels_last(x), relu=folded)
+        norm = self.expand_norm
+        if (stats := statistics_of_batch(norm, y)) is not None:
+            y = batch_norm_depthwise(y, stats, norm.weight, norm.bias, "relu", conv.weight)
+        else:
+            if not folded:
+                y = to_channels_last(F.relu(norm(to_channels_first(y)), inplace=True))
+            y = depthwise_conv(y, conv.weight, conv.bias, "relu" if folded else "none")
+        norm = self.depthwise_norm
+        if (stats := statistics_of_batch(norm, y)) is not None:
+            gate_network = (t for layer in (se.reduce, se.expand) for t in (layer.weight.flatten(1), layer.bias))
+            squeeze = tuple(t for t in gate_network if t is not None)
+            projection = self.project.weight.flatten(1), self.project.bias
+            y = batch_norm_linear(y, stats, norm.weight, norm.bias, "relu", *projection, squeeze)
+        else:
+            if not folded:
+                y = to_channels_last(F.relu(norm(to_channels_first(y)), inplace=True))
+            squeezed = to_channels_last(se.pool(to_channels_first(y)))
+            gate = pointwise(se.expand, pointwise(se.reduce, squeezed, relu=True)).sigmoid()
+            y = pointwise(self.project, y * gate)
+        return x + drop_path(self.project_norm(to_channels_first(y)))
 
 
 class PatchMerging(nn.Module):
@@ -341,5 +387,12 @@ class PatchMerging(nn.Module):
         # An exported graph pads always (by 0 or 1), so that it serves even and odd sizes.
         if torch.compiler.is_exporting() or h % 2 or w % 2:
             x = F.pad(x, (0, 0, 0, w % 2, 0, h % 2))
-        phases = (x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2])
-        return self.reduction(token_norm(self.norm, torch.cat(phases, dim=-1), before_linear=True))
+        if not has_kernels(x):
+            phases = (x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2])
+            return self.reduction(token_norm(self.norm, torch.cat(phases, dim=-1), before_linear=True))
+        # One copy of the map in each direction; the gradient of four slices would be four maps and their sum.
+        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5).flatten(3)
+        norm, reduction = self.norm, self.reduction
+        if isinstance(norm, nn.LayerNorm) and type(reduction) is nn.Linear:
+            return norm_linear(x, None, norm.weight, norm.bias, reduction.weight, norm.eps)
+        return reduction(token_norm(norm, x, before_linear=True))

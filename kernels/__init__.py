@@ -1,17 +1,24 @@
 """Selective-scan kernels: definition, PyTorch and Triton backends behind a few functions, and what follows a scan."""
 
+from .batch_norm import batch_norm_depthwise, batch_norm_linear, batch_statistics
+from .convolved_scan import convolved_scan
 from .depthwise import depthwise_conv
-from .gated_norm import layer_norm, norm_gate
+from .gated_norm import layer_norm, norm_gate, norm_linear
 from .ops import es2d_scan, has_kernels, pattern_scan, scan_macs, selective_scan_1d, ss2d_scan
 from .selective_scan import selective_scan_fn
 from .squeeze_excite import squeeze_excite_add
 
 __all__ = [
+    "batch_norm_depthwise",
+    "batch_norm_linear",
+    "batch_statistics",
+    "convolved_scan",
     "depthwise_conv",
     "es2d_scan",
     "has_kernels",
     "layer_norm",
     "norm_gate",
+    "norm_linear",
     "pattern_scan",
     "scan_macs",
     "selective_scan_1d",

@@ -1,11 +1,13 @@
 """LayerNorm, and that of the scan's output with its gate: fused operators on GPUs, plain PyTorch elsewhere."""
 
 import importlib
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .ops import NAMESPACE, has_kernels
 from .reference import scan_type
@@ -42,6 +44,25 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, dtype
         return fused_layer_norm(x, weight, bias, eps, dtype)
     wide = scan_type(x)
     return F.layer_norm(x.to(wide), weight.shape, weight.to(wide), bias.to(wide), eps).to(dtype)
+
+
+def norm_linear(
+    y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, projection: Tensor, eps: float = 1e-5
+) -> Tensor:
+    """`linear(n, projection)` of `n = norm_gate(y, z, weight, bias)`, without z of `layer_norm(y, weight, bias)`.
+
+    y, z, weight and bias as in those, projection `[C, D]`; result `[..., C]` in z's type, without z in autocast's or
+    y's. Where there are kernels a training keeps y and z alone: the backward normalises once more. Differentiable once.
+    """
+    kind = y.device.type
+    given = y.dtype if z is None else z.dtype
+    dtype = torch.get_autocast_dtype(kind) if z is None and torch.is_autocast_enabled(kind) else given
+    projection = projection.to(dtype)
+    tensors = (y, z, weight, bias, projection)
+    if has_kernels(y) and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return fused_norm_linear(*tensors, eps)
+    n = layer_norm(y, weight, bias, eps, dtype) if z is None else norm_gate(y, z, weight, bias, eps)
+    return F.linear(n, projection)
 
 
 def _kernels() -> Any:
@@ -119,3 +140,63 @@ def _norm_backward(ctx: Any, dout: Tensor) -> tuple:
 
 
 fused_layer_norm.register_autograd(_norm_backward, setup_context=_save_norm_for_backward)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::norm_linear", mutates_args=())
+def fused_norm_linear(
+    y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, projection: Tensor, eps: float
+) -> Tensor:
+    """`norm_linear` with projection in the result's type."""
+    with torch.autocast(y.device.type, enabled=False):
+        return F.linear(_kernels().forward(y, z, weight, bias, eps, projection.dtype), projection)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::norm_linear_backward", mutates_args=())
+def fused_norm_linear_backward(
+    dout: Tensor, y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, projection: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of y, z (empty without one), weight, bias and projection, each in its own type."""
+    with torch.autocast(y.device.type, enabled=False):
+        d_n = dout @ projection
+        n = torch.empty_like(d_n, memory_format=torch.contiguous_format)
+        dy, dz, d_weight, d_bias = _kernels().backward(d_n, y, z, weight, bias, eps, out=n)
+        d_projection = dout.flatten(0, -2).T @ n.flatten(0, -2)
+    return dy, y.new_empty(0) if dz is None else dz, d_weight, d_bias, d_projection
+
+
+@fused_norm_linear.register_fake
+def _(y, z, weight, bias, projection, eps):
+    return projection.new_empty((*y.shape[:-1], projection.shape[0]))
+
+
+@fused_norm_linear_backward.register_fake
+def _(dout, y, z, weight, bias, projection, eps):
+    of_z = y.new_empty(0) if z is None else z.new_empty(z.shape)
+    return y.new_empty(y.shape), of_z, *(t.new_empty(t.shape) for t in (weight, bias, projection))
+
+
+def _save_linear_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _linear_backward(ctx: Any, dout: Tensor) -> tuple:
+    y, z, *parameters = ctx.saved_tensors  # once: a checkpoint gives them once
+    dy, dz, *of_parameters = fused_norm_linear_backward(dout, y, z, *parameters, ctx.eps)
+    return dy, None if z is None else dz, *of_parameters, None
+
+
+fused_norm_linear.register_autograd(_linear_backward, setup_context=_save_linear_for_backward)
+
+
+def _linear_flops(y_shape, z_shape, weight_shape, bias_shape, projection_shape, eps, *, out_shape=None) -> int:
+    return 2 * math.prod(y_shape) * projection_shape[0]
+
+
+def _linear_backward_flops(dout_shape, *shapes, out_shape=None) -> int:
+    return 2 * _linear_flops(*shapes)
+
+
+_ops = getattr(torch.ops, NAMESPACE)
+register_flop_formula(_ops.norm_linear)(_linear_flops)
+register_flop_formula(_ops.norm_linear_backward)(_linear_backward_flops)

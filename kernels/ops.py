@@ -215,7 +215,7 @@ def _definition_is_forced() -> bool:
 
 
 def _scan(x: Tensor, parameters: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], pattern: str) -> Tensor:
-    _check(x, *parameters, K=pattern_named(pattern).sets)
+    check_inputs(x, *parameters, K=pattern_named(pattern).sets)
     if portable.is_portable():
         return portable.scan(x, *parameters, pattern)
     if _definition_is_forced():
@@ -226,7 +226,7 @@ def _scan(x: Tensor, parameters: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], 
     return scan2d(x, *parameters, pattern)
 
 
-def _check(
+def check_inputs(
     x: Tensor,
     x_proj_weight: Tensor,
     dt_projs_weight: Tensor,

@@ -21,7 +21,7 @@ TILE = 1024  # elements a program holds at once
 
 
 @triton.jit
-def _activate(v, ACTIVATION: tl.constexpr):
+def activate(v, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
         v = tl.maximum(v, 0.0)
     elif ACTIVATION == "silu":
@@ -32,7 +32,7 @@ def _activate(v, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def _slope(v, ACTIVATION: tl.constexpr):
+def slope(v, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
         s = tl.where(v > 0.0, 1.0, 0.0)
     elif ACTIVATION == "silu":
@@ -80,7 +80,7 @@ def depthwise_kernel(
     if bias is not None:
         acc += load_rounded(bias + i_d, in_d, DTYPE)[None, :]
     p_out = out + i_m.to(tl.int64)[:, None] * C + i_d[None, :]
-    tl.store(p_out, _activate(acc, ACTIVATION), mask=(i_m < rows)[:, None] & in_d[None, :])
+    tl.store(p_out, activate(acc, ACTIVATION), mask=(i_m < rows)[:, None] & in_d[None, :])
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -105,7 +105,7 @@ def depthwise_gradient_kernel(
             pre = _convolve(x, weight, i_m, i_d, rows, H, W, x_stride, in_d, False, DTYPE)
             if bias is not None:
                 pre += load_rounded(bias + i_d, in_d, DTYPE)[None, :]
-            b_g *= _slope(pre, ACTIVATION)
+            b_g *= slope(pre, ACTIVATION)
             tl.store(dpre + p_row, b_g, mask=mask)
         new = ()
         for tap in tl.static_range(9):
@@ -115,7 +115,7 @@ def depthwise_gradient_kernel(
         tl.store(partial + (tl.program_id(0) * 10 + i) * C + i_d, tl.sum(sums[i], 0), mask=in_d)
 
 
-def _tile(C: int) -> tuple[int, int]:
+def tile(C: int) -> tuple[int, int]:
     # The widest block of channels that leaves no lane without one, and at least a memory sector of a half type.
     BD = next((width for width in (64, 32) if C % width == 0), 16)
     return TILE // BD, BD
@@ -132,7 +132,7 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str
     if out.numel() == 0:
         return out
     rows, stride = rows_of(x)
-    BM, BD = _tile(C)
+    BM, BD = tile(C)
     with on_device(x.device):
         depthwise_kernel[(triton.cdiv(len(rows), BM) * triton.cdiv(C, BD),)](
             rows, weight.contiguous(), bias, out, len(rows), H, W, stride, C=C, ACTIVATION=activation, FLIP=flip,
@@ -150,7 +150,7 @@ def backward(
     if dout.numel() == 0:
         return torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.zeros_like(weight), weight.new_zeros(C)
     rows, stride = rows_of(x)
-    BM, BD = _tile(C)
+    BM, BD = tile(C)
     programs = min(tuning_of(x.device).row_programs, triton.cdiv(len(rows), BM))
     dpre = dout if activation == "none" else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     partial = torch.empty(programs, 10, C, dtype=torch.float32, device=x.device)

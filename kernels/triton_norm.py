@@ -17,7 +17,7 @@ from .tuning import Tuning, tuning_of
 
 
 @triton.jit
-def _load_row_tile(p, i_m, i_d, stride, mask):
+def load_rows(p, i_m, i_d, stride, mask):
     return tl.load(p + i_m.to(tl.int64)[:, None] * stride + i_d[None, :], mask=mask, other=0.0).to(tl.float32)
 
 
@@ -40,20 +40,23 @@ def norm_gate_kernel(
     mask = (i_m < rows)[:, None] & (i_d < D)[None, :]
     b_w = tl.load(weight + i_d, mask=i_d < D, other=0.0).to(tl.float32)
     b_b = tl.load(bias + i_d, mask=i_d < D, other=0.0).to(tl.float32)
-    b_n, _ = normalise(_load_row_tile(y, i_m, i_d, D, mask), mask, eps, D)
+    b_n, _ = normalise(load_rows(y, i_m, i_d, D, mask), mask, eps, D)
     b_out = b_n * b_w[None, :] + b_b[None, :]
     if z is not None:
-        b_z = _load_row_tile(z, i_m, i_d, z_stride, mask)
+        b_z = load_rows(z, i_m, i_d, z_stride, mask)
         b_out = b_out * b_z * tl.sigmoid(b_z)
     tl.store(out + i_m.to(tl.int64)[:, None] * D + i_d[None, :], b_out, mask=mask)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def norm_gate_backward_kernel(
-    dout, y, z, weight, bias, dy, dz, partial, rows, z_stride, eps,
+    dout, y, z, weight, bias, dy, dz, partial, out, rows, z_stride, eps,
     D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """dy, dz [rows, D], and this program's share of d weight and d bias in partial [programs, 2, D]; z may be None."""
+    """dy, dz [rows, D], and this program's share of d weight and d bias in partial [programs, 2, D]; z may be None.
+
+    With out [rows, D] it is written once more what the forward wrote.
+    """
     pid = tl.program_id(0)
     i_d = tl.arange(0, BD)
     b_w = tl.load(weight + i_d, mask=i_d < D, other=0.0).to(tl.float32)
@@ -63,15 +66,18 @@ def norm_gate_backward_kernel(
     for first in range(pid * BM, rows, tl.num_programs(0) * BM):
         i_m = first + tl.arange(0, BM)
         mask = (i_m < rows)[:, None] & (i_d < D)[None, :]
-        b_n, scale = normalise(_load_row_tile(y, i_m, i_d, D, mask), mask, eps, D)
-        d_n = _load_row_tile(dout, i_m, i_d, D, mask)
+        b_n, scale = normalise(load_rows(y, i_m, i_d, D, mask), mask, eps, D)
+        d_n = load_rows(dout, i_m, i_d, D, mask)
         p_row = i_m.to(tl.int64)[:, None] * D + i_d[None, :]
+        affine = b_n * b_w[None, :] + b_b[None, :]
         if z is not None:
-            b_z = _load_row_tile(z, i_m, i_d, z_stride, mask)
+            b_z = load_rows(z, i_m, i_d, z_stride, mask)
             b_s = tl.sigmoid(b_z)
-            d_z = d_n * (b_n * b_w[None, :] + b_b[None, :]) * b_s * (1.0 + b_z * (1.0 - b_s))
-            tl.store(dz + p_row, d_z, mask=mask)
+            tl.store(dz + p_row, d_n * affine * b_s * (1.0 + b_z * (1.0 - b_s)), mask=mask)
             d_n = d_n * b_z * b_s
+            affine = affine * b_z * b_s
+        if out is not None:
+            tl.store(out + p_row, affine, mask=mask)
         d_weight += tl.sum(d_n * b_n, 0)
         d_bias += tl.sum(d_n, 0)
         d_n = d_n * b_w[None, :]
@@ -121,9 +127,10 @@ def forward(
 
 
 def backward(
-    dout: Tensor, y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float, tuning: Tuning | None = None
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Gradients of y, z, weight and bias, each in its own type."""
+    dout: Tensor, y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float, tuning: Tuning | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
+    """Gradients of y, z, weight and bias, each in its own type; into `out`, if given, what `forward` returned."""
     D = y.shape[-1]
     dy = torch.empty(y.shape, dtype=y.dtype, device=y.device)
     dz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
@@ -138,7 +145,7 @@ def backward(
     partial = torch.empty(programs, 2, D, dtype=torch.float32, device=y.device)
     with on_device(y.device):
         norm_gate_backward_kernel[(programs,)](
-            dout.contiguous(), y_rows, z_rows, weight.contiguous(), bias.contiguous(), dy, dz, partial,
+            dout.contiguous(), y_rows, z_rows, weight.contiguous(), bias.contiguous(), dy, dz, partial, out,
             len(y_rows), z_stride, eps, D=D, BM=BM, BD=BD,
         )  # fmt: skip
     sums = partial.sum(0)

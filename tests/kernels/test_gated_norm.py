@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evmamba.kernels import layer_norm, norm_gate, reference, selective_scan_1d
+from evmamba.kernels import layer_norm, norm_gate, norm_linear, reference, selective_scan_1d
 
 
 def test_norm_gate_is_layer_norm_times_silu():
@@ -31,6 +31,14 @@ def test_layer_norm_normalises_in_float32_and_returns_the_wanted_type():
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer_norm(x, weight, bias, dtype=torch.float32), expected)
         assert torch.equal(layer_norm(x, weight, bias), expected.bfloat16())
+
+
+def test_norm_linear_is_a_norm_and_a_linear_layer():
+    y, z, weight, bias, projection = inputs = [torch.randn(shape) for shape in ((4, 8), (4, 8), (8,), (8,), (3, 8))]
+    assert torch.equal(norm_linear(*inputs), F.linear(norm_gate(y, z, weight, bias), projection))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = F.linear(layer_norm(y, weight, bias).bfloat16(), projection.bfloat16())
+        assert torch.equal(norm_linear(y, None, weight, bias, projection), expected)
 
 
 def test_norm_gate_refuses_shapes_that_do_not_fit():

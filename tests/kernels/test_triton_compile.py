@@ -23,6 +23,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from evmamba.kernels import (  # noqa: E402  # noqa: E402
     triton_backward,
+    triton_batch_norm,
     triton_depthwise,
     triton_es2d,
     triton_forward,
@@ -35,7 +36,7 @@ from evmamba.kernels.paths import PATTERNS  # noqa: E402
 from evmamba.kernels.tuning import Tuning  # noqa: E402
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-HALF = ("x", "dx", "dx_scan", "dproj", "z", "dz", "out", "dout", "u", "v", "du", "dv", "dpre")
+HALF = ("x", "dx", "dx_scan", "dproj", "z", "dz", "out", "dout", "u", "v", "du", "dv", "dpre", "factor")
 POINTERS = dict.fromkeys(HALF, "*bf16") | {
     "bc": "*i64",
     "table": "*i32",
@@ -155,6 +156,7 @@ def test_amd_compiles_without_spills():
 
 
 TAIL = {"C": 48, "BM": 64, "BD": 64}
+BATCH_NORM = {"C": 96, "ACTIVATION": "relu", "BM": 32, "BD": 32}
 DEPTHWISE = {"C": 96, "ACTIVATION": "silu", "DTYPE": tl.bfloat16, "BM": 32, "BD": 32}
 SIZES = {"D": 96, "N": 16, "R": 3, "S": 36}
 OTHER_KERNELS = {
@@ -181,6 +183,10 @@ AROUND_THE_SCAN = {
     "branch gradient": (triton_squeeze.branch_gradient_kernel, TAIL),
     "depthwise": (triton_depthwise.depthwise_kernel, {**DEPTHWISE, "FLIP": False}),
     "depthwise gradient": (triton_depthwise.depthwise_gradient_kernel, DEPTHWISE),
+    "statistics": (triton_batch_norm.statistics_kernel, {"C": 96, "BM": 32, "BD": 32}),
+    "batch norm pool": (triton_batch_norm.batch_norm_pool_kernel, {**BATCH_NORM, "ROWS": 256}),
+    "batch norm sums": (triton_batch_norm.batch_norm_sums_kernel, BATCH_NORM),
+    "batch norm gradient": (triton_batch_norm.batch_norm_gradient_kernel, BATCH_NORM),
 }
 
 

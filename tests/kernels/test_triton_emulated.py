@@ -14,11 +14,11 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
-from evmamba.kernels import triton_depthwise, triton_norm
+from evmamba.kernels import triton_batch_norm, triton_depthwise, triton_norm
 from evmamba.kernels.tuning import Tuning
 
 from ..emulator.host import emulated, on_device
-from . import depthwise_cases, scan_cases, squeeze_cases
+from . import batch_norm_cases, depthwise_cases, scan_cases, squeeze_cases
 
 # Gradients of x and of its projection are rounded to half types, or summed by tensor cores from rounded numbers.
 ROUNDED = {torch.float32: 3e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
@@ -133,9 +133,11 @@ def test_compiled_norm_and_gate_equal_pytorch(cache, shape, dtype, monkeypatch):
     expected.backward(dout.double())
     with emulated(cache, order=0):
         out = triton_norm.forward(on_device(y), on_device(z), weight, bias, 1e-5)
-        gradients = triton_norm.backward(on_device(dout), on_device(y), on_device(z), weight, bias, 1e-5)
+        again = on_device(torch.empty(shape, dtype=dtype))
+        gradients = triton_norm.backward(on_device(dout), on_device(y), on_device(z), weight, bias, 1e-5, out=again)
     rounding = {f32: 1e-6, bf16: 2**-8, f16: 2**-11}[dtype]
     assert scan_cases.relative_error(out, expected.detach()) < rounding
+    assert scan_cases.relative_error(again, expected.detach()) < rounding
     for gradient, e, limit in zip(gradients, exact, (1e-6, rounding, 1e-6, 1e-6), strict=True):
         assert scan_cases.relative_error(gradient, e.grad) < limit
 
@@ -171,6 +173,23 @@ def test_compiled_depthwise_convolution_equals_pytorch(cache, size, dtype, activ
     with emulated(cache, order=0):
         errors = depthwise_cases.errors(size, dtype, activation, on_device)
     limits = {name: {f32: 1e-6, bf16: 2**-7, f16: 2**-10}[dtype] if name in ("out", "x") else 3e-6 for name in errors}
+    assert {name: error for name, error in errors.items() if not error < limits[name]} == {}
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "activation"),
+    [
+        pytest.param((2, 5, 7, 24), bf16, "relu", id="several programs"),
+        pytest.param((1, 9, 8, 96), f16, "gelu", id="float16", marks=pytest.mark.slow_emulator),
+        pytest.param((2, 3, 5, 40), f32, "relu", id="float32", marks=pytest.mark.slow_emulator),
+    ],
+)
+def test_compiled_batch_norm_equals_pytorch(cache, size, dtype, activation, monkeypatch):
+    monkeypatch.setattr(triton_batch_norm, "tuning_of", lambda device: Tuning(row_programs=3))
+    with emulated(cache, order=0):
+        errors = batch_norm_cases.errors(size, dtype, activation, on_device, gated=activation == "relu")
+    rounding = {f32: 3e-6, bf16: 2**-8, f16: 2**-10}[dtype]
+    limits = {name: rounding if name in batch_norm_cases.ROUNDED else 3e-6 for name in errors}
     assert {name: error for name, error in errors.items() if not error < limits[name]} == {}
 
 

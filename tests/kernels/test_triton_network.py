@@ -3,6 +3,8 @@
 Needs a GPU, or Triton's interpreter: test_triton_interpreter.py runs this file there.
 """
 
+import copy
+
 import pytest
 import torch
 
@@ -28,12 +30,12 @@ def model():
 def outputs_and_gradients(model, images, backend, monkeypatch):
     monkeypatch.setenv("EVMAMBA_BACKEND", backend)
     torch.manual_seed(1)  # of stochastic depth
-    model.zero_grad()
+    model = copy.deepcopy(model)  # whose running statistics move
     out = model(images)
     if not torch.is_grad_enabled():
         return [out]
     out.square().sum().backward()
-    return [out.detach(), *(p.grad.clone() for p in model.parameters())]
+    return [out.detach(), *(p.grad for p in model.parameters()), *(b.float() for b in model.buffers())]
 
 
 @pytest.mark.parametrize("mode", ["training", "fused"])

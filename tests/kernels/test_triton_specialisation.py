@@ -18,7 +18,13 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import make_backend  # noqa: E402
 from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
 
-from evmamba.kernels import triton_depthwise, triton_es2d, triton_norm, triton_squeeze  # noqa: E402
+from evmamba.kernels import (  # noqa: E402
+    triton_batch_norm,
+    triton_depthwise,
+    triton_es2d,
+    triton_norm,
+    triton_squeeze,
+)
 
 LARGEST_GRID = (2**31 - 1, 65535, 65535)
 
@@ -57,6 +63,15 @@ def tail_and_convolution(x):
     triton_depthwise.backward(triton_depthwise.forward(x, weight, normal, "silu"), x, weight, normal, "silu")
 
 
+def batch_norm(x):
+    normal, of_image = (torch.empty(shape, device="meta") for shape in (x.shape[-1:], (x.shape[0], x.shape[-1])))
+    stats = triton_batch_norm.statistics(x, normal, normal, 0.1, 1e-5)
+    norm = (x, stats, normal, normal)
+    triton_batch_norm.pool(*norm, x, "relu")
+    triton_batch_norm.forward(*norm, of_image, "relu")
+    triton_batch_norm.backward(x, *norm, of_image, of_image, "relu", x)
+
+
 def test_a_thousand_sizes_of_a_multi_scale_training_compile_each_kernel_once(keys):
     draw = random.Random(0)
     sizes = [(1, 1, 1), (1, 1, 5), (1, 16, 16), (16, 56, 56), (128, 56, 56)]
@@ -70,6 +85,7 @@ def test_a_thousand_sizes_of_a_multi_scale_training_compile_each_kernel_once(key
         triton_norm.backward(out, y, inputs[0], weight, weight, 1e-5)
         if i < 5 or i % 20 == 0:
             tail_and_convolution(inputs[0])
+            batch_norm(inputs[0])
     assert {kernel: len(found) for kernel, found in keys.items()} == {
         "paths_kernel": 1,
         "decay_kernel": 1,
@@ -89,6 +105,12 @@ def test_a_thousand_sizes_of_a_multi_scale_training_compile_each_kernel_once(key
         "branch_gradient_kernel": 3,
         "depthwise_kernel": 2,  # forward, and turned around backward
         "depthwise_gradient_kernel": 1,
+        "statistics_kernel": 1,
+        "finish_kernel": 1,
+        "batch_norm_kernel": 1,
+        "batch_norm_pool_kernel": 1,
+        "batch_norm_sums_kernel": 1,
+        "batch_norm_gradient_kernel": 1,
     }
 
 

@@ -74,7 +74,8 @@ def test_networks_launch_our_kernels_and_checkpointing_needs_less_memory():
     assert ways["inference"].by_kind["scan_forward_kernel"][0] == 1
     assert ways["training"].by_kind["scan_backward_kernel"][0] == 1
     assert "scan_forward_kernel" not in ways["training, published scan"].by_kind
-    assert ways["training, checkpointing"].saved < ways["training"].saved < ways["training, published scan"].saved
+    assert ways["training, checkpointing"].saved < ways["training"].saved
+    assert 2 * ways["training"].saved < ways["training, published scan"].saved
     assert ways["training, checkpointing"].by_kind["scan_forward_kernel"][0] == 2
 
 
