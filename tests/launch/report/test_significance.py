@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
-from evmamba.launch.report.significance import LEVEL, differences, half_width, holm
+from evmamba.launch.report.significance import LEVEL, differences, half_width, held, holm
 
 NETWORKS = 24
 
@@ -36,6 +36,26 @@ def test_two_equal_networks_alone_are_called_different_about_as_often_as_the_lev
     assert 0.025 < rate <= LEVEL + 0.01
 
 
+@pytest.mark.parametrize(("first", "second"), [(3, 3), (3, 5), (10, 3), (5, 5)])
+def test_two_equal_networks_of_any_spreads_are_called_different_as_often_as_the_level_says_at_worst(first, second):
+    """Welch's p alone is too small: by up to a factor of 5 here."""
+    tables, random = 200_000, np.random.default_rng(0)
+    worst = dict.fromkeys((0.05, 0.005), 0.0)
+    alone = dict(worst)
+    for spread in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0):
+        one, other = random.normal(0, spread, (first, tables)), random.normal(0, 1, (second, tables))
+        welch = stats.ttest_ind(one, other, equal_var=False).pvalue
+        for level in worst:
+            # The largest Welch p that is still called different.
+            limit = optimize.brentq(lambda p, level=level: held(p, first, second) - level, 1e-9, 1)
+            worst[level] = max(worst[level], np.mean(welch <= limit))
+            alone[level] = max(alone[level], np.mean(welch <= level))
+    for level, rate in worst.items():
+        error = np.sqrt(level / tables)
+        assert 0.8 * level < rate < 1.02 * level + 3 * error
+        assert alone[level] > 1.02 * level + 3 * error
+
+
 def test_a_large_difference_is_found():
     random = np.random.default_rng(0)
     samples = {str(n): random.normal(50 + 10 * (n == 7), 1, 5).tolist() for n in range(NETWORKS)}
@@ -51,7 +71,8 @@ def test_interval_and_p_are_those_of_scipy():
     found = differences({"a": a, "b": b})["a", "b"]
     expected = stats.ttest_ind(a, b, equal_var=False)
     interval = expected.confidence_interval(1 - LEVEL)
-    assert found.p == pytest.approx(expected.pvalue, rel=1e-12)
+    assert found.p == held(expected.pvalue, 4, 3)
+    assert expected.pvalue < found.p < 2 * expected.pvalue
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-12)
     mean = stats.ttest_1samp(a, 0).confidence_interval(0.95)
     assert half_width(float(np.std(a, ddof=1)), len(a)) == pytest.approx((mean.high - mean.low) / 2, rel=1e-12)
