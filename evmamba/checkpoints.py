@@ -34,7 +34,7 @@ LIGHTNING_RAW_SLOT = "current_model_state"
 
 
 class Loaded(NamedTuple):
-    """What :func:`load_checkpoint` did.
+    """What `load_checkpoint` did.
 
     Attributes:
         slot: the mapping of the file that held the weights, `""` for the top.
@@ -74,7 +74,7 @@ def load_checkpoint(
       the position embedding of a Vim is resized.
 
     Args:
-        model: what :func:`evmamba.create_model` returns.
+        model: what `evmamba.create_model` returns.
         source: a file, or the mapping that such a file holds.
         use_ema: of a file with raw and averaged weights take the averaged ones.
         weights_only: refuse files that hold more than tensors and plain values. Unpickling anything else can run
@@ -109,7 +109,7 @@ def save_checkpoint(model: Backbone, path: str | os.PathLike[str], *, original_n
     """Write the weights as safetensors, atomically, with the model's name and sizes in the file's metadata.
 
     Args:
-        model: what :func:`evmamba.create_model` returns.
+        model: what `evmamba.create_model` returns.
         path: the file; its folder must exist.
         original_names: write the parameter names of the original implementation in place of ours.
 

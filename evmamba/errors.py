@@ -13,7 +13,7 @@ class UserError(ValueError):
     """Something in the user's data, options or machine is wrong.
 
     The message is one line that says what is wrong, where, and what to do about it; the command line prints it without
-    a traceback and exits with status 2. Names in it may be anybody's: see :func:`printable`.
+    a traceback and exits with status 2. Names in it may be anybody's: see `printable`.
     """
 
     def __init__(self, message: str) -> None:

@@ -65,7 +65,7 @@ class EfficientVMamba(
     huggingface_hub's `PyTorchModelHubMixin`: weights as safetensors, the arguments below as config.json.
 
     Args:
-        sizes, options: dims, depths, in_chans and so on, the fields of :class:`TrunkOptions`.
+        sizes, options: dims, depths, in_chans and so on, the fields of `TrunkOptions`.
         num_classes: outputs of the classifier, 0 for none.
         drop_rate: dropout before the classifier.
         global_pool: `"avg"`, or `""` for none.
@@ -163,12 +163,12 @@ class FeaturePyramid(
 
     Images are `[B, in_chans, H, W]`, of any size from 32x32 up. Each map is the output of its stage before the merging,
     through a LayerNorm of its own (`outnorm0..3`), in the channels_last memory format; `h` is floor(H/4) at the first
-    stage and ceil(h/2) at each next one. Saved, pushed and pulled as :class:`EfficientVMamba` is.
+    stage and ceil(h/2) at each next one. Saved, pushed and pulled as `EfficientVMamba` is.
 
     `feature_info.channels()` and `feature_info.reduction()` describe the maps, as timm's do.
 
     Args:
-        sizes, options: dims, depths, in_chans and so on, the fields of :class:`TrunkOptions`.
+        sizes, options: dims, depths, in_chans and so on, the fields of `TrunkOptions`.
         out_indices: stages whose maps are returned, or how many of the last ones; later stages are not built.
     """
 

@@ -88,7 +88,7 @@ TAGS: dict[str, tuple[str, Any]] = {
 
 
 def list_models() -> list[str]:
-    """Names that :func:`create_model` knows, without those of ablated networks (`TAGS`)."""
+    """Names that `create_model` knows, without those of ablated networks (`TAGS`)."""
     return sorted(VARIANTS)
 
 
@@ -124,10 +124,10 @@ def create_model(
     """Create a named network with fresh or loaded parameters.
 
     Args:
-        name: one of :func:`list_models`; EfficientVMamba's may end with tags that set ablation switches (`TAGS`).
+        name: one of `list_models`; EfficientVMamba's may end with tags that set ablation switches (`TAGS`).
         features_only: the feature pyramid in place of the classifier.
         pretrained: True loads the published weights (`evmamba/weights.yaml`); a source those of a file, a URL or a
-            repository, see :mod:`evmamba.pretrained`. What is loaded must fit as for :func:`evmamba.load_checkpoint`.
+            repository, see `evmamba.pretrained`. What is loaded must fit as for `evmamba.load_checkpoint`.
         checkpoint_path: the same for a file.
         cache_dir: where downloads are kept, in place of the hub's cache.
         options: of the network's classes, but for what makes the published network. Those of the classifier alone

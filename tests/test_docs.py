@@ -1,6 +1,8 @@
 """What README and docs tell people to paste runs as pasted, and names what exists."""
 
+import inspect
 import json
+import pkgutil
 import re
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import evmamba
 from evmamba.launch.cli import COMMANDS, main
 from evmamba.launch.fit.cli import settings_of
 from evmamba.launch.fit.recipes import find_recipe
@@ -148,6 +151,15 @@ def test_options_of_trainings_are_options_of_their_recipes(page, line):
     told = [tuple(option.removeprefix("--").split("=", 1)) for option in joined.split() if option.startswith("--")]
     own = [(name, value) for name, value in told if name.split(".")[0] in ("model", "data", "trainer")]
     assert settings_of(find_recipe(recipe.removeprefix("--config=")), own)["model"], f"{page}: {line}"
+
+
+def test_the_reference_has_every_public_name_as_plain_text():
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    shown = {name.rpartition(".")[2]: name for name in re.findall(r"^::: (\S+)", page, flags=re.MULTILINE)}
+    assert set(evmamba.__all__) <= set(shown)
+    for place in shown.values():
+        text = inspect.getdoc(pkgutil.resolve_name(place))
+        assert text and not re.search(r":[a-z]+:`", text), f"{place}: the site shows roles of Sphinx as they are"
 
 
 def test_links_of_the_readme_lead_to_files():
