@@ -81,7 +81,8 @@ def load_checkpoint(
             code: switch it off only for files whose author you trust.
 
     Raises:
-        UserError: no such file, torn or foreign file, refused objects, weights that do not fit the model.
+        UserError: no such file, torn or foreign file, refused objects, weights that do not fit the model or are not
+            finite.
     """
     where = "the given mapping" if isinstance(source, Mapping) else str(source)
     content = source if isinstance(source, Mapping) else read_file(Path(source), weights_only=weights_only)
@@ -94,6 +95,8 @@ def load_checkpoint(
     weights = {name: value for name, value in weights.items() if name not in left_out}
     kept = [n for n in expected if n not in weights and (n in left_out or n.startswith(model.PYRAMID_ONLY))]
     check_fit(weights, expected, where, kept)
+    if broken := [name for name, value in weights.items() if not value.double().isfinite().all()]:
+        raise UserError(f"{where} holds numbers that are not finite, in {len(broken)} tensors: {first_few(broken, 4)}")
     model.load_state_dict(weights, strict=False)
     done = Loaded(slot, left_out, kept, list(adapted))
     if left_out or kept or adapted:

@@ -68,7 +68,9 @@ class TaskModule(L.LightningModule):
             UserError: they are of another network (with `strict`).
         """
         if strict:
-            check_fit(state_dict, self.state_dict(), "the checkpoint")
+            check_fit(
+                state_dict, self.state_dict(), "the checkpoint, perhaps of another backbone, head or number of classes,"
+            )
         return super().load_state_dict(state_dict, strict, assign)
 
     def training_loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

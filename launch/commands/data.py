@@ -108,7 +108,7 @@ def _shard(arguments: Sequence[str]) -> int:
         )
     for split, files in written.items():
         size = sum(file.stat().st_size for file in files)
-        print(f"{split:6} {len(files)} shards, {size / 1e6:.1f} MB in {given.output / split}")
+        print(f"{split:6} {len(files)} shard{'s'[: len(files) != 1]}, {size / 1e6:.1f} MB in {given.output / split}")
     return 0
 
 

@@ -66,13 +66,15 @@ def _short_help(command: str) -> str:
     """What fits a screen of 24 lines."""
     from evmamba.launch.fit.recipes import recipes
 
-    names: dict[str, list[str]] = {}
+    families: dict[str, dict[str, list[str]]] = {}  # folder -> name without the variant's letter -> letters
     for recipe in recipes():
         folder, _, name = recipe.removesuffix(".yaml").rpartition("/")
-        common = re.sub(r"_[bst]$", "_{b,s,t}", name)  # the variants' own recipes
-        names.setdefault(folder, [])
-        if common not in names[folder]:
-            names[folder].append(common)
+        common = re.sub(r"_[bst]$", "_", name)
+        families.setdefault(folder, {}).setdefault(common, []).append(name.removeprefix(common))
+    names = {
+        folder: [f"{common}{{{','.join(own)}}}" if own[1:] else common + own[0] for common, own in found.items()]
+        for folder, found in families.items()
+    }
     lines = (
         textwrap.wrap(f"{folder}/ {' '.join(sorted(found, key=len))}", 79, initial_indent="  ", subsequent_indent="   ")
         for folder, found in names.items()

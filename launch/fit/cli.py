@@ -20,6 +20,7 @@ import lightning as L
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
 
 from evmamba.errors import UserError
 from evmamba.launch.fit import failures, launchers
@@ -54,7 +55,7 @@ from evmamba.tasks.trust import check_backbone, named_by_user, trust
 PARSER_OPTIONS: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
 # Every checkpoint of Lightning has it; it is what Lightning itself looks for first.
 CHECKPOINT_KEY = b"pytorch-lightning_version"
-# What Lightning takes for a checkpoint besides a file.
+# What Lightning takes for a checkpoint besides a file; behind "registry" a colon and a name.
 NAMED_CHECKPOINTS = ("best", "last", "hpc", "registry")
 
 
@@ -132,7 +133,7 @@ class EvmambaCLI(LightningCLI):
         if subcommand and options.get("weights_only") is None:
             options.weights_only = True
         checkpoint = options.get("ckpt_path") if subcommand else None
-        if checkpoint is not None and not str(checkpoint).startswith(NAMED_CHECKPOINTS):
+        if checkpoint is not None and str(checkpoint).partition(":")[0] not in NAMED_CHECKPOINTS:
             restore_previous(Path(checkpoint))
             if os.path.isdir(checkpoint):  # noqa: PTH112 (Path.is_dir raises for names that are too long)
                 check_folder(Path(checkpoint))
@@ -183,6 +184,16 @@ class EvmambaCLI(LightningCLI):
             return  # the other processes, if any, are not started yet
         with contextlib.suppress(TrainingFinished):
             self.trainer.fit(**options)
+            if not self.trainer.interrupted:
+                self.tell_checkpoints()
+
+    def tell_checkpoints(self) -> None:
+        """Say where the trained network is, and which commands take it."""
+        folder = Path(self.trainer.default_root_dir, "checkpoints")
+        if kept := [name for name in ("best.ckpt", "last.ckpt") if (folder / name).exists()]:
+            rank_zero_info(
+                f"trained: {' and '.join(kept)} in {folder}, for evmamba predict, explain, export, push, test"
+            )
 
     def begin(self, checkpoint: Any = None, leave_finished: bool = False) -> Continuation | None:
         """Claim the run's folder and decide how the training begins: on rank 0, which tells the others when they meet.

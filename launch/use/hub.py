@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from evmamba.checkpoints import save_checkpoint
 from evmamba.errors import UserError, first_line
@@ -11,6 +11,7 @@ from evmamba.launch.store.results import Result
 from evmamba.launch.use.model_card import LICENSE, card_of
 from evmamba.launch.use.networks import Network
 from evmamba.model import EfficientVMamba, FeaturePyramid
+from evmamba.pretrained import Source, fetch
 from evmamba.tasks.plain_files import is_file, read_json
 
 KINDS = {kind.__name__: kind for kind in (EfficientVMamba, FeaturePyramid)}
@@ -84,16 +85,13 @@ def pull(origin: str, output: Path, revision: str | None = None) -> str:
 
 
 def _read_config(origin: str, revision: str | None) -> dict[str, object]:
-    try:
-        if _is_folder(origin):
-            path = Path(origin) / "config.json"
-            for name in (path.name, WEIGHTS_FILE):
-                if not is_file(Path(origin) / name):
-                    raise UserError(f"{origin} holds no file {name}: nothing was pushed there")
-        else:
-            path = Path(hf_hub_download(origin, "config.json", revision=revision))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise UserError(f"cannot fetch {origin} from the hub: {first_line(error)}") from error
+    if _is_folder(origin):
+        path = Path(origin) / "config.json"
+        for name in (path.name, WEIGHTS_FILE):
+            if not is_file(Path(origin) / name):
+                raise UserError(f"{origin} holds no file {name}: nothing was pushed there")
+    else:
+        path = fetch(Source(repository=origin, revision=revision or "main", file="config.json"))
     config = read_json(path)
     if not isinstance(config, dict):
         raise UserError(f"{path} describes no network")

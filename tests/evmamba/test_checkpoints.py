@@ -177,6 +177,13 @@ def test_mismatch_lists_a_few_names_of_each_kind(weights):
     assert "1 of another shape: stem.norm.weight [3] (model: [8])" in message
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_numbers_that_are_not_finite_are_refused(weights, number):
+    weights["patch_embed.0.bias"] = torch.full_like(weights["patch_embed.0.bias"], number)
+    with pytest.raises(UserError, match=r"numbers that are not finite, in 1 tensors: stem\.conv\.bias"):
+        load_checkpoint(tiny(), weights)
+
+
 def test_checkpoint_of_another_size_is_refused_in_one_short_line(weights):
     model = EfficientVMamba(dims=(16, 24, 32, 40), depths=(2, 1, 2, 1), num_classes=5)
     before = {name: value.clone() for name, value in model.state_dict().items()}

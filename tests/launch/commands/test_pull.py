@@ -9,7 +9,7 @@ from evmamba.launch import cli
 
 @pytest.mark.parametrize(
     ("origin", "message"),
-    [("./folder", "nothing was pushed there"), ("a/b/c", "cannot fetch a/b/c from the hub")],
+    [("./folder", "nothing was pushed there"), ("a/b/c", "'a/b/c' cannot be a repository of the hub")],
 )
 def test_an_origin_without_a_network_is_told(
     origin: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
