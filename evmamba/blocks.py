@@ -287,7 +287,7 @@ class EVSSBlock(nn.Module):
         if not self.fusion:
             return x + self.drop_path(self.global_branch(n))
         local = to_channels_last(self.local_branch(to_channels_first(n)))
-        if has_kernels(x):
+        if has_kernels(x, x.shape[-1]):
             return self._add_gated(x, self.global_branch(n), local)
         return x + self.drop_path(self.se(self.global_branch(n)) + self.se(local))
 

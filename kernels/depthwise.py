@@ -1,4 +1,4 @@
-"""Depthwise 3x3 convolution of channels-last maps with its bias and activation: one operator on GPUs."""
+"""Depthwise 3x3 convolution of channels-last maps with its bias and activation, one operator where it has kernels."""
 
 import importlib
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops import NAMESPACE, has_kernels
+from .ops import NAMESPACE, has_kernels, numba_around
 
 ACTIVATIONS = {"none": lambda v: v, "relu": F.relu, "silu": F.silu, "gelu": F.gelu}
 
@@ -24,7 +24,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: s
     C = x.shape[-1]
     if weight.shape != (C, 1, 3, 3):
         raise ValueError(f"weight must be [{C}, 1, 3, 3] for x with {C} channels, got {list(weight.shape)}")
-    if not has_kernels(x):
+    if not has_kernels(x, C):
         y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=C)
         return ACTIVATIONS[activation](y.permute(0, 2, 3, 1))
     if torch.is_autocast_enabled(x.device.type):
@@ -38,7 +38,9 @@ def _kernels() -> Any:
 
 @torch.library.custom_op(f"{NAMESPACE}::depthwise_conv", mutates_args=())
 def fused_depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    """The Triton kernel behind `depthwise_conv`."""
+    """The kernel behind `depthwise_conv`."""
+    if numba := numba_around(x):
+        return numba.depthwise_conv(x, weight, bias, activation)
     return _kernels().forward(x, weight, bias, activation)
 
 

@@ -1,4 +1,4 @@
-"""LayerNorm, and that of the scan's output with its gate: fused operators on GPUs, plain PyTorch elsewhere."""
+"""LayerNorm, and that of the scan's output with its gate: fused operators where there are kernels, else PyTorch."""
 
 import importlib
 import math
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .ops import NAMESPACE, has_kernels
+from .ops import NAMESPACE, has_kernels, numba_around
 from .reference import scan_type
 
 
@@ -26,7 +26,7 @@ def norm_gate(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float = 1
             f"y and z must have one shape and weight and bias be [{D}], got y {list(y.shape)}, z {list(z.shape)}, "
             f"weight {list(weight.shape)}, bias {list(bias.shape)}"
         )
-    if has_kernels(y):
+    if has_kernels(y, D) and z.dtype == y.dtype:
         return fused_norm_gate(y, z, weight, bias, eps)
     dtype = scan_type(y)
     n = F.layer_norm(y.to(dtype), (D,), weight.to(dtype), bias.to(dtype), eps)
@@ -40,7 +40,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, dtype
     not change the result's type. Differentiable once.
     """
     dtype = x.dtype if dtype is None else dtype
-    if has_kernels(x):
+    if has_kernels(x, x.shape[-1]):
         return fused_layer_norm(x, weight, bias, eps, dtype)
     wide = scan_type(x)
     return F.layer_norm(x.to(wide), weight.shape, weight.to(wide), bias.to(wide), eps).to(dtype)
@@ -71,7 +71,9 @@ def _kernels() -> Any:
 
 @torch.library.custom_op(f"{NAMESPACE}::norm_gate", mutates_args=())
 def fused_norm_gate(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """The Triton kernel behind `norm_gate`."""
+    """The kernel behind `norm_gate`."""
+    if numba := numba_around(y):
+        return numba.norm(y, z, weight, bias, eps)
     return _kernels().forward(y, z, weight, bias, eps)
 
 
@@ -107,7 +109,9 @@ fused_norm_gate.register_autograd(_backward, setup_context=_save_for_backward)
 
 @torch.library.custom_op(f"{NAMESPACE}::layer_norm", mutates_args=())
 def fused_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """The Triton kernel behind `layer_norm`."""
+    """The kernel behind `layer_norm`."""
+    if numba := numba_around(x):
+        return numba.norm(x, None, weight, bias, eps).to(dtype)
     return _kernels().forward(x, None, weight, bias, eps, dtype)
 
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -23,52 +24,59 @@ from torch import Tensor
 
 from .numba_backward import input_gradient_kernel, scan_backward_kernel, sum_kernel, weight_gradient_kernel
 from .numba_forward import project_kernel, scan_kernel
+from .numba_map import depthwise_kernel, excite_kernel, gated_sum_kernel, norm_kernel, squeeze_kernel
 from .numba_vector import COMPILED, fetch_add
 
 logger = logging.getLogger(__name__)
 
-SIZES = ("B", "HW", "K", "L", "Lp", "D", "N", "Np", "R", "S", "visits", "save", "slabs", "piece", "pieces")
+SIZES = (
+    "B", "HW", "K", "L", "Lp", "D", "N", "Np", "R", "S", "visits", "save", "slabs", "piece", "pieces",
+    "H", "W", "stride", "activation",
+)  # fmt: skip
 TENSORS = (
     "paths", "visit_of", "x", "x_proj", "dt_proj", "bias", "A", "skip", "proj", "y", "states",
     "x_proj_rows", "dy", "dx_scan", "dproj", "partial", "weight_partial",
+    "weight", "gate", "u", "v", "w1", "b1", "w2", "b2", "mean", "gates",
 )  # fmt: skip
-RECORD = np.dtype([(name, np.int64) for name in ("kernel", "tasks", "counter", *SIZES, *TENSORS)])
+_INTEGERS = ("counter", "taken", "kernel", "tasks", *SIZES, *TENSORS)
+RECORD = np.dtype([(name, np.int64) for name in _INTEGERS] + [("eps", np.float64)])
+_PACK = Struct(f"={len(_INTEGERS)}qd").pack_into
+_TAKEN = 8 * _INTEGERS.index("taken")
+_NOTHING = dict.fromkeys((*_INTEGERS, "eps"), 0)
 _POINTER = types.CPointer(from_dtype(RECORD))
 PROJECT, SCAN = range(2)
 SCAN_BACKWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, SUM = range(4)
+DEPTHWISE, NORM, SQUEEZE, EXCITE, GATED_SUM = range(5)
 
 
 class Call:
     """Sizes and tensors that the kernels of one call work on; `run` may add tensors that later kernels need."""
 
-    def __init__(self, **sizes: int) -> None:
-        self._record = np.zeros(1, RECORD)
-        self._counter = np.zeros(1, np.int64)
-        self._record["counter"] = self._counter.ctypes.data
+    def __init__(self, **sizes: float) -> None:
+        self._values: dict[str, float] = _NOTHING | sizes
+        self._record = ctypes.create_string_buffer(RECORD.itemsize)
+        self._values["counter"] = ctypes.addressof(self._record) + _TAKEN
         self.tensors: dict[str, Tensor] = {}  # alive as long as their addresses are
-        self.set(**sizes)
 
     def __getitem__(self, size: str) -> int:
-        return int(self._record[0][size])
+        return int(self._values[size])
 
-    def set(self, **sizes: int) -> None:
+    def set(self, **sizes: float) -> None:
         """Put sizes under their names in place."""
-        for name, size in sizes.items():
-            self._record[name] = size
+        self._values |= sizes
 
     def bind(self, **tensors: Tensor) -> None:
         """Put contiguous tensors under their names in place."""
-        for name, tensor in tensors.items():
-            self.tensors[name] = tensor
-            self._record[name] = tensor.data_ptr()
+        self.tensors |= tensors
+        self._values |= {name: tensor.data_ptr() for name, tensor in tensors.items()}
 
     def run(self, part: str, kernel: int, tasks: int) -> None:
         """Do all tasks of a kernel."""
         real = np.float64 if self.tensors["x"].dtype == torch.float64 else np.float32
         entry = compiled(part, real)
-        self._record["kernel"], self._record["tasks"] = kernel, tasks
-        self._counter[0] = 0
-        run_in_threads(entry, self._record.ctypes.data, min(torch.get_num_threads(), tasks))
+        self._values |= {"kernel": kernel, "tasks": tasks}
+        _PACK(self._record, 0, *self._values.values())
+        run_in_threads(entry, ctypes.addressof(self._record), min(torch.get_num_threads(), tasks))
 
 
 def _forward_entry(real: Any, sources: int) -> Callable[[Any], None]:
@@ -107,7 +115,29 @@ def _backward_entry(real: Any, sources: int) -> Callable[[Any], None]:
     return backward_tasks
 
 
-_ENTRIES = {"forward": _forward_entry, "backward": _backward_entry}
+def _around_entry(real: Any, sources: int) -> Callable[[Any], None]:
+    def around_tasks(pointer):
+        call = carray(pointer, 1)[0]
+        zero = real(sources * 0)
+        while True:
+            task = fetch_add(call.counter)
+            if task >= call.tasks:
+                return
+            if call.kernel == DEPTHWISE:
+                depthwise_kernel(call, task, zero)
+            elif call.kernel == NORM:
+                norm_kernel(call, task, zero)
+            elif call.kernel == SQUEEZE:
+                squeeze_kernel(call, task, zero)
+            elif call.kernel == EXCITE:
+                excite_kernel(call, task, zero)
+            else:
+                gated_sum_kernel(call, task, zero)
+
+    return around_tasks
+
+
+_ENTRIES = {"forward": _forward_entry, "backward": _backward_entry, "around": _around_entry}
 _compiling = threading.Lock()
 
 
@@ -140,7 +170,7 @@ class _Announcement(event.Listener):
     def on_start(self, event: Any) -> None:
         if not self.said:
             self.said = True
-            logger.info("compiling the CPU scan's %s", self.what)
+            logger.info("compiling the CPU's %s", self.what)
 
     def on_end(self, event: Any) -> None:
         pass

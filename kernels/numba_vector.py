@@ -264,3 +264,52 @@ def row_sums(typingctx, array, index):
         return rows[0]
 
     return Vector(array.dtype)(array, index), generate
+
+
+@intrinsic
+def relu(typingctx, vector):
+    """max(v, 0)."""
+
+    def generate(context, builder, signature, arguments):
+        return _largest(builder, arguments[0], _constant(arguments[0].type, 0.0))
+
+    return vector(vector), generate
+
+
+# log2 of the normal distribution's tail at a is -1 + a q(a): the q for which a times the tail is off by 9e-9 at most.
+_TAIL = (
+    -1.15111101, -0.459162146, -0.0526276194, 0.00724543352, -0.000272084086, -0.00013147007, 2.80563255e-05,
+    -1.90201752e-06,
+)  # fmt: skip
+
+
+@intrinsic
+def gelu(typingctx, vector):
+    """v times the normal distribution's value at v, = max(v, 0) - |v| tail(|v|); for float32."""
+
+    def generate(context, builder, signature, arguments):
+        v = arguments[0]
+        zero = _constant(v.type, 0.0)
+        negative = builder.fcmp_ordered("<", v, zero)
+        magnitude = builder.select(negative, builder.fsub(zero, v), v)
+        logarithm = _multiply_add(builder, magnitude, _polynomial(builder, magnitude, _TAIL), _constant(v.type, -1.0))
+        tail = _exp2(builder, vector.real, logarithm)
+        return builder.fsub(_largest(builder, v, zero), builder.fmul(magnitude, tail))
+
+    return vector(vector), generate
+
+
+@intrinsic
+def lane_sum(typingctx, vector):
+    """The sum of the 16 numbers of a vector, halves added to halves."""
+
+    def generate(context, builder, signature, arguments):
+        v, width = arguments[0], LANES
+        while width > 1:
+            width //= 2
+            picks = ir.VectorType(ir.IntType(32), width)
+            low, high = (ir.Constant(picks, list(range(start, start + width))) for start in (0, width))
+            v = builder.fadd(builder.shuffle_vector(v, v, low), builder.shuffle_vector(v, v, high))
+        return builder.extract_element(v, ir.Constant(ir.IntType(32), 0))
+
+    return vector.real(vector), generate

@@ -140,14 +140,41 @@ def backend_name(device_type: str, dtype: torch.dtype) -> str:
     return name
 
 
-def has_kernels(x: Tensor) -> bool:
-    """Whether the Triton backend takes tensors like x: then there are kernels for what is around a scan too."""
-    return _takes_triton(x.device.type, x.dtype)
+def has_kernels(x: Tensor, channels: int = 0) -> bool:
+    """Whether there are kernels for what is around a scan of tensors like x too.
+
+    Triton's backend has them for all that it takes, the compiled CPU backend for inference: float32 without gradients,
+    and only for `channels` that are a multiple of 16. Who traces or counts PyTorch's operators on a CPU gets those.
+    """
+    name = _constant_backend_name(x.device.type, x.dtype)
+    return name == "triton" or (name == "numba" and _is_inference(x) and channels % _numba_lanes() == 0)
+
+
+def _is_inference(x: Tensor) -> bool:
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and x.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._len_torch_dispatch_stack()
+        and not portable.is_portable()
+    )
 
 
 @torch.compiler.assume_constant_result
-def _takes_triton(device_type: str, dtype: torch.dtype) -> bool:
-    return backend_name(device_type, dtype) == "triton"
+def _constant_backend_name(device_type: str, dtype: torch.dtype) -> str:
+    return backend_name(device_type, dtype)
+
+
+@lru_cache(maxsize=1)
+def _numba_lanes() -> int:
+    return importlib.import_module(".numba_vector", __package__).LANES
+
+
+def numba_around(x: Tensor) -> Any:
+    """Inside an operator: the module of the CPU's kernels around a scan, None where x is for Triton's."""
+    is_numba = backend_name(x.device.type, x.dtype) == "numba"
+    return importlib.import_module(".numba_around", __package__) if is_numba else None
 
 
 _FASTEST = {"cuda": "triton", "cpu": "numba"}

@@ -1,4 +1,4 @@
-"""The tail of an EVSS block, both branches through one squeeze-excitation and added to the block's input, on GPUs."""
+"""The tail of an EVSS block, both branches through one squeeze-excitation and added to the block's input."""
 
 import importlib
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops import NAMESPACE
+from .ops import NAMESPACE, numba_around
 
 
 def _kernels() -> Any:
@@ -51,7 +51,9 @@ def fused_squeeze_excite_add(
     keep: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The Triton kernels behind `squeeze_excite_add`, with what its backward needs: float32 `[B, 2, C]` twice."""
+    """The kernels behind `squeeze_excite_add`, with what its backward needs: float32 `[B, 2, C]` twice."""
+    if numba := numba_around(x):
+        return numba.squeeze_excite_add(x, u, v, norm_weight, norm_bias, w1, b1, w2, b2, keep, eps)
     return _kernels().forward(x, u, v, norm_weight, norm_bias, w1, b1, w2, b2, keep, eps)
 
 

@@ -44,8 +44,8 @@ def run_python(code, **environment):
 def test_compiling_is_announced_once_and_kept_on_disk(tmp_path):
     code = SCAN + "y.sum().backward()\n"
     announced = [
-        "compiling the CPU scan's forward kernels for float32",
-        "compiling the CPU scan's backward kernels for float32",
+        "compiling the CPU's forward kernels for float32",
+        "compiling the CPU's backward kernels for float32",
     ]
     first = run_python(code, NUMBA_CACHE_DIR=str(tmp_path))
     assert [line for line in first if line.startswith("compiling")] == announced
@@ -179,4 +179,4 @@ def test_the_announcement_names_what_is_compiled_once(caplog):
     with caplog.at_level(logging.INFO, logger="evmamba.kernels.numba_launch"):
         announcement.on_start(None)
         announcement.on_start(None)
-    assert [record.getMessage() for record in caplog.records] == ["compiling the CPU scan's forward kernels for float"]
+    assert [record.getMessage() for record in caplog.records] == ["compiling the CPU's forward kernels for float"]

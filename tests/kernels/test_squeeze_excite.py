@@ -20,7 +20,7 @@ def with_the_definition(monkeypatch):
         empty = x.new_empty(len(x), 2, x.shape[-1])
         return definition(x, u, v, *parameters, keep=keep), empty, empty
 
-    monkeypatch.setattr("evmamba.blocks.has_kernels", lambda x: True)
+    monkeypatch.setattr("evmamba.blocks.has_kernels", lambda x, channels=0: True)
     monkeypatch.setattr(squeeze_excite, "fused_squeeze_excite_add", forward)
 
 
@@ -31,5 +31,5 @@ def test_a_block_with_kernels_computes_what_its_modules_do(training, with_the_de
     torch.manual_seed(1)
     with_operator = block(x)
     torch.manual_seed(1)
-    monkeypatch.setattr("evmamba.blocks.has_kernels", lambda x: False)
+    monkeypatch.setattr("evmamba.blocks.has_kernels", lambda x, channels=0: False)
     torch.testing.assert_close(with_operator, block(x))

@@ -1,0 +1,88 @@
+"""What is around a scan on a CPU, for inference: what is handed to the kernels of numba_map.py, and their order.
+
+All maps are float32 with a multiple of 16 channels.
+"""
+
+import torch
+from torch import Tensor
+
+from . import numba_launch, numba_map
+from .numba_launch import Call
+from .numba_map import ROWS
+
+_ACTIVATIONS = {"none": numba_map.NONE, "relu": numba_map.RELU, "silu": numba_map.SILU, "gelu": numba_map.GELU}
+
+
+def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """See `depthwise.depthwise_conv`."""
+    B, H, W, D = x.shape
+    out = x.new_empty(x.shape)
+    if not out.numel():
+        return out
+    x, stride = _pixels(x)
+    call = Call(B=B, H=H, W=W, D=D, stride=stride, activation=_ACTIVATIONS[activation])
+    call.bind(
+        x=x,
+        y=out,
+        weight=weight.float().flatten(1).T.contiguous(),
+        bias=weight.new_zeros(D, dtype=torch.float32) if bias is None else bias.float().contiguous(),
+    )
+    call.run("around", numba_launch.DEPTHWISE, B * H)
+    return out
+
+
+def norm(x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm of `[..., D]`, times SiLU of a gate of the same shape; see `gated_norm`."""
+    out = x.new_empty(x.shape)
+    if not out.numel():
+        return out
+    D = x.shape[-1]
+    call = Call(HW=x.numel() // D, D=D, eps=eps)
+    call.bind(x=x.contiguous(), y=out, weight=weight.float().contiguous(), bias=bias.float().contiguous())
+    if gate is not None:
+        gate, stride = _pixels(gate)
+        call.bind(gate=gate)
+        call.set(stride=stride)
+    call.run("around", numba_launch.NORM, -(-call["HW"] // ROWS))
+    return out
+
+
+def squeeze_excite_add(
+    x: Tensor, u: Tensor, v: Tensor, norm_weight: Tensor, norm_bias: Tensor,
+    w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, keep: Tensor | None, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """See `squeeze_excite.fused_squeeze_excite_add`."""
+    B, H, W, D = x.shape
+    out, mean, gates = x.new_empty(x.shape), x.new_empty((B, 2, D)), x.new_empty((B, 2, D))
+    if not out.numel():
+        return out, mean, gates
+    pieces = -(-H * W // ROWS)
+    call = Call(B=B, HW=H * W, D=D, S=len(b1), pieces=pieces, eps=eps)
+    maps = {"x": x, "u": u, "v": v}
+    parameters = {"weight": norm_weight, "bias": norm_bias, "w1": w1, "b1": b1, "w2": w2.T, "b2": b2}
+    call.bind(
+        y=out,
+        mean=mean,
+        gates=gates,
+        partial=x.new_empty((B, 2, pieces, D)),
+        **{name: tensor.contiguous() for name, tensor in maps.items()},
+        **{name: tensor.float().contiguous() for name, tensor in parameters.items()},
+    )
+    call.run("around", numba_launch.SQUEEZE, 2 * B * pieces)
+    call.run("around", numba_launch.EXCITE, 2 * B)
+    if keep is not None:
+        gates *= keep[:, None, None]
+    call.run("around", numba_launch.GATED_SUM, B * pieces)
+    return out, mean, gates
+
+
+def _pixels(x: Tensor) -> tuple[Tensor, int]:
+    """A map whose pixels lie at equal distances, in numbers, each with its channels together."""
+    *sizes, _ = x.shape
+    distance = x.stride(-2)
+    expected = distance
+    for size, stride in zip(reversed(sizes), reversed(x.stride()[:-1]), strict=True):
+        if x.stride(-1) != 1 or (stride != expected and size > 1):
+            return x.contiguous(), x.shape[-1]
+        expected *= size
+    return x, distance

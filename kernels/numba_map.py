@@ -1,0 +1,171 @@
+"""The compiled CPU kernels of what is around a scan, for inference: depthwise convolution, LayerNorm, gates of a block.
+
+Kernels are as in numba_forward.py, and so are their tasks: what one is depends on shapes alone. Maps are
+`[B, H, W, D]`, D a multiple of 16; where a map is a slice of a wider one, `stride` numbers lie from pixel to pixel.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from .numba_vector import COMPILED, LANES, array_at, gelu, lane_sum, load, relu, sigmoid, splat, store
+
+NONE, RELU, SILU, GELU = range(4)
+ROWS = 32  # pixels of a task of the kernels that go through a map pixel by pixel
+
+
+@njit(**COMPILED)
+def depthwise_kernel(call, task, zero):
+    """One row of a map: 3x3 convolution of every channel by itself, bias, activation. `weight` is `[9, D]`."""
+    H, W, D, stride, active = call.H, call.W, call.D, call.stride, call.activation
+    b, h = task // H, task % H
+    x = array_at(call.x, (call.B * H * W * stride,), zero)
+    out = array_at(call.y, (call.B, H, W, D), zero)
+    weight = array_at(call.weight, (9, D), zero)
+    bias = array_at(call.bias, (D,), zero)
+    first, last = max(h - 1, 0), min(h + 2, H)
+    for w in range(0, W, 4):
+        if w > 0 and w + 4 < W:
+            for d in range(0, D, LANES):
+                y0 = y1 = y2 = y3 = load(bias, (d,))
+                for i in range(first, last):
+                    tap = 3 * (i - h + 1)
+                    left, middle, right = load(weight, (tap, d)), load(weight, (tap + 1, d)), load(weight, (tap + 2, d))
+                    at = ((b * H + i) * W + w - 1) * stride + d
+                    y0 += left * load(x, (at,))
+                    v = load(x, (at + stride,))
+                    y0 += middle * v
+                    y1 += left * v
+                    v = load(x, (at + 2 * stride,))
+                    y0 += right * v
+                    y1 += middle * v
+                    y2 += left * v
+                    v = load(x, (at + 3 * stride,))
+                    y1 += right * v
+                    y2 += middle * v
+                    y3 += left * v
+                    v = load(x, (at + 4 * stride,))
+                    y2 += right * v
+                    y3 += middle * v
+                    y3 += right * load(x, (at + 5 * stride,))
+                store(out, (b, h, w, d), activate(y0, active))
+                store(out, (b, h, w + 1, d), activate(y1, active))
+                store(out, (b, h, w + 2, d), activate(y2, active))
+                store(out, (b, h, w + 3, d), activate(y3, active))
+        else:
+            for j in range(w, min(w + 4, W)):
+                for d in range(0, D, LANES):
+                    y = load(bias, (d,))
+                    for i in range(first, last):
+                        for s in range(max(j - 1, 0), min(j + 2, W)):
+                            v = load(x, (((b * H + i) * W + s) * stride + d,))
+                            y += load(weight, (3 * (i - h + 1) + s - j + 1, d)) * v
+                    store(out, (b, h, j, d), activate(y, active))
+
+
+@njit(**COMPILED)
+def activate(v, activation):
+    """An activation of a vector."""
+    if activation == SILU:
+        return v * sigmoid(v)
+    if activation == GELU:
+        return gelu(v)
+    if activation == RELU:
+        return relu(v)
+    return v
+
+
+@njit(**COMPILED)
+def moments(row, r, D, eps, zero):
+    """Mean of row r, and the inverse of its deviation."""
+    total = splat(zero)
+    for d in range(0, D, LANES):
+        total += load(row, (r, d))
+    mean = lane_sum(total) / type(zero)(D)
+    squares = splat(zero)
+    for d in range(0, D, LANES):
+        v = load(row, (r, d)) - splat(mean)
+        squares += v * v
+    return mean, type(zero)(1 / math.sqrt(lane_sum(squares) / type(zero)(D) + eps))
+
+
+@njit(**COMPILED)
+def norm_kernel(call, task, zero):
+    """A few pixels: LayerNorm over the channels, times SiLU of a gate where there is one."""
+    D, stride = call.D, call.stride
+    x, out = array_at(call.x, (call.HW, D), zero), array_at(call.y, (call.HW, D), zero)
+    gate = array_at(call.gate, (call.HW * stride,), zero)
+    weight, bias = array_at(call.weight, (D,), zero), array_at(call.bias, (D,), zero)
+    for r in range(task * ROWS, min((task + 1) * ROWS, call.HW)):
+        mean, scale = moments(x, r, D, call.eps, zero)
+        for d in range(0, D, LANES):
+            v = (load(x, (r, d)) - splat(mean)) * splat(scale) * load(weight, (d,)) + load(bias, (d,))
+            if stride > 0:
+                z = load(gate, (r * stride + d,))
+                v = v * (z * sigmoid(z))
+            store(out, (r, d), v)
+
+
+@njit(**COMPILED)
+def squeeze_kernel(call, task, zero):
+    """A few pixels of one of two maps of an image: the sum of their normalised channels."""
+    D, HW, pieces = call.D, call.HW, call.pieces
+    b, m, piece = task // pieces // 2, task // pieces % 2, task % pieces
+    branch = array_at(call.v if m else call.u, (call.B * HW, D), zero)
+    partial = array_at(call.partial, (call.B, 2, pieces, D), zero)
+    for d in range(0, D, LANES):
+        store(partial, (b, m, piece, d), splat(zero))
+    for r in range(b * HW + piece * ROWS, b * HW + min((piece + 1) * ROWS, HW)):
+        mean, scale = moments(branch, r, D, call.eps, zero)
+        for d in range(0, D, LANES):
+            v = (load(branch, (r, d)) - splat(mean)) * splat(scale)
+            store(partial, (b, m, piece, d), load(partial, (b, m, piece, d)) + v)
+
+
+@njit(**COMPILED)
+def excite_kernel(call, task, zero):
+    """The gate of one of two maps of an image, `sigmoid(W2 gelu(W1 mean + b1) + b2)`; `w2` is `[S, D]`."""
+    D, S, pieces = call.D, call.S, call.pieces
+    b, m = task // 2, task % 2
+    partial = array_at(call.partial, (call.B, 2, pieces, D), zero)
+    weight, bias = array_at(call.weight, (D,), zero), array_at(call.bias, (D,), zero)
+    w1, b1 = array_at(call.w1, (S, D), zero), array_at(call.b1, (S,), zero)
+    w2, b2 = array_at(call.w2, (S, D), zero), array_at(call.b2, (D,), zero)
+    gates = array_at(call.gates, (call.B, 2, D), zero)
+    means = array_at(call.mean, (call.B, 2, D), zero)
+    squeezed = np.empty(D, b1.dtype)
+    for d in range(0, D, LANES):
+        total = load(partial, (b, m, 0, d))
+        for piece in range(1, pieces):
+            total += load(partial, (b, m, piece, d))
+        total = total * splat(type(zero)(1) / type(zero)(call.HW))
+        store(means, (b, m, d), total)
+        store(squeezed, (d,), total * load(weight, (d,)) + load(bias, (d,)))
+    hidden = np.zeros(-(-S // LANES) * LANES, b1.dtype)
+    for s in range(S):
+        total = splat(zero)
+        for d in range(0, D, LANES):
+            total += load(w1, (s, d)) * load(squeezed, (d,))
+        hidden[s] = lane_sum(total) + b1[s]
+    for s in range(0, S, LANES):
+        store(hidden, (s,), gelu(load(hidden, (s,))))
+    for d in range(0, D, LANES):
+        total = load(b2, (d,))
+        for s in range(S):
+            total += splat(hidden[s]) * load(w2, (s, d))
+        store(gates, (b, m, d), sigmoid(total))
+
+
+@njit(**COMPILED)
+def gated_sum_kernel(call, task, zero):
+    """A few pixels: a map plus two maps times their gates."""
+    D, HW, pieces = call.D, call.HW, call.pieces
+    b, piece = task // pieces, task % pieces
+    x, out = array_at(call.x, (call.B * HW, D), zero), array_at(call.y, (call.B * HW, D), zero)
+    u, v = array_at(call.u, (call.B * HW, D), zero), array_at(call.v, (call.B * HW, D), zero)
+    gates = array_at(call.gates, (call.B, 2, D), zero)
+    for r in range(b * HW + piece * ROWS, b * HW + min((piece + 1) * ROWS, HW)):
+        for d in range(0, D, LANES):
+            change = load(u, (r, d)) * load(gates, (b, 0, d)) + load(v, (r, d)) * load(gates, (b, 1, d))
+            store(out, (r, d), load(x, (r, d)) + change)
