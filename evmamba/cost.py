@@ -253,7 +253,8 @@ def take_turns(
             for k in list(taking):
                 try:
                     step = taking[k][0]
-                    step()  # what the others left in the caches is theirs
+                    if len(taking) > 1:
+                        step()  # what the others left in the caches is theirs
                     seconds[k].append([timed(step, place) for _ in range(done, steps, rounds)])
                 except Exception as error:  # those prepared after it may have left too little memory
                     results[k] = error

@@ -11,6 +11,7 @@ from evmamba.errors import UserError, unknown_name
 from evmamba.launch.commands import training
 from evmamba.launch.commands.predict import shows_images
 from evmamba.launch.fit.held_signals import deliver_signals, hold_signals
+from evmamba.launch.fit.light_imports import import_lightly
 
 # Name, what it does; the file is `commands/<name>.py`.
 COMMANDS = {
@@ -72,6 +73,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if any(argument.startswith("-") for argument in arguments[1:]):
         arguments = _import_modules(arguments)
+    import_lightly()
     command = arguments[0]
     if command == "--version":
         print(f"evmamba {metadata.version('evmamba')}")

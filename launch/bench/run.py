@@ -17,6 +17,7 @@ from evmamba.files import write_errors
 from evmamba.launch.fit.failures import is_machines, reported_once
 from evmamba.launch.fit.held_signals import deliver_signals, hold_signals
 from evmamba.launch.fit.launchers import node_name, process_rank
+from evmamba.launch.fit.light_imports import import_lightly
 from evmamba.launch.fit.quiet import quiet_logs, quiet_warnings
 from evmamba.launch.store.progress import write_progress
 from evmamba.launch.store.results import FILE_NAME, now, read_result, write_result
@@ -77,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: python -m evmamba.launch.bench.run FOLDER/spec.json", file=sys.stderr)
         return 2
     hold_signals()
+    import_lightly()
     try:
         return _start(Path(arguments[0]))
     finally:

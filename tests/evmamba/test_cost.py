@@ -1,5 +1,6 @@
 """Counts equal the paper's table; measuring leaves the model as it was."""
 
+import contextlib
 import copy
 import json
 import time
@@ -12,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torchvision.models.detection import retinanet_resnet50_fpn
 
 from evmamba import EfficientVMamba, create_model, fuse
-from evmamba.cost import count_macs, count_parameters, measure_inference, measure_training
+from evmamba.cost import ROUNDS, count_macs, count_parameters, measure_inference, measure_training, take_turns
 from evmamba.kernels import selective_scan_fn
 from evmamba.kernels.dry_run import dry_run
 
@@ -166,6 +167,23 @@ def test_timing_and_memory_of_a_known_load():
     assert timing["images_per_s"] == pytest.approx(4e3 / timing["latency_ms_median"])
     assert 60 <= timing["peak_memory_mb"] < 160
     assert "resident memory" in timing["peak_memory_kind"]
+
+
+def test_models_warm_up_again_where_others_had_their_turn_between() -> None:
+    def steps_of(models: int) -> list[int]:
+        counts = [0] * models
+
+        def ready(k: int) -> contextlib.AbstractContextManager:
+            def step() -> None:
+                counts[k] += 1
+
+            return contextlib.nullcontext(step)
+
+        take_turns([lambda k=k: ready(k) for k in range(models)], 1, warmup=2, steps=7, device="cpu")
+        return counts
+
+    assert steps_of(1) == [1 + 2 + 7]
+    assert steps_of(2) == [1 + 2 + 7 + ROUNDS] * 2
 
 
 def test_training_step_has_gradients():
