@@ -18,7 +18,7 @@ from .paths import PATTERNS, path_length
 from .reference import ALL_WANTED, Wanted
 from .triton_backward import scan_backward_kernel
 from .triton_forward import carry_kernel, decay_kernel, scan_forward_kernel, segment_state_kernel
-from .triton_math import BLOCK, CHECKPOINT, DTYPES, LN2, on_device
+from .triton_math import BLOCK, CHECKPOINT, DTYPES, GROUP_TOKENS, LN2, on_device
 from .triton_project import (
     gradient_width,
     input_gradient_kernel,
@@ -78,7 +78,7 @@ class ScanArguments:
     """What all scan kernels take, by their names for it."""
 
     bc: Tensor  # int64: the projections, seen as pairs (B, C)
-    dt_low: Tensor  # float32 [K * B * LP + 1, S]: the projections
+    dt_low: Tensor  # float32 [K * B * LP + GROUP_TOKENS, S]: the projections
     decay: Tensor  # [K, N, D]
     dt_weight: Tensor
     dt_bias: Tensor
@@ -102,13 +102,9 @@ class ScanArguments:
         """One for each block of channels of a segment of a group of an image."""
         return self.B * self.segments * self.K * ceil(self.D / BLOCK)
 
-    def state_tile(self) -> dict[str, Any]:
-        """What the kernels with a tile of all states of a block of channels take besides."""
-        in_registers = self.R <= RANK_IN_REGISTERS
-        return {
-            "NP": triton.next_power_of_2(self.N), "BD": BLOCK, "IN_REGISTERS": in_registers,
-            "num_warps": 1 if self.N <= 32 else 4,
-        }  # fmt: skip
+    def forward_options(self) -> dict[str, Any]:
+        """What the kernels of triton_forward.py with a state take besides."""
+        return {"IN_REGISTERS": self.R <= RANK_IN_REGISTERS, "num_warps": 1}
 
 
 @dataclass(frozen=True)
@@ -164,7 +160,7 @@ def _prepare(
     decay_kernel[(K, triton.cdiv(D, 64))](
         A_logs=A_logs.contiguous(), decay=decay, D=D, N=N, NP=triton.next_power_of_2(N), BD=64
     )
-    proj = torch.empty(K * B * LP + 1, S, dtype=torch.float32, device=x.device)
+    proj = torch.empty(K * B * LP + GROUP_TOKENS, S, dtype=torch.float32, device=x.device)
     product = ProductArguments(table, B * LP, LP, H * W, D, N, R, S, precision)
     BS = _columns_of_a_tile(S)
     project_kernel[(triton.cdiv(product.M, 128), K, triton.cdiv(S, BS))](
@@ -196,7 +192,7 @@ def _segment_states(scan: ScanArguments, values: Tensor, reverse: bool) -> Tenso
         return ends.zero_()
     sums = torch.empty(K, B, segments, D, dtype=torch.float32, device=values.device)
     segment_state_kernel[(scan.programs,)](
-        values=values, ends=ends, sums=sums, REVERSE=reverse, **vars(scan), **scan.state_tile()
+        values=values, ends=ends, sums=sums, REVERSE=reverse, **vars(scan), **scan.forward_options()
     )
     carry_kernel[(K * B, triton.cdiv(N * D, 128))](
         ends=ends, sums=sums, decay=scan.decay, B=B, segments=segments, D=D, N=N, BD=128, REVERSE=reverse
@@ -226,7 +222,7 @@ def forward(
         starts = _segment_states(scan, call.x, reverse=False) if in_segments else scan.decay
         scan_forward_kernel[(scan.programs,)](
             x=call.x, skip=call.skip, starts=starts, y=y, states=states, NC=call.NC,
-            SAVE=save, START=in_segments, PER_GROUP=visits > 1, **vars(scan), **scan.state_tile(),
+            SAVE=save, START=in_segments, PER_GROUP=visits > 1, **vars(scan), **scan.forward_options(),
         )  # fmt: skip
         return y[0] if visits == 1 else y.sum(0), states
 

@@ -14,6 +14,8 @@ LOG2E: tl.constexpr = tl.constexpr(1 / math.log(2))
 LN2: tl.constexpr = tl.constexpr(math.log(2))
 CHECKPOINT = 16  # tokens between saved states
 T: tl.constexpr = tl.constexpr(CHECKPOINT)
+GROUP_TOKENS = 4  # tokens whose rows of projections the forward loads at once
+GROUP: tl.constexpr = tl.constexpr(GROUP_TOKENS)
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}  # of maps
 BLOCK = 32  # channels of a scan's program: one a lane of its only warp
 LANES: tl.constexpr = tl.constexpr(BLOCK)
@@ -65,20 +67,6 @@ def normal_cdf(v):
 
 
 @triton.jit
-def prefetch(pointers, NVIDIA: tl.constexpr):
-    """Ask for what these pointers point at to be brought to L2 (NVIDIA only; results do not depend on it)."""
-    if NVIDIA:
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-            "=r,l",
-            [pointers.to(tl.int64)],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
-
-
-@triton.jit
 def load_rounded(p, mask, DTYPE: tl.constexpr):
     """A projection weight in float32, rounded to the type the projections run in."""
     return tl.load(p, mask=mask, other=0.0).to(DTYPE).to(tl.float32)
@@ -94,6 +82,27 @@ def low_float(pair):
 def high_float(pair):
     """Second float32 of two packed in an int64 (C of a (B, C) pair)."""
     return (pair >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def unpack(parts, n: tl.constexpr):
+    """n numbers, a power of two, as a tuple of scalars in order: part i of the m tensors has numbers i, i + m, ...
+
+    Splits off the last bit each time, which leaves loads as wide as they are.
+    """
+    if len(parts) < n:
+        even, odd = (), ()
+        for i in tl.static_range(len(parts)):
+            if len(parts) * 2 < n:
+                pair = tl.split(tl.reshape(parts[i], [n // (2 * len(parts)), 2]))
+            else:
+                pair = tl.split(parts[i])
+            even = even + (pair[0],)
+            odd = odd + (pair[1],)
+        out = unpack(even + odd, n)
+    else:
+        out = parts
+    return out
 
 
 @triton.jit

@@ -461,17 +461,6 @@ def _st(i: Instruction) -> Action:
     return store
 
 
-@decodes("prefetch")
-def _prefetch(i: Instruction) -> Action:
-    read = addresses(i.operands[0])
-
-    def prefetch(warps: Warps, mask: Mask) -> None:
-        address = read(warps)
-        warps.launch.memory.touch(address if mask is None else address[mask], i.text)
-
-    return prefetch
-
-
 @decodes("cp")
 def _cp_async(i: Instruction) -> Action:
     if i.modifiers[1] == "commit_group":

@@ -170,7 +170,3 @@ class GlobalMemory:
         """Write uint8 [accesses, size]."""
         for region, chosen, offsets in self._parts(addresses, data.shape[1], text):
             region.store(offsets, data[chosen], who[chosen], text)
-
-    def touch(self, addresses: Array, text: str) -> None:
-        """Refuse addresses outside of all tensors (of a prefetch, which reads nothing)."""
-        self._parts(addresses, 1, text)

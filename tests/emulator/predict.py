@@ -12,7 +12,7 @@ import torch
 import triton
 
 from evmamba.kernels import triton_es2d
-from evmamba.kernels.triton_math import CHECKPOINT
+from evmamba.kernels.triton_math import CHECKPOINT, GROUP_TOKENS
 from evmamba.launch.measure.kernel_bench import GPU_SHAPES, N, Shape, make_inputs
 
 from . import sass, schedule
@@ -35,7 +35,7 @@ def launches(shape: Shape, cache: Path) -> list[Launched]:
 
 
 def predict(shape: Shape, launch: Launched) -> dict[str, float]:
-    """What one scan kernel's machine code is and takes."""
+    """What one scan kernel's machine code is and takes; instructions of a round of its innermost loop."""
     code = sass.disassemble(launch.compiled.asm["cubin"])
     tokens = int(launch.arguments.get("tokens", 0)) or ceil(shape.tokens / 4 / shape.B)
     tokens = min(tokens, int(launch.arguments["L"]))
@@ -44,10 +44,10 @@ def predict(shape: Shape, launch: Launched) -> dict[str, float]:
         body = schedule.outermost(code, lambda loop: N if any(i.name == "MUFU.EX2" for i in loop) else shape.R)
         rounds = ceil(tokens / CHECKPOINT)
     elif launch.kernel == "scan_forward_kernel":
-        body = schedule.outermost(code, lambda loop: CHECKPOINT)
+        body = schedule.outermost(code, lambda loop: CHECKPOINT // GROUP_TOKENS)
         rounds = ceil(tokens / CHECKPOINT)
     else:
-        body, rounds = inner, tokens
+        body, rounds = inner, ceil(tokens / GROUP_TOKENS)
     return {
         "programs": launch.grid[0],
         "registers": code.registers,
