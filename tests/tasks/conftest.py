@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from .damage import WRITERS
-from .golden import golden_folder
+from .golden import golden_file
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +32,11 @@ def real_data() -> Callable[[str], Path]:
 def golden_heads() -> Callable[[str], dict[str, torch.Tensor]]:
     """Arrays of a golden file made by mmdetection's or mmsegmentation's code, as tensors, inputs widened to float64.
 
-    Other files of the same kind and other sizes are read from the folder `EVMAMBA_GOLDEN_HEADS`.
+    Others of the same kind and other sizes are read from the folder `EVMAMBA_GOLDEN_HEADS`, which need not have all.
     """
 
     def read(name: str) -> dict[str, torch.Tensor]:
-        with np.load(golden_folder() / f"{name}.npz") as arrays:
+        with np.load(golden_file(f"{name}.npz")) as arrays:
             # Names of parameters are the only text.
             content = {key: torch.from_numpy(arrays[key]) for key in arrays if arrays[key].dtype.kind != "U"}
         return {key: value.double() if value.dtype == torch.float32 else value for key, value in content.items()}
@@ -47,7 +47,7 @@ def golden_heads() -> Callable[[str], dict[str, torch.Tensor]]:
 @pytest.fixture(scope="session")
 def golden_sizes() -> Callable[[str], dict[str, Any]]:
     """A golden JSON file of the same folder."""
-    return lambda name: json.loads((golden_folder() / f"{name}.json").read_text())
+    return lambda name: json.loads(golden_file(f"{name}.json").read_text())
 
 
 @pytest.fixture(scope="session")

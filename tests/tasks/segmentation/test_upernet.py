@@ -12,7 +12,7 @@ from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.segmentation.module import pixel_cross_entropy
 from evmamba.tasks.segmentation.upernet import FCNHead, RegionPool, UPerHead, UPerNet
 
-from ..golden import golden_folder, per_image
+from ..golden import golden_file, per_image
 
 # Names of mmsegmentation's modules in ours.
 DECODER = {"bottleneck": "pyramid_pooling.fuse", "fpn_bottleneck": "fuse"}
@@ -103,7 +103,7 @@ def test_a_decoder_of_64_channels_filled_by_the_rule(golden_heads: Callable[[str
     fill = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(fill)
     parameters: dict[str, dict[str, Tensor]] = {"decode": {}, "aux": {}}
-    with np.load(golden_folder() / "uperhead_w64.npz") as arrays:
+    with np.load(golden_file("uperhead_w64.npz")) as arrays:
         for entry in arrays["keys"].tolist():
             key, shape = entry.split(" ", 1)
             value = torch.from_numpy(
