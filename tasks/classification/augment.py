@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from evmamba.errors import UserError
-from evmamba.tasks.classification.randaugment import PREFIX, with_nineteen_operations
+from evmamba.tasks.classification.randaugment import PREFIX, posterize_to_black, with_nineteen_operations
 from evmamba.tasks.classification.tensor_operations import resize
 from evmamba.tasks.data import stage
 
@@ -170,4 +170,4 @@ def _policy(image_size: int, color_jitter: float, auto_augment: str | None) -> A
         )
     except (AssertionError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"timm refuses the augmentation (auto_augment={auto_augment}): {error or 'invalid'}") from error
-    return with_nineteen_operations(policy) if nineteen else policy
+    return with_nineteen_operations(policy) if nineteen else posterize_to_black(policy)

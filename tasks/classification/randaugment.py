@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
-from timm.data.auto_augment import AugmentOp, RandAugment
+from timm.data.auto_augment import AugmentOp, RandAugment, posterize
 from torchvision.transforms import Compose
 
 PREFIX = "rand19"
@@ -130,3 +130,17 @@ def with_nineteen_operations(transform: Compose) -> Compose:
     for operation in policy.ops:
         operation.magnitude_max = math.inf
     return transform
+
+
+def posterize_to_black(transform: Compose) -> Compose:
+    """Let the policies of a training transform posterize to no bits at all: timm draws that, Pillow 12 refuses it."""
+    for step in transform.transforms:
+        drawn = getattr(step, "ops", None) or [operation for pair in getattr(step, "policy", []) for operation in pair]
+        for operation in drawn:
+            if getattr(operation, "aug_fn", None) is posterize:
+                operation.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
+    return posterize(image, bits_to_keep) if bits_to_keep else Image.new(image.mode, image.size)

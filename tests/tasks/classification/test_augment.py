@@ -116,3 +116,15 @@ def test_patches_of_a_batch_are_one_tensor_and_reach_their_images():
 def test_policies_that_do_not_exist_are_refused(policy: str):
     with pytest.raises(UserError, match=policy):
         TrainingAugmentation(32, auto_augment=policy)
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-inc1", "original-mstd0.5", "augmix-m10"])
+def test_posterizing_to_no_bits_is_black(policy: str):
+    image = Image.fromarray(np.full((8, 8, 3), 200, np.uint8))
+    (step,) = TrainingAugmentation(8, auto_augment=policy).policy.transforms
+    operations = step.ops if hasattr(step, "ops") else [one for pair in step.policy for one in pair]
+    drawn = [one for one in operations if "Posterize" in one.name]
+    assert drawn
+    for one in drawn:
+        assert np.array(one.aug_fn(image, 0)).max() == 0
+        assert np.array(one.aug_fn(image, 2)).max() == 192
