@@ -26,7 +26,7 @@ def norm_gate(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float = 1
             f"y and z must have one shape and weight and bias be [{D}], got y {list(y.shape)}, z {list(z.shape)}, "
             f"weight {list(weight.shape)}, bias {list(bias.shape)}"
         )
-    if has_kernels(y, D) and z.dtype == y.dtype:
+    if has_kernels(y, D, alike=z.dtype == y.dtype):
         return fused_norm_gate(y, z, weight, bias, eps)
     dtype = scan_type(y)
     n = F.layer_norm(y.to(dtype), (D,), weight.to(dtype), bias.to(dtype), eps)

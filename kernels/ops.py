@@ -140,14 +140,15 @@ def backend_name(device_type: str, dtype: torch.dtype) -> str:
     return name
 
 
-def has_kernels(x: Tensor, channels: int = 0) -> bool:
+def has_kernels(x: Tensor, channels: int = 0, alike: bool = True) -> bool:
     """Whether there are kernels for what is around a scan of tensors like x too.
 
     Triton's backend has them for all that it takes, the compiled CPU backend for inference: float32 without gradients,
-    and only for `channels` that are a multiple of 16. Who traces or counts PyTorch's operators on a CPU gets those.
+    only for `channels` that are a multiple of 16 and other tensors of the type of x (`alike`). Who traces or counts
+    PyTorch's operators on a CPU gets those.
     """
     name = _constant_backend_name(x.device.type, x.dtype)
-    return name == "triton" or (name == "numba" and _is_inference(x) and channels % _numba_lanes() == 0)
+    return name == "triton" or (name == "numba" and alike and _is_inference(x) and channels % _numba_lanes() == 0)
 
 
 def _is_inference(x: Tensor) -> bool:
@@ -172,8 +173,12 @@ def _numba_lanes() -> int:
 
 
 def numba_around(x: Tensor) -> Any:
-    """Inside an operator: the module of the CPU's kernels around a scan, None where x is for Triton's."""
-    is_numba = backend_name(x.device.type, x.dtype) == "numba"
+    """Inside an operator: the module of the CPU's kernels around a scan, None where x `[..., C]` is for Triton's.
+
+    The CPU's write whole vectors: an operator called by itself with other channels must not reach them.
+    """
+    fits = x.dtype == torch.float32 and x.shape[-1] % _numba_lanes() == 0
+    is_numba = fits and backend_name(x.device.type, x.dtype) == "numba"
     return importlib.import_module(".numba_around", __package__) if is_numba else None
 
 
