@@ -75,7 +75,7 @@ def without_gpu(monkeypatch):
 
     def switch(on: bool):
         for module in ("evmamba.blocks", "evmamba.kernels.depthwise"):
-            monkeypatch.setattr(f"{module}.has_kernels", lambda x: on)
+            monkeypatch.setattr(f"{module}.has_kernels", lambda x, channels=0: on)
 
     return switch
 
