@@ -8,7 +8,16 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .depthwise import depthwise_conv, fused_depthwise_conv, fused_depthwise_conv_backward
-from .ops import NAMESPACE, check_inputs, has_kernels, pattern_scan, scan2d_backward, scan2d_train, scan_macs
+from .ops import (
+    NAMESPACE,
+    check_inputs,
+    has_kernels,
+    pattern_scan,
+    save_scan_for_backward,
+    scan2d_backward,
+    scan2d_train,
+    scan_macs,
+)
 from .paths import pattern_named
 
 ACTIVATION = "silu"
@@ -63,13 +72,6 @@ def _(x, conv_weight, conv_bias, x_proj_weight, dt_projs_weight, dt_projs_bias, 
     return scan2d_train(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, pattern)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.pattern = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, output[1])
-
-
 def _backward(ctx: Any, dy: Tensor | None, _: None) -> tuple:
     if dy is None:
         return (None,) * 9
@@ -86,7 +88,7 @@ def _backward(ctx: Any, dy: Tensor | None, _: None) -> tuple:
     return *(gradient if need else None for gradient, need in needed), None
 
 
-convolved_scan_train.register_autograd(_backward, setup_context=_save_for_backward)
+convolved_scan_train.register_autograd(_backward, setup_context=save_scan_for_backward)
 
 
 def _flops(

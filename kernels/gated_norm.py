@@ -26,7 +26,7 @@ def norm_gate(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float = 1
             f"y and z must have one shape and weight and bias be [{D}], got y {list(y.shape)}, z {list(z.shape)}, "
             f"weight {list(weight.shape)}, bias {list(bias.shape)}"
         )
-    if has_kernels(y, D, alike=z.dtype == y.dtype):
+    if has_kernels(y, D):
         return fused_norm_gate(y, z, weight, bias, eps)
     dtype = scan_type(y)
     n = F.layer_norm(y.to(dtype), (D,), weight.to(dtype), bias.to(dtype), eps)
@@ -73,7 +73,7 @@ def _kernels() -> Any:
 def fused_norm_gate(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """The kernel behind `norm_gate`."""
     if numba := numba_around(y):
-        return numba.norm(y, z, weight, bias, eps)
+        return numba.norm(y, z, weight, bias, eps).to(z.dtype)
     return _kernels().forward(y, z, weight, bias, eps)
 
 
@@ -96,8 +96,8 @@ def _(dout, y, z, weight, bias, eps):
 
 
 def _save_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    y, z, weight, bias, ctx.eps = inputs
-    ctx.save_for_backward(y, z, weight, bias)
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, dout: Tensor) -> tuple:
@@ -179,18 +179,13 @@ def _(dout, y, z, weight, bias, projection, eps):
     return y.new_empty(y.shape), of_z, *(t.new_empty(t.shape) for t in (weight, bias, projection))
 
 
-def _save_linear_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.eps = inputs
-    ctx.save_for_backward(*tensors)
-
-
 def _linear_backward(ctx: Any, dout: Tensor) -> tuple:
     y, z, *parameters = ctx.saved_tensors  # once: a checkpoint gives them once
     dy, dz, *of_parameters = fused_norm_linear_backward(dout, y, z, *parameters, ctx.eps)
     return dy, None if z is None else dz, *of_parameters, None
 
 
-fused_norm_linear.register_autograd(_linear_backward, setup_context=_save_linear_for_backward)
+fused_norm_linear.register_autograd(_linear_backward, setup_context=_save_for_backward)
 
 
 def _linear_flops(y_shape, z_shape, weight_shape, bias_shape, projection_shape, eps, *, out_shape=None) -> int:

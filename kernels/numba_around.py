@@ -1,6 +1,6 @@
 """What is around a scan on a CPU, for inference: what is handed to the kernels of numba_map.py, and their order.
 
-All maps are float32 with a multiple of 16 channels.
+All maps have a multiple of 16 channels; the first of an operator, and what comes out, is float32.
 """
 
 import torch
@@ -32,7 +32,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: s
 
 
 def norm(x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm of `[..., D]`, times SiLU of a gate of the same shape; see `gated_norm`."""
+    """LayerNorm of `[..., D]`, times SiLU of a gate of the same shape and any type, in float32; see `gated_norm`."""
     out = x.new_empty(x.shape)
     if not out.numel():
         return out
@@ -40,7 +40,7 @@ def norm(x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: floa
     call = Call(HW=x.numel() // D, D=D, eps=eps)
     call.bind(x=x.contiguous(), y=out, weight=weight.float().contiguous(), bias=bias.float().contiguous())
     if gate is not None:
-        gate, stride = _pixels(gate)
+        gate, stride = _pixels(gate.float())
         call.bind(gate=gate)
         call.set(stride=stride)
     call.run("around", numba_launch.NORM, -(-call["HW"] // ROWS))
@@ -58,15 +58,15 @@ def squeeze_excite_add(
         return out, mean, gates
     pieces = -(-H * W // ROWS)
     call = Call(B=B, HW=H * W, D=D, S=len(b1), pieces=pieces, eps=eps)
-    maps = {"x": x, "u": u, "v": v}
-    parameters = {"weight": norm_weight, "bias": norm_bias, "w1": w1, "b1": b1, "w2": w2.T, "b2": b2}
+    given = {
+        "x": x, "u": u, "v": v, "weight": norm_weight, "bias": norm_bias, "w1": w1, "b1": b1, "w2": w2.T, "b2": b2,
+    }  # fmt: skip
     call.bind(
         y=out,
         mean=mean,
         gates=gates,
         partial=x.new_empty((B, 2, pieces, D)),
-        **{name: tensor.contiguous() for name, tensor in maps.items()},
-        **{name: tensor.float().contiguous() for name, tensor in parameters.items()},
+        **{name: tensor.float().contiguous() for name, tensor in given.items()},
     )
     call.run("around", numba_launch.SQUEEZE, 2 * B * pieces)
     call.run("around", numba_launch.EXCITE, 2 * B)

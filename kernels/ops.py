@@ -140,15 +140,14 @@ def backend_name(device_type: str, dtype: torch.dtype) -> str:
     return name
 
 
-def has_kernels(x: Tensor, channels: int = 0, alike: bool = True) -> bool:
+def has_kernels(x: Tensor, channels: int = 0) -> bool:
     """Whether there are kernels for what is around a scan of tensors like x too.
 
     Triton's backend has them for all that it takes, the compiled CPU backend for inference: float32 without gradients,
-    only for `channels` that are a multiple of 16 and other tensors of the type of x (`alike`). Who traces or counts
-    PyTorch's operators on a CPU gets those.
+    and only for `channels` that are a multiple of 16. Who traces or counts PyTorch's operators on a CPU gets those.
     """
     name = _constant_backend_name(x.device.type, x.dtype)
-    return name == "triton" or (name == "numba" and alike and _is_inference(x) and channels % _numba_lanes() == 0)
+    return name == "triton" or (name == "numba" and _is_inference(x) and channels % _numba_lanes() == 0)
 
 
 def _is_inference(x: Tensor) -> bool:
@@ -364,7 +363,8 @@ def _(dy, x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, states, 
     return tuple(t.new_empty(t.shape if want else 0) for t, want in zip(inputs, wanted, strict=True))
 
 
-def _save_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def save_scan_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    """Of an operator of tensors and a pattern that returns a map and the states for its backward."""
     *tensors, ctx.pattern = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -383,7 +383,7 @@ def no_double_backward(ctx: Any, *gradients: Tensor) -> tuple:
     raise NotImplementedError("the scan can be differentiated once only; its gradient has no gradient")
 
 
-scan2d_train.register_autograd(_backward, setup_context=_save_for_backward)
+scan2d_train.register_autograd(_backward, setup_context=save_scan_for_backward)
 scan2d_backward.register_autograd(no_double_backward)
 
 

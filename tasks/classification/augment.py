@@ -170,4 +170,5 @@ def _policy(image_size: int, color_jitter: float, auto_augment: str | None) -> A
         )
     except (AssertionError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"timm refuses the augmentation (auto_augment={auto_augment}): {error or 'invalid'}") from error
-    return with_nineteen_operations(policy) if nineteen else posterize_to_black(policy)
+    policy = posterize_to_black(policy)
+    return with_nineteen_operations(policy) if nineteen else policy

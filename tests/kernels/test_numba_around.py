@@ -75,3 +75,15 @@ def test_a_network_computes_what_its_modules_do_whatever_the_threads(fused, monk
         expected = model(image)
     assert len(calls) == 39
     torch.testing.assert_close(logits[0], expected.detach(), atol=5e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_gates_and_branches_of_a_half_type_are_read_as_what_they_are():
+    y, z, weight, bias = torch.randn(2, 3, 5, 16), torch.randn(2, 3, 5, 16).bfloat16(), torch.randn(16), torch.randn(16)
+    out = norm_gate(y, z, weight, bias)
+    assert out.dtype == torch.bfloat16
+    expected = F.layer_norm(y, (16,), weight, bias) * F.silu(z.float())
+    torch.testing.assert_close(out, expected.bfloat16(), atol=0, rtol=2**-7)
+    gate = (weight, bias, torch.randn(4, 16), torch.randn(4), torch.randn(16, 4), torch.randn(16), None, 1e-5)
+    got, wanted = (numba_around.squeeze_excite_add(y, t, t, *gate) for t in (z, z.float()))
+    assert all(map(torch.equal, got, wanted))

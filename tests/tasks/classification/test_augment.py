@@ -118,7 +118,7 @@ def test_policies_that_do_not_exist_are_refused(policy: str):
         TrainingAugmentation(32, auto_augment=policy)
 
 
-@pytest.mark.parametrize("policy", ["rand-m10-inc1", "original-mstd0.5", "augmix-m10"])
+@pytest.mark.parametrize("policy", ["rand-m10-inc1", "rand19-m1", "original-mstd0.5", "augmix-m10"])
 def test_posterizing_to_no_bits_is_black(policy: str):
     image = Image.fromarray(np.full((8, 8, 3), 200, np.uint8))
     (step,) = TrainingAugmentation(8, auto_augment=policy).policy.transforms
