@@ -15,6 +15,8 @@ from evmamba.errors import UserError, first_line
 
 # Values of a YAML file with its aliases written out: a few lines of them can stand for billions.
 MAX_YAML_VALUES = 1_000_000
+# Brackets within brackets of a YAML file: PyYAML's time grows with their square.
+MAX_YAML_DEPTH = 100
 # A number of a file's schema: more than 64 bits have no meaning anywhere here, and thousands of digits stop arithmetic.
 Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
@@ -81,14 +83,35 @@ def _with_nan(text: str) -> Any:
     return content
 
 
-def read_yaml(path: Path, loader: type[yaml.SafeLoader] | type[yaml.BaseLoader] = yaml.SafeLoader) -> Any:
-    """What a YAML file holds; `yaml.BaseLoader` leaves every value a text.
+class _Shallow(yaml.scanner.Scanner):
+    """Refuses brackets nested too deeply when it meets them."""
+
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
+        if self.flow_level >= MAX_YAML_DEPTH:
+            raise yaml.YAMLError(f"more than {MAX_YAML_DEPTH} brackets within each other")
+        super().fetch_flow_collection_start(TokenClass)
+
+
+class _Values(_Shallow, yaml.SafeLoader):
+    pass
+
+
+class _Texts(_Shallow, yaml.BaseLoader):
+    pass
+
+
+def read_yaml(path: Path, *, as_texts: bool = False) -> Any:
+    """What a YAML file holds.
+
+    Args:
+        path: the file.
+        as_texts: leave every value the text that it is (24:00:00 would become a number of seconds).
 
     Raises:
         UserError: see `read_text`, or it is no YAML, nested too deeply, or too large with its aliases written out.
     """
     try:
-        text = loader(read_text(path))
+        text = (_Texts if as_texts else _Values)(read_text(path))
         try:
             document = text.get_single_node()
             if document is not None and _size(document, {}) > MAX_YAML_VALUES:

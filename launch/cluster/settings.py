@@ -26,8 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from evmamba.errors import UserError, unknown_name
 from evmamba.launch.store.results import COST
 from evmamba.launch.store.spec import Resources
@@ -319,8 +317,7 @@ def _nature(kind: str, general: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_file(file: Path) -> dict[str, Any]:
-    # BaseLoader keeps texts: YAML would read 24:00:00 as a number of seconds.
-    document = read_yaml(file, yaml.BaseLoader)
+    document = read_yaml(file, as_texts=True)
     if not isinstance(document, dict):
         raise UserError(f"{file}: a cluster file holds lines like 'partition: gpu'")
     runs = document.get("runs", {})

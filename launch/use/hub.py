@@ -74,8 +74,8 @@ def pull(origin: str, output: Path, revision: str | None = None) -> str:
         raise UserError(f"{origin} holds no network that `evmamba push` wrote (its config.json has no {KIND_KEY})")
     try:
         model = kind.from_pretrained(origin, revision=revision, strict=True)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
     except Exception as error:  # of a stranger's options and weights anything may come
         raise UserError(f"{origin}: its network cannot be built and filled ({first_line(error)})") from error
     save_checkpoint(model, output)

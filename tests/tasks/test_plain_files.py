@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from evmamba.errors import UserError
 from evmamba.tasks.plain_files import read_bytes, read_json, read_text, read_yaml
@@ -73,10 +72,19 @@ def test_aliases_that_stand_for_billions_of_values_are_refused_at_once(tmp_path:
     assert time.monotonic() - begin < 2
 
 
+def test_brackets_within_brackets_take_time_in_proportion(tmp_path: Path):
+    begin = time.process_time()
+    for content in (b"[" * 100_000, b"{" * 100_000, b"[[],{a: " * 50_000):
+        with pytest.raises(UserError, match="more than 100 brackets within each other"):
+            read_yaml(write(tmp_path, content))
+    assert read_yaml(write(tmp_path, b"[" * 100 + b"]" * 100 + b"\n")) is not None
+    assert time.process_time() - begin < 2
+
+
 def test_yaml_is_read_with_few_aliases_and_by_the_loader_that_is_asked_for(tmp_path: Path):
     path = write(tmp_path, b"a: &a {x: 1}\nb: {<<: *a, y: 24:00:00}")
     assert read_yaml(path) == {"a": {"x": 1}, "b": {"x": 1, "y": 86400}}
-    assert read_yaml(write(tmp_path, b"y: 24:00:00"), yaml.BaseLoader) == {"y": "24:00:00"}
+    assert read_yaml(write(tmp_path, b"y: 24:00:00"), as_texts=True) == {"y": "24:00:00"}
     assert read_yaml(write(tmp_path, b"")) is None
 
 

@@ -12,7 +12,8 @@ from evmamba.launch import cli
 from .conftest import NAMES, checkpoint
 
 
-def test_a_program_of_a_checkpoint_is_its_network(tmp_path: Path, image: torch.Tensor):
+def test_a_program_of_a_checkpoint_is_its_network(tmp_path: Path, image: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("EVMAMBA_BACKEND", "torch")  # a program has PyTorch's operators where the CPU has kernels
     path, module = checkpoint("classification", tmp_path)
     assert cli.main(["export", str(path), "-o", str(tmp_path / "model.pt2")]) == 0
     names = {"class_names": ""}
