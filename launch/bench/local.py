@@ -1,29 +1,31 @@
-"""Running a benchmark here: one process a run, one after the other.
+"""Running a benchmark here: one process a run, one after the other, or trainings side by side on a CPU's cores.
 
 `run_here` leaves out what is finished already, and goes on after a failure.
 """
 
 import contextlib
-import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from evmamba.errors import UserError
 from evmamba.launch.bench.progress import RunProgress
 from evmamba.launch.store.progress import last_words
-from evmamba.launch.store.results import FILE_NAME, Result, git_state, now, read_result, write_result
+from evmamba.launch.store.results import FILE_NAME, Result, git_state, now, read_result, usable_cores, write_result
 from evmamba.launch.store.spec import (
     LOG_FILE,
     RUNS_FOLDER,
     SPEC_FILE,
     CostSpec,
     Spec,
+    TrainingSpec,
     failed_result,
     finished_before,
     result_before,
@@ -35,60 +37,131 @@ POLL_SECONDS = 0.2
 
 
 def run_here(
-    specs: Sequence[Spec], output: Path, progress: RunProgress, force: bool = False
+    specs: Sequence[Spec], output: Path, progress: RunProgress, force: bool = False, jobs: int = 1
 ) -> tuple[list[Result], bool]:
-    """Run specs one after the other and return one result each, and whether Ctrl-C ended it before its time.
+    """Run specs in their order and return one result each, and whether Ctrl-C ended it before its time.
 
     A finished run with the same spec is not repeated. A failed run is a result like any other; runs that need it are
-    not started, which is their reason. After Ctrl-C the run at work is stopped, finished ones stay, and what is missing
-    is "failed: interrupted" in what is returned (not on disk).
+    not started, which is their reason. After Ctrl-C the runs at work are stopped, finished ones stay, and what is
+    missing is "failed: interrupted" in what is returned (not on disk).
+
+    Args:
+        specs: what a run needs stands before it.
+        output: folder of the benchmark.
+        progress: told of every run.
+        force: repeat finished runs too.
+        jobs: so many trainings side by side, each with its share of the cores. What is timed runs alone.
     """
-    results: list[Result] = []
-    failed: dict[str, Result] = {}
-    started: set[str] = set()
-    interrupted = False
-    elsewhere: str | None = None
-    with _terminated_is_interrupted(), progress:
-        for spec in specs:
-            folder = output / RUNS_FOLDER / spec.name
-            # The first of a table's networks has just measured this one too.
-            measured = isinstance(spec, CostSpec) and not started.isdisjoint(spec.needs)
-            previous = finished_before(spec, folder) if measured or not force else None
-            if previous is not None:
-                progress.skip(spec, "measured in turns" if measured else "finished before")
-                elsewhere = elsewhere or _other_commit(previous)
-                results.append(previous)
-                continue
-            start = now()
-            if interrupted:
-                results.append(failed_result(spec, "interrupted", start))
-                continue
-            if measured and (result := result_before(spec, folder)) is not None:
-                failed[spec.name] = result
-                progress.finish(spec, result)
-                results.append(result)
-                continue
-            progress.start(spec)
-            started.add(spec.name)
-            lacking = next((failed[name] for name in spec.needs if name in failed), None)
-            try:
-                if lacking is not None:
-                    blocked_by, reason = why_not_started(lacking.run, lacking.reason or "", lacking.blocked_by)
-                    result = failed_result(spec, reason, start, blocked_by)
-                    spec.write(folder)
-                    write_result(result, folder)
-                else:
-                    result = run_one(spec, folder, functools.partial(progress.update, folder))
-            except KeyboardInterrupt:
-                interrupted = True
-                result = failed_result(spec, "interrupted", start)
-            if not result.finished:
-                failed[spec.name] = result
-            progress.finish(spec, result)
-            results.append(result)
-        if elsewhere:
-            progress.remark(f"finished runs of another commit were taken over ({elsewhere}); --force repeats them")
-    return results, interrupted
+    with _terminated_is_interrupted(), progress, ThreadPoolExecutor(jobs) as pool:
+        return _Queue(specs, output, progress, force, jobs, pool).run()
+
+
+class _Queue:
+    """Runs on their way; all but `_one` happens in the calling thread."""
+
+    def __init__(
+        self,
+        specs: Sequence[Spec],
+        output: Path,
+        progress: RunProgress,
+        force: bool,
+        jobs: int,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self.specs = specs
+        self.output = output
+        self.progress = progress
+        self.force = force
+        self.jobs = jobs
+        self.pool = pool
+        self.threads = max(1, usable_cores() // jobs) if jobs > 1 else None
+        self.results: dict[str, Result] = {}
+        self.failed: dict[str, Result] = {}
+        self.started: set[str] = set()
+        self.at_work: dict[Future[Result], tuple[Spec, str]] = {}
+        self.elsewhere: str | None = None
+        self.stopping = threading.Event()
+
+    def run(self) -> tuple[list[Result], bool]:
+        try:
+            for spec in self.specs:
+                self._next(spec)
+            self._settle(0)
+        except KeyboardInterrupt:
+            self.stopping.set()
+            self._settle(0)
+        except BaseException:
+            self.stopping.set()
+            raise
+        interrupted = self.stopping.is_set()
+        if interrupted:
+            for spec in self.specs:
+                if spec.name not in self.results:
+                    previous = finished_before(spec, self.output / RUNS_FOLDER / spec.name)
+                    self.results[spec.name] = previous or failed_result(spec, "interrupted", now())
+        if self.elsewhere:
+            self.progress.remark(
+                f"finished runs of another commit were taken over ({self.elsewhere}); --force repeats them"
+            )
+        return [self.results[spec.name] for spec in self.specs], interrupted
+
+    def _next(self, spec: Spec) -> None:
+        """Start a run, or say why not; waits until there is room, and what it needs has ended."""
+        needed = any(other.name in spec.needs for other, _ in self.at_work.values())
+        self._settle(0 if needed or not isinstance(spec, TrainingSpec) else self.jobs - 1)
+        if self.stopping.is_set():
+            return
+        folder = self.output / RUNS_FOLDER / spec.name
+        # The first of a table's networks has just measured this one too.
+        measured = isinstance(spec, CostSpec) and not self.started.isdisjoint(spec.needs)
+        previous = finished_before(spec, folder) if measured or not self.force else None
+        if previous is not None:
+            self.progress.skip(spec, "measured in turns" if measured else "finished before")
+            self.elsewhere = self.elsewhere or _other_commit(previous)
+            self.results[spec.name] = previous
+            return
+        if measured and (result := result_before(spec, folder)) is not None:
+            self._ended(spec, result)
+            return
+        self.progress.start(spec)
+        self.started.add(spec.name)
+        start = now()
+        if (lacking := next((self.failed[name] for name in spec.needs if name in self.failed), None)) is not None:
+            blocked_by, reason = why_not_started(lacking.run, lacking.reason or "", lacking.blocked_by)
+            result = failed_result(spec, reason, start, blocked_by)
+            spec.write(folder)
+            write_result(result, folder)
+            self._ended(spec, result)
+            return
+        self.at_work[self.pool.submit(self._one, spec, folder)] = spec, start
+        if not isinstance(spec, TrainingSpec):
+            self._settle(0)
+
+    def _one(self, spec: Spec, folder: Path) -> Result:
+        def look() -> None:
+            if self.stopping.is_set():
+                raise KeyboardInterrupt
+            self.progress.update(spec, folder)
+
+        return run_one(spec, folder, look, self.threads if isinstance(spec, TrainingSpec) else None)
+
+    def _settle(self, most: int) -> None:
+        """Wait until no more than so many runs are at work."""
+        while len(self.at_work) > most:
+            for future in wait(self.at_work, return_when=FIRST_COMPLETED).done:
+                spec, start = self.at_work.pop(future)
+                try:
+                    result = future.result()
+                except KeyboardInterrupt:
+                    self.stopping.set()
+                    result = failed_result(spec, "interrupted", start)
+                self._ended(spec, result)
+
+    def _ended(self, spec: Spec, result: Result) -> None:
+        if not result.finished:
+            self.failed[spec.name] = result
+        self.progress.finish(spec, result)
+        self.results[spec.name] = result
 
 
 def _other_commit(result: Result) -> str | None:
@@ -97,8 +170,14 @@ def _other_commit(result: Result) -> str | None:
     return f"{then[:12]}, now {now[:12]}" if then and now and then != now else None
 
 
-def run_one(spec: Spec, folder: Path, while_waiting: Callable[[], None]) -> Result:
+def run_one(spec: Spec, folder: Path, while_waiting: Callable[[], None], threads: int | None = None) -> Result:
     """Run one spec in a process of its own; everything it says goes to ``run.log``.
+
+    Args:
+        spec: what to run.
+        folder: the run's.
+        while_waiting: called several times a second; what it raises ends the run.
+        threads: of the process; None: as many as PyTorch takes. The user's OMP_NUM_THREADS comes before it.
 
     Raises:
         KeyboardInterrupt: after the process has been stopped.
@@ -117,7 +196,7 @@ def run_one(spec: Spec, folder: Path, while_waiting: Callable[[], None]) -> Resu
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            env=({} if threads is None else {"OMP_NUM_THREADS": str(threads)}) | os.environ | {"PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
         try:

@@ -1,12 +1,22 @@
 """Progress of a benchmark: bars in a terminal, plain lines elsewhere."""
 
+import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from evmamba.launch.report.columns import columns_of, title_of
 from evmamba.launch.report.paper import label_of
@@ -17,8 +27,15 @@ from evmamba.launch.store.spec import Spec
 LINE_SECONDS = 20.0
 
 
+@dataclass
+class _AtWork:
+    began: float
+    last_line: float
+    bar: TaskID | None
+
+
 class RunProgress:
-    """Shows how far a sequence of runs is; use it as a context manager.
+    """Shows how far runs are, several at once if they are at work side by side; use it as a context manager.
 
     Args:
         console: where to print.
@@ -29,10 +46,9 @@ class RunProgress:
         self.console = console
         self.total = total
         self.done = 0
-        self._began = 0.0
-        self._last_line = 0.0
+        self._at_work: dict[str, _AtWork] = {}
+        self._lock = threading.Lock()
         self._bars: Progress | None = None
-        self._name = ""
         if console.is_terminal:
             self._bars = Progress(
                 TextColumn("{task.description}"),
@@ -46,7 +62,6 @@ class RunProgress:
                 transient=True,
             )
             self._all = self._bars.add_task("all runs", total=total, note="")
-            self._one = self._bars.add_task("", total=None, visible=False, note="")
 
     def __enter__(self) -> Self:
         if self._bars:
@@ -60,35 +75,40 @@ class RunProgress:
             self._bars.stop()
 
     def start(self, spec: Spec) -> None:
-        self._began = self._last_line = time.monotonic()
-        self._name = name_of(spec)
-        if self._bars:
-            self._bars.reset(self._one, description=self._name, total=None, visible=True, note="starting")
-        else:
-            self._print(f"{self._name}: started")
+        began = time.monotonic()
+        bar = self._bars.add_task(name_of(spec), total=None, note="starting") if self._bars else None
+        self._at_work[spec.name] = _AtWork(began, began, bar)
+        if bar is None:
+            self._print(f"{name_of(spec)}: started")
 
-    def update(self, folder: Path) -> None:
-        """Look at the progress file of the run at work."""
+    def update(self, spec: Spec, folder: Path) -> None:
+        """Look at the progress file of a run at work; from any thread."""
         state = read_progress(folder)
         if state is None:
             return
         loss = "" if state.loss is None else f", loss {state.loss:.3f}"
-        if self._bars:
-            if self._bars.tasks[self._one].fields["note"].split(",")[0] != state.phase:
-                # Another phase has another speed: its time left is estimated anew.
-                self._bars.reset(self._one, description=self._name, visible=True)
-            self._bars.update(self._one, completed=state.done, total=state.total or None, note=f"{state.phase}{loss}")
-        elif time.monotonic() - self._last_line > LINE_SECONDS:
-            self._last_line = time.monotonic()
-            count = f" {state.done}/{state.total}" if state.total else ""
-            self._print(f"{self._name}: {state.phase}{count}{loss}")
+        run = self._at_work[spec.name]
+        with self._lock:
+            if self._bars and run.bar is not None:
+                task = next(task for task in self._bars.tasks if task.id == run.bar)
+                if task.fields["note"].split(",")[0] != state.phase:
+                    # Another phase has another speed: its time left is estimated anew.
+                    self._bars.reset(run.bar)
+                self._bars.update(run.bar, completed=state.done, total=state.total or None, note=f"{state.phase}{loss}")
+            elif time.monotonic() - run.last_line > LINE_SECONDS:
+                run.last_line = time.monotonic()
+                count = f" {state.done}/{state.total}" if state.total else ""
+                self._print(f"{name_of(spec)}: {state.phase}{count}{loss}")
 
     def skip(self, spec: Spec, why: str = "finished before") -> None:
         """Say why a finished run is not started."""
         self._advance(f"{name_of(spec)}: {why}")
 
     def finish(self, spec: Spec, result: Result) -> None:
-        seconds = time.monotonic() - self._began
+        run = self._at_work.pop(spec.name, None)
+        if run and run.bar is not None and self._bars:
+            self._bars.remove_task(run.bar)
+        seconds = time.monotonic() - run.began if run else 0.0
         said = headline(result) if result.finished else f"failed: {result.reason}"
         self._advance(f"{name_of(spec)}: {said} ({seconds:.0f} s)")
 
@@ -100,16 +120,15 @@ class RunProgress:
         self.done += 1
         self._print(line)
         if self._bars:
-            self._bars.update(self._one, visible=False)
             self._bars.update(self._all, completed=self.done)
 
     def _print(self, line: str) -> None:
         self.console.print(f"[{self.done}/{self.total}] {line}", markup=False, highlight=False)
 
 
-def name_of(spec: Spec | Result) -> str:
-    """A run in words: EfficientVMamba-T, detection · RetinaNet."""
-    return f"{label_of(spec.model)}, {title_of(spec.task, spec.head)}"
+def name_of(spec: Spec) -> str:
+    """A run in words: EfficientVMamba-T, detection · RetinaNet, seed 1."""
+    return f"{label_of(spec.model)}, {title_of(spec.task, spec.head)}{f', seed {spec.seed}' if spec.seed else ''}"
 
 
 def headline(result: Result) -> str:

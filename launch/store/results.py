@@ -289,8 +289,13 @@ def device_name(kind: str) -> str:
         return torch.cuda.get_device_name()
     if kind != "cpu":
         return kind
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return f"{processor_name()}, {cores} core{'s' if cores > 1 else ''}"
+
+
+def usable_cores() -> int:
+    """The processor's cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_a_failing_run_does_not_stop_the_others_and_finished_ones_are_not_repeat
     specs = [made_spec("cost"), made_spec("classification"), made_spec("segmentation")]
     ran: list[str] = []
 
-    def run_one(spec: Spec, folder: Path, while_waiting) -> Result:
+    def run_one(spec: Spec, folder: Path, while_waiting, threads=None) -> Result:
         ran.append(spec.task)
         result = finished(spec)
         if spec.task == "classification" and ran.count("classification") == 1:
@@ -67,7 +68,7 @@ def test_networks_that_another_run_measured_in_turns_are_not_started(tmp_path: P
     specs = first.members
     ran: list[str] = []
 
-    def run_one(spec: Spec, folder: Path, while_waiting) -> Result:
+    def run_one(spec: Spec, folder: Path, while_waiting, threads=None) -> Result:
         ran.append(spec.model)
         for member in specs if spec.leads else [spec]:
             result = finished(member)
@@ -86,11 +87,62 @@ def test_networks_that_another_run_measured_in_turns_are_not_started(tmp_path: P
     assert ran == ["resnet18", "efficientvmamba_t", "resnet18"]
 
 
+def test_trainings_run_side_by_side_with_their_share_of_the_cores_and_what_is_timed_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tasks = ("cost", "classification", "detection", "segmentation", "cost")
+    specs = [made_spec(task, seed=k) for k, task in enumerate(tasks)]
+    all_at_work, at_work, seen = threading.Barrier(3), set(), {}
+
+    def run_one(spec: Spec, folder: Path, while_waiting, threads=None) -> Result:
+        at_work.add(spec.name)
+        if spec.task != "cost":
+            all_at_work.wait(20)  # fails unless three are at work
+        seen[spec.name] = len(at_work), threads
+        if spec.task != "cost":
+            all_at_work.wait(20)  # nobody leaves before all have counted
+        result = finished(spec)
+        if spec.task == "detection":
+            result.status, result.reason = "failed", "no luck"
+        write_result(result, folder)
+        at_work.remove(spec.name)
+        return result
+
+    monkeypatch.setattr(local, "run_one", run_one)
+    monkeypatch.setattr(local, "usable_cores", lambda: 6)
+    results, interrupted = run_here(specs, tmp_path, quiet(5), jobs=3)
+    assert [result.status for result in results] == ["finished", "finished", "failed", "finished", "finished"]
+    assert not interrupted
+    assert [seen[spec.name] for spec in specs] == [(1, None), (3, 2), (3, 2), (3, 2), (1, None)]
+
+
+def test_ctrl_c_stops_all_that_run_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    replace_python(tmp_path, monkeypatch, f"echo $$ >> {tmp_path}/pids; exec sleep 60")
+    specs = [made_spec(task) for task in ("classification", "detection", "segmentation")]
+    began = time.monotonic()
+
+    def press() -> None:
+        while not (tmp_path / "pids").exists() or (tmp_path / "pids").read_text().count("\n") < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press).start()
+    results, interrupted = run_here(specs, tmp_path, quiet(3), jobs=2)
+    assert interrupted
+    assert time.monotonic() - began < 40
+    assert [result.reason for result in results] == ["interrupted"] * 3
+    pids = (tmp_path / "pids").read_text().split()
+    assert len(pids) == 2
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+
+
 def test_ctrl_c_keeps_what_is_finished_and_starts_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     specs = [made_spec("cost"), made_spec("classification"), made_spec("segmentation")]
     write_result(finished(specs[2]), tmp_path / "runs" / specs[2].name)
 
-    def run_one(spec: Spec, folder: Path, while_waiting) -> Result:
+    def run_one(spec: Spec, folder: Path, while_waiting, threads=None) -> Result:
         if spec.task == "classification":
             raise KeyboardInterrupt
         result = finished(spec)

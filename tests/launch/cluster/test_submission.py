@@ -441,7 +441,7 @@ def test_here_too_a_run_is_not_started_when_what_it_needs_failed(
 ):
     started = []
 
-    def run_one(spec: Spec, folder: Path, while_waiting) -> Result:
+    def run_one(spec: Spec, folder: Path, while_waiting, threads=None) -> Result:
         started.append(spec.task)
         spec.write(folder)
         if spec.task == "classification":
