@@ -1,8 +1,11 @@
-"""Recipes are found by the names that people type, in the repository and out of it."""
+"""Recipes are found by the names that people type, in the repository and out of it, and do what their headers say."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from evmamba.errors import UserError
 from evmamba.launch.fit.recipes import find_recipe, folder_of, has_drop_path, recipe_of, recipes
@@ -71,3 +74,74 @@ def test_networks_without_stochastic_depth_are_trained_without_it():
 def test_a_network_that_cannot_be_built_is_not_taken_for_one_without_stochastic_depth():
     with pytest.raises(UserError, match="unknown backbone 'resnet0'"):
         has_drop_path("resnet0")
+
+
+PAPERS = [path for task in TASKS.values() for path in sorted(folder_of(task).glob("*_efficientvmamba_?.yaml"))]
+
+
+def said_here(recipe: Path) -> dict[str, set[float]]:
+    """The numbers that the table at a recipe's head says are used here, by its first column."""
+    rows = [
+        [cell.strip() for cell in line[1:].split("|")]
+        for line in recipe.read_text(encoding="utf-8").splitlines()
+        if line.startswith("# ") and line.count("|") >= 2
+    ]
+    return {
+        setting: {float(n) for n in re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", source if here == "the same" else here)}
+        for setting, source, here, *_ in rows
+    }
+
+
+def used(recipe: dict[str, Any]) -> dict[str, list[Any]]:
+    """The same of the recipe itself."""
+    trainer, model, data = (recipe["trainer"], recipe["model"]["init_args"], recipe["data"]["init_args"])
+    optimizer, schedule = model["optimizer"], model["schedule"]
+    decay, clip = optimizer["weight_decay"], trainer.get("gradient_clip_val")
+    ema = [c["init_args"]["decay"] for c in trainer["callbacks"] if c["class_path"].endswith("WeightEMA")]
+    return {
+        "learning rate": [optimizer["lr"], *([optimizer["backbone_lr"]] if "backbone_lr" in optimizer else [])],
+        "batch": [data["batch_size"]],
+        "images": [data["batch_size"]],
+        "weight decay": [decay],
+        "decay, clip, EMA": [decay, clip, *ema],
+        "gradient clip": [clip],
+        "weights": ema,
+        "schedule": [trainer.get("max_epochs"), schedule.get("warmup_steps")],
+        "drops at epochs": schedule.get("milestones", []),
+        "warm-up": [schedule.get("warmup_steps") or schedule.get("warmup_epochs")],
+        "decline": [schedule.get("min_lr")],
+        "drop path": [model.get("drop_path_rate")],
+        "drop path, mixup": [model.get("drop_path_rate"), model.get("mixup")],
+        "cutmix, erasing": [model.get("cutmix"), data.get("random_erasing")],
+        "label smoothing": [model.get("label_smoothing")],
+        "multi-scale": [data.get("short_side")],
+    }
+
+
+@pytest.mark.parametrize("recipe", PAPERS, ids=lambda recipe: recipe.stem)
+def test_a_recipe_does_what_the_table_at_its_head_says(recipe: Path):
+    said, body = said_here(recipe), used(yaml.safe_load(recipe.read_text(encoding="utf-8")))
+    wrong = {
+        setting: (said[setting], body[setting])
+        for setting in said.keys() & body
+        if not {*body[setting]} <= said[setting]
+    }
+    assert not wrong
+    assert len(said.keys() & body) >= 5 or "Why these values: see imagenet_efficientvmamba_t.yaml" in recipe.read_text()
+
+
+@pytest.mark.parametrize("recipe", [path for path in PAPERS if path.stem[-1] in "sb"], ids=lambda recipe: recipe.stem)
+def test_recipes_of_one_head_differ_only_in_what_belongs_to_the_network(recipe: Path):
+    own, first = (path.read_text(encoding="utf-8") for path in (recipe, recipe.with_stem(f"{recipe.stem[:-1]}t")))
+    if "classification" not in recipe.parts:
+        assert [line for line in own.splitlines() if line.startswith("#")] == [
+            line for line in first.splitlines() if line.startswith("#")
+        ]
+    bodies = [yaml.safe_load(text) for text in (own, first)]
+    for body in bodies:
+        model, data = body["model"]["init_args"], body["data"]["init_args"]
+        del model["backbone"]
+        model.pop("decoder_channels", None)
+        if recipe.stem == "imagenet_efficientvmamba_b":  # half the images at the same learning rate
+            del model["optimizer"]["scale_lr_to_batch"], data["batch_size"]
+    assert bodies[0] == bodies[1]
