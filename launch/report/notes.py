@@ -147,9 +147,9 @@ def caption(results: list[Result]) -> str:
     days: list[str] = []
     for result in results:
         if result.data and (name := result.data.get("name")):
-            data.setdefault(name, {}).setdefault(
-                result.task, result.data.get("test_images") or result.data.get("val_images", "?")
-            )
+            tested = result.data.get("test_images")
+            said = f"{tested} test images" if tested else f"{result.data.get('val_images', '?')} validation images"
+            data.setdefault(name, {}).setdefault(result.task, said)
         origin = result.provenance
         if device := origin.get("device"):
             places.setdefault(device, {}).setdefault(precision_of(result))
@@ -159,7 +159,7 @@ def caption(results: list[Result]) -> str:
         if origin.get("start"):
             days.append(str(origin["start"])[:10])
     when = f"{min(days)} to {max(days)}" if days and min(days) != max(days) else "".join(days[:1])
-    sets = [f"{name} ({', '.join(f'{t} {n}' for t, n in tasks.items())} test images)" for name, tasks in data.items()]
+    sets = [f"{name} ({', '.join(f'{t} {said}' for t, said in tasks.items())})" for name, tasks in data.items()]
     devices = [", ".join(filter(None, [device, *kinds])) for device, kinds in places.items()]
     parts = ["; ".join(sets), "; ".join(_budget(results)), "; ".join(devices), "; ".join(software), when]
     return " | ".join(part for part in parts if part)

@@ -8,7 +8,7 @@ import jinja2
 from markupsafe import Markup
 
 from evmamba.launch.report.cells import Table
-from evmamba.launch.report.columns import columns_of, title_of
+from evmamba.launch.report.columns import COST_COLUMNS, columns_of, title_of
 from evmamba.launch.report.curves import Curve, batch_curves, devices, size_curves, training_curves, validation_curves
 from evmamba.launch.report.figures import confusion_figure, cost_quality_figures, curve_figure, exponent
 from evmamba.launch.report.paper import label_of, paper
@@ -22,6 +22,14 @@ SIZE_COSTS = (
     ("latency_ms_median", "latency of one image (ms)", 1.0),
     ("peak_memory_mb", "peak memory (GB)", 1 / 1024),
 )
+# Columns of the published logs.
+LOG_HEADINGS = {
+    "top1": "top-1 (%)",
+    "last_top1": "last top-1 (%)",
+    "images_per_gpu": "images per GPU",
+    "step_s": "step (s)",
+    "memory_mb": "memory (MiB)",
+}
 LARGE = 512  # pixels a side: from here on a cost's growth is that of its arithmetic, not of fixed costs
 
 
@@ -50,6 +58,8 @@ def to_html(table: Table) -> str:
         galleries=_galleries(kinds),
         paper=paper(),
         paper_columns=_paper_columns,
+        paper_headings=_paper_headings,
+        log_headings=LOG_HEADINGS,
         label_of=label_of,
         runs=[_run(result) for result in [*results, *ablated]],
         number={result.run: n for n, result in enumerate([*results, *ablated])},
@@ -188,3 +198,8 @@ def _paper_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
     names = ("parameters", "macs", "images_per_s")
     keys = dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, int | float))
     return [key for key in names if key in keys] + [key for key in keys if key not in names]
+
+
+def _paper_headings(task: str, head: str) -> dict[str, str]:
+    """The numbers of one of the paper's tables, named as in the report's own, with their units."""
+    return {column.key: column.header for column in (*COST_COLUMNS, *columns_of(task, head))}

@@ -107,3 +107,11 @@ def test_a_broken_result_stops_the_report_and_is_named(result_folder: Path):
     broken.write_text("{")
     with pytest.raises(UserError, match=re.escape(str(broken))):
         report_from([result_folder])
+
+
+def test_numbers_of_the_paper_have_names_and_units():
+    page = to_html(build_table([made_result("cost", "resnet18")]))
+    printed = page[page.index('<h2 id="paper">') :]
+    for name in ("params (M)", "MACs (G)", "top-1 (%)", "mIoU ms (%)", "box AP", "memory (MiB)", "images per GPU"):
+        assert f">{name}</button>" in printed
+    assert not any(f">{key}</button>" in printed for key in ("macs", "top1", "mask_AP", "memory mb"))

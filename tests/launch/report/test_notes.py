@@ -77,3 +77,13 @@ def test_what_an_epochs_last_step_leaves_out_is_no_other_budget():
 
     assert notes(384_000_000, 384_307_200) == []
     assert len(notes(384_000_000, 390_000_000)) == 1
+
+
+def test_images_are_called_after_the_split_that_they_are_of():
+    data = {"name": "coco", "fingerprint": "x", "num_classes": 80, "val_images": 5000}
+    caption = build_table([made_result("detection", "resnet18", data=data)]).caption
+    assert caption.startswith("coco (detection 5000 validation images)")
+    caption = build_table(
+        [made_result("detection", "resnet18", data=data | {"split": "test", "test_images": 7})]
+    ).caption
+    assert caption.startswith("coco (detection 7 test images)")
