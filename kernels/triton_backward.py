@@ -8,10 +8,11 @@ With g_t the gradient of the state h_t and q_t = exp(delta_t A) h_{t-1}:
 
 A program is one warp of 32 lanes, one channel each, and walks over its tokens in reverse, sixteen at a time: the
 distance of the states that the forward saved, from which those between are computed again. A loop over the N states
-holds sixteen tokens of one state in registers. The sums over channels for dB, dC and d dt_low go across lanes, folded
-(triton_math.fold) or, with TENSOR, mostly on tensor cores (triton_math.add_lanes); each program writes those of its 32
-channels, and the GEMMs of triton_project.py add them up as they read them. Sums over tokens are accumulated in
-`partial`, one slice a program, and added up afterwards: no atomics, so gradients repeat bit for bit.
+holds sixteen tokens of one state in registers; their B and C, a number in each lane, go through shared memory to all.
+The sums over channels for dB, dC and d dt_low go across lanes, folded (triton_math.fold) or, with TENSOR, mostly on
+tensor cores (triton_math.add_lanes); each program writes those of its 32 channels, and the GEMMs of triton_project.py
+add them up as they read them. Sums over tokens are accumulated in `partial`, one slice a program, and added up
+afterwards: no atomics, so gradients repeat bit for bit.
 
 partial [K, B * segments, N + R + 2, D]: d A, d dt_proj weight (transposed), d dt_proj bias, d skip.
 """
@@ -22,56 +23,75 @@ partial [K, B * segments, N + R + 2, D]: d A, d dt_proj weight (transposed), d d
 import triton
 import triton.language as tl
 
+from .triton_forward import group_steps, load_low, load_pixels, load_rank
 from .triton_math import (
+    GROUP,
     LANES,
     LN2,
     SIZES,
     T,
     add_lanes,
     fold,
-    high_float,
     lane_selectors,
     load_rounded,
-    low_float,
-    softplus,
     softplus_slope,
+    unpack,
 )
 
 
 @triton.jit
-def _load_tokens(p_x, p_table, in_d, D: tl.constexpr):
-    # T tokens of one channel a lane; padding tokens are zeros.
+def _load_pixels(p_table):
+    pixels = ()
+    for t in tl.static_range(0, T, GROUP):
+        pixels = pixels + load_pixels(p_table + t)
+    return pixels
+
+
+@triton.jit
+def _load_tokens(p_x, pixels, in_d, D: tl.constexpr):
+    # Tokens of one channel a lane; padding tokens are zeros.
     values = ()
-    for t in tl.static_range(T):
-        pixel = tl.load(p_table + t)
-        values = values + (tl.load(p_x + pixel.to(tl.int64) * D, mask=in_d & (pixel >= 0), other=0.0).to(tl.float32),)
+    for t in tl.static_range(len(pixels)):
+        p = p_x + pixels[t].to(tl.int64) * D
+        values = values + (tl.load(p, mask=in_d & (pixels[t] >= 0), other=0.0).to(tl.float32),)
     return values
 
 
 @triton.jit
-def _load_steps(p_dt, w, bias, in_d, R: tl.constexpr, S: tl.constexpr, DTYPE: tl.constexpr, NVIDIA: tl.constexpr):
-    # The step sizes delta of T tokens.
-    logits = ()
-    for _ in tl.static_range(T):
-        logits = logits + (bias,)
-    for r in range(R):
-        b_w = load_rounded(w + r, in_d, DTYPE)
-        summed = ()
-        for t in tl.static_range(T):
-            summed = summed + (logits[t] + b_w * tl.load(p_dt + t * S + r),)
-        logits = summed
-    steps = ()
+def _rank_gradients(
+    w, p_sum, p_out, low, d_logit, in_d, lane, selectors, SG: tl.constexpr, DTYPE: tl.constexpr, TENSOR: tl.constexpr
+):
+    # Of one column of dt_proj's weight, and of dt_low, of which `low` has T tokens.
+    b_w = load_rounded(w, in_d, DTYPE)
+    d_w = tl.load(p_sum, mask=in_d, other=0.0)
+    d_low = ()
     for t in tl.static_range(T):
-        steps = steps + (softplus(logits[t], NVIDIA),)
-    return steps
+        d_w += d_logit[t] * low[t]
+        d_low = d_low + (d_logit[t] * b_w,)
+    tl.store(p_sum, d_w, mask=in_d)
+    if TENSOR:
+        zero = tl.zeros([LANES], tl.float32)
+        sums = (zero, zero, zero, zero)
+        for t in tl.static_range(0, 8, 2):
+            even, odd = (d_low[t], d_low[t + 8]), (d_low[t + 1], d_low[t + 9])
+            sums = add_lanes(even, odd, selectors[t], selectors[t + 1], sums)
+        folded = fold(fold(sums, lane, 16), lane, 8)[0]
+        folded += tl.gather(folded, lane ^ 4, 0)
+        token = (lane >> 4) * 8 + (lane & 3) * 2 + ((lane >> 3) & 1)
+        tl.store(p_out + token * SG, folded, mask=(lane & 4) == 0)
+    else:
+        folded = fold(fold(fold(fold(d_low, lane, 16), lane, 8), lane, 4), lane, 2)[0]
+        folded += tl.gather(folded, lane ^ 1, 0)
+        tl.store(p_out + (lane >> 1) * SG, folded, mask=(lane & 1) == 0)
 
 
 @triton.jit(do_not_specialize=(*SIZES, "LP"))
 def scan_backward_kernel(
-    x, bc, dt_low, decay, dt_weight, dt_bias, skip, table, dy, states, carry, dx, dproj, partial,
+    x, dt_low, decay, dt_weight, dt_bias, skip, table, dy, states, carry, dx, dproj, partial,
     B, HW, L, LP, NC, segments, tokens,
     K: tl.constexpr, D: tl.constexpr, N: tl.constexpr, R: tl.constexpr, S: tl.constexpr, SG: tl.constexpr,
-    PER_GROUP: tl.constexpr, DTYPE: tl.constexpr, NVIDIA: tl.constexpr, TENSOR: tl.constexpr,
+    PER_GROUP: tl.constexpr, DTYPE: tl.constexpr, IN_REGISTERS: tl.constexpr,
+    NVIDIA: tl.constexpr, TENSOR: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one segment for 32 channels of one group of one image.
 
@@ -114,14 +134,20 @@ def scan_backward_kernel(
     count = (min((segment + 1) * tokens, L) + T - 1) // T - first
     for i in range(count):
         chunk = first + count - 1 - i
-        p_table = table + k * LP + chunk * T
+        p_table = table + tl.multiple_of(k * LP + chunk * T, T)
         p_state = states + (row * NC + chunk) * N * D + i_d
-        p_bc = bc + (row * LP + chunk * T) * (S // 2)
+        p_bc = dt_low + (row * LP + chunk * T + (lane & 15)) * S + (lane >> 4)
         p_dt = dt_low + (row * LP + chunk * T) * S + 2 * N
         p_out = p_dproj + chunk * T * SG
-        xs = _load_tokens(p_x, p_table, in_d, D)
-        dys = _load_tokens(p_dy, p_table, in_d, D)
-        steps = _load_steps(p_dt, w, bias, in_d, R, S, DTYPE, NVIDIA)
+        xs, dys = (), ()
+        for t in tl.static_range(0, T, GROUP):
+            pixels = load_pixels(p_table + t)
+            xs = xs + _load_tokens(p_x, pixels, in_d, D)
+            dys = dys + _load_tokens(p_dy, pixels, in_d, D)
+        weights = load_rank(w, in_d, R, DTYPE, IN_REGISTERS)
+        steps = ()
+        for t in tl.static_range(0, T, GROUP):
+            steps = steps + group_steps(bias, weights, w, p_dt + t * S, in_d, R, S, DTYPE, IN_REGISTERS, NVIDIA)
         us = ()  # delta x
         gb = ()  # sum_n g B
         gqa = ()  # sum_n g q A log2(e)
@@ -129,23 +155,26 @@ def scan_backward_kernel(
             us = us + (steps[t] * xs[t],)
             gb = gb + (tl.zeros([LANES], tl.float32),)
             gqa = gqa + (tl.zeros([LANES], tl.float32),)
+            d_skip += dys[t] * xs[t]
 
-        # A state comes from memory: the next one's load is under way while this one is worked on.
+        # The next state, and the B and C of its tokens (one number a lane), are under way while this one is worked on.
         next_h = tl.load(p_state, mask=in_d, other=0.0)
+        next_bc = tl.load(p_bc)
         for n in range(N):
             A = tl.load(p_decay + n * D, mask=in_d, other=0.0)
             h = next_h
+            bc_n = unpack((next_bc,), 2 * T)  # B of the tokens, then C
             next_h = tl.load(p_state + (n + 1) * D, mask=in_d & (n + 1 < N), other=0.0)
+            next_bc = tl.load(p_bc + 2 * n + 2)
             g = tl.load(p_carry + n * D, mask=in_d, other=0.0)
             d_a = tl.load(p_sum + n * D, mask=in_d, other=0.0)
             a_t = ()
-            q_t = ()
+            h_t = (h,)
             for t in tl.static_range(T):
                 a = tl.exp2(steps[t] * A)
-                q = a * h
-                h = q + us[t] * low_float(tl.load(p_bc + t * (S // 2) + n))
+                h = a * h + us[t] * bc_n[t]
                 a_t = a_t + (a,)
-                q_t = q_t + (q,)
+                h_t = h_t + (h,)
             d_bc = ()
             low = zeros  # sums of tokens 0 to 7
             high = zeros  # and of 8 to 15
@@ -153,15 +182,14 @@ def scan_backward_kernel(
             gb_new = ()
             gqa_new = ()
             for t in tl.static_range(T - 1, -1, -1):
-                pair = tl.load(p_bc + t * (S // 2) + n)
-                b_b = low_float(pair)
-                g += high_float(pair) * dys[t]
-                gq = g * q_t[t]
+                g += bc_n[T + t] * dys[t]
+                ga = g * a_t[t]
+                gq = ga * h_t[t]
                 d_a += gq * steps[t]
-                gb_new = (gb[t] + g * b_b,) + gb_new
+                gb_new = (gb[t] + g * bc_n[t],) + gb_new
                 gqa_new = (gqa[t] + gq * A,) + gqa_new
                 d_b = g * us[t]
-                d_c = dys[t] * (q_t[t] + us[t] * b_b)
+                d_c = dys[t] * h_t[t + 1]
                 if not TENSOR:
                     # The first of five folds as early as its operands are there: half the registers.
                     d_bc = fold((d_b, d_c), lane, 16) + d_bc
@@ -171,7 +199,7 @@ def scan_backward_kernel(
                     low = add_lanes((d_b, d_c), odd, selectors[t], selectors[t + 1], low)
                 else:
                     high = add_lanes((d_b, d_c), odd, selectors[t - 8], selectors[t - 7], high)
-                g = a_t[t] * g
+                g = ga
             gb = gb_new
             gqa = gqa_new
             tl.store(p_carry + n * D, g, mask=in_d)
@@ -187,37 +215,32 @@ def scan_backward_kernel(
                 tl.store(p_out + (lane & 15) * SG + 2 * n + (lane >> 4), folded)
 
         d_logit = ()  # gradient before the softplus
+        pixels = _load_pixels(p_table)
         for t in tl.static_range(T):
-            # x again: registers are dearer than a second load from L1.
-            pixel = tl.load(p_table + t)
-            b_x = tl.load(p_x + pixel.to(tl.int64) * D, mask=in_d & (pixel >= 0), other=0.0).to(tl.float32)
             d_x = steps[t] * gb[t] + skip_d * dys[t]
-            tl.store(p_dx + pixel.to(tl.int64) * D, d_x, mask=in_d & (pixel >= 0))
-            d_t = (gb[t] * b_x + gqa[t] * LN2) * softplus_slope(steps[t])
+            tl.store(p_dx + pixels[t].to(tl.int64) * D, d_x, mask=in_d & (pixels[t] >= 0))
+            d_t = (gb[t] * xs[t] + gqa[t] * LN2) * softplus_slope(steps[t])
             d_logit = d_logit + (d_t,)
-            d_skip += dys[t] * b_x
             d_bias += d_t
-        for r in range(R):
-            b_w = load_rounded(w + r, in_d, DTYPE)
-            d_w = tl.load(p_sum + (N + r) * D, mask=in_d, other=0.0)
-            d_low = ()
-            for t in tl.static_range(T):
-                d_w += d_logit[t] * tl.load(p_dt + t * S + r)
-                d_low = d_low + (d_logit[t] * b_w,)
-            tl.store(p_sum + (N + r) * D, d_w, mask=in_d)
-            if TENSOR:
-                sums = zeros
-                for t in tl.static_range(0, 8, 2):
-                    even, odd = (d_low[t], d_low[t + 8]), (d_low[t + 1], d_low[t + 9])
-                    sums = add_lanes(even, odd, selectors[t], selectors[t + 1], sums)
-                folded = fold(fold(sums, lane, 16), lane, 8)[0]
-                folded += tl.gather(folded, lane ^ 4, 0)
-                token = (lane >> 4) * 8 + (lane & 3) * 2 + ((lane >> 3) & 1)
-                tl.store(p_out + token * SG + 2 * N + r, folded, mask=(lane & 4) == 0)
-            else:
-                folded = fold(fold(fold(fold(d_low, lane, 16), lane, 8), lane, 4), lane, 2)[0]
-                folded += tl.gather(folded, lane ^ 1, 0)
-                tl.store(p_out + (lane >> 1) * SG + 2 * N + r, folded, mask=(lane & 1) == 0)
+        if IN_REGISTERS:
+            for r_0 in tl.static_range(0, R, 4):
+                rows = ()
+                for t in tl.static_range(0, T, GROUP):
+                    rows = rows + load_low(p_dt + t * S + r_0, S)
+                for r in tl.static_range(r_0, min(r_0 + 4, R)):
+                    _rank_gradients(
+                        w + r, p_sum + (N + r) * D, p_out + 2 * N + r, rows[r - r_0 :: 4], d_logit,
+                        in_d, lane, selectors, SG, DTYPE, TENSOR,
+                    )  # fmt: skip
+        else:
+            for r in range(R):
+                rows = ()
+                for t in tl.static_range(T):
+                    rows = rows + (tl.load(p_dt + t * S + r),)
+                _rank_gradients(
+                    w + r, p_sum + (N + r) * D, p_out + 2 * N + r, rows, d_logit,
+                    in_d, lane, selectors, SG, DTYPE, TENSOR,
+                )  # fmt: skip
 
     tl.store(p_sum + (N + R) * D, d_bias, mask=in_d)
     tl.store(p_sum + (N + R + 1) * D, d_skip, mask=in_d)

@@ -106,6 +106,10 @@ class ScanArguments:
         """What the kernels of triton_forward.py with a state take besides."""
         return {"IN_REGISTERS": self.R <= RANK_IN_REGISTERS, "num_warps": 1}
 
+    def backward_arguments(self) -> dict[str, Any]:
+        """All that the backward takes of these: it reads B and C as floats, from `dt_low`."""
+        return {name: value for name, value in vars(self).items() if name != "bc"} | self.forward_options()
+
 
 @dataclass(frozen=True)
 class ProductArguments:
@@ -257,7 +261,7 @@ def backward(
             tensor_cores = scan.NVIDIA and x.dtype == torch.bfloat16
         scan_backward_kernel[(scan.programs,)](
             x=call.x, skip=call.skip, dy=dy, states=states, carry=carry, dx=dx_scan, dproj=dproj, partial=partial,
-            NC=call.NC, SG=SG, PER_GROUP=call.visits > 1, TENSOR=tensor_cores, num_warps=1, **vars(scan),
+            NC=call.NC, SG=SG, PER_GROUP=call.visits > 1, TENSOR=tensor_cores, **scan.backward_arguments(),
             **({"maxnreg": tuning.backward_registers} if scan.NVIDIA and tuning.backward_registers else {}),
         )  # fmt: skip
         gradients: list[Tensor | None] = [None] * len(wanted)

@@ -74,6 +74,13 @@ def unpack_pairs(b_bc, N: tl.constexpr):
 
 
 @triton.jit
+def load_low(p_dt, S: tl.constexpr):
+    """Four numbers of dt_low of each of GROUP tokens, as scalars: number r of token t is number 4 t + r."""
+    tile = tl.load(p_dt + tl.arange(0, GROUP)[:, None] * S + tl.arange(0, 4)[None, :])
+    return unpack((tl.reshape(tile, [GROUP * 4]),), GROUP * 4)
+
+
+@triton.jit
 def group_steps(
     bias, weights, w, p_dt, in_d,
     R: tl.constexpr, S: tl.constexpr, DTYPE: tl.constexpr, IN_REGISTERS: tl.constexpr, NVIDIA: tl.constexpr,
@@ -84,8 +91,7 @@ def group_steps(
         logits = logits + (bias,)
     if IN_REGISTERS:
         for first in tl.static_range(0, R, 4):  # rows are filled up to fours: one load each
-            tile = tl.load(p_dt + tl.arange(0, GROUP)[:, None] * S + first + tl.arange(0, 4)[None, :])
-            low = unpack((tl.reshape(tile, [GROUP * 4]),), GROUP * 4)
+            low = load_low(p_dt + first, S)
             for r in tl.static_range(first, min(first + 4, R)):
                 logits = _add_rank(logits, weights[r], low[r - first :: 4])
     else:
