@@ -221,15 +221,18 @@ def states(folder: Path, ended: bool = False) -> list[RunState]:
     found: dict[str, RunState] = {}
     told = book.ask()
     jobs = told or {}
+
+    def why_silent(number: JobId | None) -> str:
+        if told is None:
+            return "SLURM does not answer here"
+        return f"job {number} is {book.user}'s, and SLURM does not show it to you" if book.is_anothers else ""
+
     for name, spec in specs.items():
         number, job = book.job_of(name, jobs)
-        silence = "SLURM does not answer here" if told is None else ""
-        if told is not None and book.is_anothers:
-            silence = f"job {number} is {book.user}'s, and SLURM does not show it to you"
-        found[name] = _state(spec, folder / RUNS_FOLDER / name, number, job, found, silence, ended)
+        found[name] = _state(spec, folder / RUNS_FOLDER / name, number, job, found, why_silent(number), ended)
     number, job = book.job_of(REPORT, jobs)
     if number is not None:
-        found[REPORT] = _report_state(folder, number, job)
+        found[REPORT] = _report_state(folder, number, job, why_silent(number))
     return list(found.values())
 
 
@@ -380,7 +383,7 @@ def _unknown(state: RunState, folder: Path, number: JobId | None, silence: str, 
         state.state, state.said = "stopped", f"{_how_far(progress)}, silent for {_duration(progress['age'])}"
 
 
-def _report_state(folder: Path, number: JobId, job: Job | None) -> RunState:
+def _report_state(folder: Path, number: JobId, job: Job | None, silence: str) -> RunState:
     state = RunState(REPORT, "finished" if (folder / "report.md").is_file() else "failed", job=number)
     if job is not None:
         state.nodes, state.elapsed, state.restarts = job.nodes, job.elapsed, job.restarts
@@ -389,6 +392,8 @@ def _report_state(folder: Path, number: JobId, job: Job | None) -> RunState:
         state.said = "for all runs" if state.state == "waiting" else job.reason
     elif state.state == "finished":
         state.said = str(folder / "report.md")
+    elif job is None and silence:
+        state.state, state.said = "unknown", silence
     else:
         state.said = f"see {folder / 'report.log'}"
     return state

@@ -209,6 +209,14 @@ def test_the_report_is_a_line_too(output: Path, fake: FakeSlurm):
     assert states(output)[-1].state == "finished"
 
 
+def test_a_report_of_which_a_silent_slurm_says_nothing_has_not_failed(
+    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    JobBook.read(output).add(jobs.REPORT, 9)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert (states(output)[-1].state, states(output)[-1].said) == ("unknown", "SLURM does not answer here")
+
+
 def test_a_silent_slurm_is_no_proof_of_an_end_except_in_the_report_job(
     output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
