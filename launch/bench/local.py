@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import datetime
 import os
 import shutil
 import signal
@@ -78,7 +79,7 @@ class _Queue:
         self.results: dict[str, Result] = {}
         self.failed: dict[str, Result] = {}
         self.started: set[str] = set()
-        self.at_work: dict[Future[Result], tuple[Spec, str]] = {}
+        self.at_work: dict[Future[Result], tuple[Spec, datetime.datetime]] = {}
         self.elsewhere: str | None = None
         self.stopping = threading.Event()
 
