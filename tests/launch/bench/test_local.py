@@ -116,7 +116,7 @@ def test_trainings_run_side_by_side_with_their_share_of_the_cores_and_what_is_ti
     assert [seen[spec.name] for spec in specs] == [(1, None), (3, 2), (3, 2), (3, 2), (1, None)]
 
 
-def test_ctrl_c_stops_all_that_run_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_all_that_run_side_by_side_are_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     replace_python(tmp_path, monkeypatch, f"echo $$ >> {tmp_path}/pids; exec sleep 60")
     specs = [made_spec(task) for task in ("classification", "detection", "segmentation")]
     began = time.monotonic()
@@ -124,7 +124,7 @@ def test_ctrl_c_stops_all_that_run_side_by_side(tmp_path: Path, monkeypatch: pyt
     def press() -> None:
         while not (tmp_path / "pids").exists() or (tmp_path / "pids").read_text().count("\n") < 2:
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=press).start()
     results, interrupted = run_here(specs, tmp_path, quiet(3), jobs=2)
