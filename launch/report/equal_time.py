@@ -58,7 +58,7 @@ def at_equal_time(results: Iterable[Result], column: Column) -> str | None:
 def _value(result: Result, column: Column, steps: float) -> float | None:
     """The metric at the last validation within so many steps, if that was not long before; at the end of a training
     that was tested on its validation images, the test's."""
-    if steps == result.training.get("steps") and result.data.get("split") == "val":
+    if steps == result.training.get("steps") and result.data is not None and result.data.get("split") == "val":
         return result.metrics.get(column.key)
     found = [
         value
