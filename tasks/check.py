@@ -3,7 +3,6 @@
 A task's own part is a `Check` (``tasks/<task>/check.py``); this module finds the task and has what the parts share.
 """
 
-import os
 import statistics
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from evmamba.errors import UserError
+from evmamba.processor import usable_cores
 from evmamba.tasks import TASKS
 from evmamba.tasks.data import TEST, Split
 from evmamba.tasks.findings import Findings, count_of
@@ -74,7 +74,7 @@ def check_data(
     check: Check = record.load("check")
     findings = Findings(root, record.name)
     began = time.monotonic()
-    with _looking(jobs or _cores(), console) as looker:
+    with _looking(jobs or usable_cores(), console) as looker:
         check.look(findings, looker, **options)
     findings.problems.sort(key=lambda problem: problem.level)
     findings.seconds = time.monotonic() - began
@@ -104,10 +104,6 @@ def _looking(jobs: int, console: Console) -> Iterator[Looker]:
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     with workers(jobs) as pool, bar:
         yield Looker(pool, bar)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def count_classes(findings: Findings, counts: dict[Split, Counter[str]]) -> None:

@@ -14,12 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from evmamba.errors import UserError
 from evmamba.launch.bench.progress import RunProgress
 from evmamba.launch.store.progress import last_words
-from evmamba.launch.store.results import FILE_NAME, Result, git_state, now, read_result, usable_cores, write_result
+from evmamba.launch.store.results import FILE_NAME, Result, git_state, now, read_result, write_result
 from evmamba.launch.store.spec import (
     LOG_FILE,
     RUNS_FOLDER,
@@ -32,6 +33,7 @@ from evmamba.launch.store.spec import (
     result_before,
     why_not_started,
 )
+from evmamba.processor import usable_cores
 from evmamba.tasks.training.lease import check_free
 
 POLL_SECONDS = 0.2
@@ -57,61 +59,46 @@ def run_here(
         return _Queue(specs, output, progress, force, jobs, pool).run()
 
 
+@dataclass
 class _Queue:
     """Runs on their way; all but `_one` happens in the calling thread."""
 
-    def __init__(
-        self,
-        specs: Sequence[Spec],
-        output: Path,
-        progress: RunProgress,
-        force: bool,
-        jobs: int,
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        self.specs = specs
-        self.output = output
-        self.progress = progress
-        self.force = force
-        self.jobs = jobs
-        self.pool = pool
-        self.threads = max(1, usable_cores() // jobs) if jobs > 1 else None
-        self.results: dict[str, Result] = {}
-        self.failed: dict[str, Result] = {}
-        self.started: set[str] = set()
-        self.at_work: dict[Future[Result], tuple[Spec, datetime.datetime]] = {}
-        self.elsewhere: str | None = None
-        self.stopping = threading.Event()
+    specs: Sequence[Spec]
+    output: Path
+    progress: RunProgress
+    force: bool
+    jobs: int
+    pool: ThreadPoolExecutor
+    results: dict[str, Result] = field(default_factory=dict)
+    started: set[str] = field(default_factory=set)
+    at_work: dict[Future[Result], tuple[Spec, datetime.datetime]] = field(default_factory=dict)
+    elsewhere: str | None = None
+    stopping: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> tuple[list[Result], bool]:
         try:
-            for spec in self.specs:
-                self._next(spec)
-            self._settle(0)
+            self._all()
         except KeyboardInterrupt:
             self.stopping.set()
-            self._settle(0)
+            self._all()
         except BaseException:
             self.stopping.set()
             raise
-        interrupted = self.stopping.is_set()
-        if interrupted:
-            for spec in self.specs:
-                if spec.name not in self.results:
-                    previous = finished_before(spec, self.output / RUNS_FOLDER / spec.name)
-                    self.results[spec.name] = previous or failed_result(spec, "interrupted", now())
         if self.elsewhere:
             self.progress.remark(
                 f"finished runs of another commit were taken over ({self.elsewhere}); --force repeats them"
             )
-        return [self.results[spec.name] for spec in self.specs], interrupted
+        return [self.results[spec.name] for spec in self.specs], self.stopping.is_set()
+
+    def _all(self) -> None:
+        at_work = {spec.name for spec, _ in self.at_work.values()}
+        for spec in self.specs:
+            if spec.name not in self.results and spec.name not in at_work:
+                self._next(spec)
+        self._settle(0)
 
     def _next(self, spec: Spec) -> None:
         """Start a run, or say why not; waits until there is room, and what it needs has ended."""
-        needed = any(other.name in spec.needs for other, _ in self.at_work.values())
-        self._settle(0 if needed or not isinstance(spec, TrainingSpec) else self.jobs - 1)
-        if self.stopping.is_set():
-            return
         folder = self.output / RUNS_FOLDER / spec.name
         # The first of a table's networks has just measured this one too.
         measured = isinstance(spec, CostSpec) and not self.started.isdisjoint(spec.needs)
@@ -121,13 +108,19 @@ class _Queue:
             self.elsewhere = self.elsewhere or _other_commit(previous)
             self.results[spec.name] = previous
             return
+        needed = any(other.name in spec.needs for other, _ in self.at_work.values())
+        self._settle(0 if needed or not isinstance(spec, TrainingSpec) else self.jobs - 1)
+        start = now()
+        if self.stopping.is_set():
+            self.results[spec.name] = failed_result(spec, "interrupted", start)
+            return
         if measured and (result := result_before(spec, folder)) is not None:
             self._ended(spec, result)
             return
         self.progress.start(spec)
         self.started.add(spec.name)
-        start = now()
-        if (lacking := next((self.failed[name] for name in spec.needs if name in self.failed), None)) is not None:
+        ended = (self.results[name] for name in spec.needs if name in self.results)
+        if (lacking := next((result for result in ended if not result.finished), None)) is not None:
             blocked_by, reason = why_not_started(lacking.run, lacking.reason or "", lacking.blocked_by)
             result = failed_result(spec, reason, start, blocked_by)
             spec.write(folder)
@@ -144,7 +137,8 @@ class _Queue:
                 raise KeyboardInterrupt
             self.progress.update(spec, folder)
 
-        return run_one(spec, folder, look, self.threads if isinstance(spec, TrainingSpec) else None)
+        shared = self.jobs > 1 and isinstance(spec, TrainingSpec)
+        return run_one(spec, folder, look, max(1, usable_cores() // self.jobs) if shared else None)
 
     def _settle(self, most: int) -> None:
         """Wait until no more than so many runs are at work."""
@@ -159,8 +153,6 @@ class _Queue:
                 self._ended(spec, result)
 
     def _ended(self, spec: Spec, result: Result) -> None:
-        if not result.finished:
-            self.failed[spec.name] = result
         self.progress.finish(spec, result)
         self.results[spec.name] = result
 

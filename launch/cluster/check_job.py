@@ -25,6 +25,7 @@ import psutil
 from evmamba.errors import UserError, first_line
 from evmamba.files import write_text
 from evmamba.launch.fit.launchers import find_launch, node_name, process_rank, set_topology
+from evmamba.processor import usable_cores
 from evmamba.tasks.training import slurm_job
 
 ANSWERS_FOLDER = "answers"
@@ -225,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
     began = time.monotonic()
     folder = Path((sys.argv[1:] if argv is None else argv)[0])
     rank = process_rank()
-    answers = Answers(rank, node_name(), len(os.sched_getaffinity(0)))
+    answers = Answers(rank, node_name(), usable_cores())
 
     def note(*_: Any) -> None:
         if answers.signal_s is None:

@@ -76,8 +76,8 @@ def _jobs(given: int | None, options: "BenchOptions", specs: "Sequence[Spec]") -
         UserError: several, and they are not for a CPU.
     """
     from evmamba.launch.bench.plan import preset_of
-    from evmamba.launch.store.results import usable_cores
     from evmamba.launch.store.spec import TrainingSpec
+    from evmamba.processor import usable_cores
 
     trainings = [spec for spec in specs if isinstance(spec, TrainingSpec)]
     on_cpu = all(spec.device == "cpu" for spec in trainings)

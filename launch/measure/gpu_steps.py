@@ -35,6 +35,7 @@ from evmamba.launch.measure import kernel_bench, tune
 from evmamba.launch.measure.hardware import Hardware, hardware_of, predicted_us, scan_floor_us
 from evmamba.launch.measure.kernel_bench import GPU_SHAPES, N, Shape, forced_backend, make_inputs
 from evmamba.launch.measure.original import original_es2d, scan_name
+from evmamba.processor import processor_name
 
 ROOT = Path(__file__).parents[2]
 TINY = Shape("tiny", 1, 2, 2, 8, 1)
@@ -131,7 +132,7 @@ def environment(c: Conditions) -> Measurements:
     def read() -> Row:
         row: Row = {"torch": torch.__version__, "triton": triton.__version__, "python": sys.version.split()[0]}
         if c.dry:
-            return row | {"device": kernel_bench.processor_name()}
+            return row | {"device": processor_name()}
         properties = torch.cuda.get_device_properties(0)
         return row | {
             "device": properties.name, "capability": f"{properties.major}.{properties.minor}",

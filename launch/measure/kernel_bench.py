@@ -33,7 +33,7 @@ from evmamba.kernels.ops import BACKENDS, es2d_scan
 from evmamba.kernels.paths import path_length
 from evmamba.launch.measure.hardware import cpu_scan_floor_us, hardware_of, scan_floor_us
 from evmamba.launch.measure.original import original_es2d, other_scans, scan_name
-from evmamba.launch.store.devices import processor_name
+from evmamba.processor import processor_name
 
 N = 16
 SECONDS, ROUNDS = 1.0, 5

@@ -1,7 +1,4 @@
-"""Choosing a device by name, and what a processor is called."""
-
-import platform
-from pathlib import Path
+"""Choosing a device by name."""
 
 from evmamba.errors import UserError, unknown_name
 
@@ -21,11 +18,3 @@ def choose_device(wanted: str) -> str:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device here; use --device cpu")
     return "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
-
-
-def processor_name() -> str:
-    """The processor as its maker calls it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -23,8 +23,8 @@ from typing import Any
 
 from evmamba.errors import UserError
 from evmamba.files import write_text
-from evmamba.launch.store.devices import processor_name
 from evmamba.launch.store.result_schema import Data, GitState, Provenance, Training, checked
+from evmamba.processor import processor_name, usable_cores
 from evmamba.tasks import TASKS
 from evmamba.tasks.plain_files import is_file, read_json
 from evmamba.tasks.training.lease import guard
@@ -291,11 +291,6 @@ def device_name(kind: str) -> str:
         return kind
     cores = usable_cores()
     return f"{processor_name()}, {cores} core{'s' if cores > 1 else ''}"
-
-
-def usable_cores() -> int:
-    """The processor's cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _plain(value: Any) -> Any:

@@ -156,6 +156,22 @@ def test_ctrl_c_keeps_what_is_finished_and_starts_nothing_more(tmp_path: Path, m
     assert not (tmp_path / "runs" / specs[1].name / "result.json").exists()
 
 
+def test_ctrl_c_while_runs_are_repeated_gives_no_old_result_for_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    specs = [made_spec("classification"), made_spec("segmentation")]
+    for spec in specs:
+        write_result(finished(spec), tmp_path / "runs" / spec.name)
+
+    def run_one(spec: Spec, folder: Path, while_waiting, threads=None) -> Result:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local, "run_one", run_one)
+    results, interrupted = run_here(specs, tmp_path, quiet(2), force=True)
+    assert interrupted
+    assert [result.reason for result in results] == ["interrupted", "interrupted"]
+
+
 def replace_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     fake = tmp_path / "python"
     fake.write_text(f"#!/bin/sh\n{script}\n")
