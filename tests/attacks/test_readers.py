@@ -40,8 +40,6 @@ def sound(home: Path, name: str) -> Path:
     if not folder.exists():
         folder.mkdir()
         READERS[name].build(folder)
-        with copied(home, name) as copy, contextlib.chdir(copy):
-            READERS[name].read(copy)  # imports what is imported by a first reading: that is no file's cost
     return folder
 
 

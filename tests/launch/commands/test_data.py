@@ -53,4 +53,5 @@ def test_shards_are_packed_and_told(folders: Path, tmp_path: Path, capsys: pytes
     assert cli.main(["data", "shard", str(folders), str(output), "--shard-size", "50KB", "--jobs", "2"]) == 0
     told = capsys.readouterr().out
     for split in ("train", "val"):
-        assert f"{split:6} {len(list((output / split).glob('*.tar')))} shard" in told
+        count = len(list((output / split).glob("*.tar")))
+        assert f"{split:6} {count} shard{'s' if count > 1 else ''}, " in told
