@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 
 from evmamba.launch.fit.exported import Exported
@@ -127,7 +128,7 @@ def result_of(
             nodes=trainer.num_nodes,
             processes=trainer.world_size,
         )
-        | Provenance(settings=beyond_defaults(config))
+        | Provenance(settings=beyond_defaults(config), threads=torch.get_num_threads())
         | background.origin,
         suite=background.suite,
         sweeps=background.sweeps,

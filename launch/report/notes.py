@@ -44,6 +44,15 @@ def budgets(title: str, results: list[Result]) -> list[str]:
     return [f"{title}: unequal budgets, {'; '.join(seen)}"]
 
 
+def commits(title: str, results: list[Result]) -> list[str]:
+    """Where runs of one group of columns are of several commits, a change between them may be a difference of theirs."""
+    models = labels_by(results, lambda result: (result.provenance.get("git_commit") or "")[:8] or None)
+    if len(models) < 2:
+        return []
+    by_commit = "; ".join(f"{commit} {', '.join(labels)}" for commit, labels in models.items())
+    return [f"{title}: runs of several commits, {by_commit}"]
+
+
 def sizes(title: str, results: list[Result]) -> list[str]:
     """Where runs of one group of columns were trained at different sizes, they are not one comparison."""
     option = paper()["trained_at"].get(results[0].task, {}) if results else {}

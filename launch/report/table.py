@@ -14,7 +14,7 @@ from evmamba.launch.report import over_images
 from evmamba.launch.report.cells import Cell, Group, Row, State, Table
 from evmamba.launch.report.columns import Column, columns_of, exported_columns, head_of, title_of
 from evmamba.launch.report.equal_time import at_equal_time
-from evmamba.launch.report.notes import Notes, budgets, caption, memory, other_trainings, sizes
+from evmamba.launch.report.notes import Notes, budgets, caption, commits, memory, other_trainings, sizes
 from evmamba.launch.report.paper import claims, comparable, label_of, paper, published, split_tags
 from evmamba.launch.report.seeds import Estimate, Repetitions, repetitions
 from evmamba.launch.report.trials import best_trials, is_trial, trial_notes
@@ -123,6 +123,7 @@ def _table(results: list[Result], models: Sequence[str] | None, trials: Sequence
     for key, group in groups:
         lines += trial_notes(group.title, members[key], trials)
         lines += budgets(group.title, members[key])
+        lines += commits(group.title, members[key])
         lines += sizes(group.title, members[key])
         lines += [f"{group.title}: {line}" for line in other_trainings(group.task, group.head, members[key])]
         if group.task != COST and (said := at_equal_time(members[key], group.columns[0])):

@@ -69,10 +69,12 @@ def verdict_notes(rows: list[Row], groups: list[Group], images: Sequence[Mapping
         repeated |= any(cell.count > 1 for _, cell in entries)
         tied = [cell for _, cell in entries if cell.tied]
         top = max(tied, key=lambda cell: cell.value or 0.0, default=None)
-        for row, cell in entries:
-            if cell.like and (cell is top or row.model in OURS):
+        said: set[str] = set()
+        for row, cell in sorted(entries, key=lambda entry: entry[1] is not top):
+            if (cell is top or row.model in OURS) and (like := [label for label in cell.like if label not in said]):
                 of = f"{row.label}, the highest mean" if cell is top else row.label
-                notes.append(f"{group.title}: not told apart from {of}: {', '.join(cell.like)}")
+                notes.append(f"{group.title}: not told apart from {of}: {', '.join(like)}")
+                said.add(row.label)
         few = [row.label for row, cell in entries if 0 < cell.count < ENOUGH]
         if sum(cell.count > 0 for _, cell in entries) > 1 and few:
             notes.append(f"{group.title}: no verdict below {ENOUGH} seeds: {', '.join(few)}")

@@ -212,6 +212,7 @@ def test_two_processes_write_one_result(recipe: Path, trained: Path, tmp_path: P
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(only_one(tmp_path, "result.json").read_text())
     assert result["provenance"]["processes"] == 2
+    assert result["provenance"]["threads"] == 1  # as torchrun has it
     assert done.stdout.count("test/top1") == 1
 
 

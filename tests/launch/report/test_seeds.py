@@ -132,6 +132,13 @@ def test_who_cannot_be_told_from_the_highest_mean_is_said_with_the_rule():
     assert any("Welch" in note and "Holm" in note for note in table.notes)
 
 
+def test_two_that_cannot_be_told_apart_are_said_once():
+    ours = [seeded("efficientvmamba_t", seed, 0.80 + 0.01 * seed) for seed in range(3)]
+    best = [seeded("resnet18", seed, 0.81 + 0.01 * seed) for seed in range(3)]
+    notes = [note for note in build_table(ours + best).notes if "not told apart" in note]
+    assert notes == ["classification: not told apart from resnet18, the highest mean: EfficientVMamba-T"]
+
+
 def test_only_what_is_better_than_all_others_is_the_best():
     best = [seeded("resnet50", seed, 0.90 + 0.001 * seed) for seed in range(3)]
     far = [seeded(name, seed, 0.30 + 0.01 * seed) for name in ("resnet18", "resnet34") for seed in range(3)]
