@@ -138,6 +138,50 @@ def test_all_that_run_side_by_side_are_stopped(tmp_path: Path, monkeypatch: pyte
             os.kill(int(pid), 0)
 
 
+def test_side_by_side_a_run_waits_for_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = made_spec("classification")
+    specs = [first, made_spec("segmentation"), made_spec("detection", needs=(first.name,))]
+    both = threading.Barrier(2)
+
+    def run_one(spec: Spec, folder: Path, while_waiting, threads=None) -> Result:
+        assert not spec.needs  # what it needs has failed
+        both.wait(20)
+        result = finished(spec)
+        if spec is first:
+            time.sleep(0.2)  # a moment in which another could have started
+            result.status, result.reason = "failed", "no luck"
+        write_result(result, folder)
+        return result
+
+    monkeypatch.setattr(local, "run_one", run_one)
+    results, _ = run_here(specs, tmp_path, quiet(3), jobs=3)
+    assert [result.status for result in results] == ["failed", "finished", "failed"]
+    assert results[2].blocked_by == first.name
+
+
+def test_side_by_side_an_error_of_the_programs_own_ends_the_others_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    specs = [made_spec("classification"), made_spec("segmentation")]
+    stopped = []
+
+    def run_one(spec: Spec, folder: Path, while_waiting, threads=None) -> Result:
+        if spec.task == "classification":
+            raise RuntimeError("a bug")
+        try:
+            while True:
+                while_waiting()
+                time.sleep(0.01)
+        except KeyboardInterrupt:
+            stopped.append(spec.task)
+            raise
+
+    monkeypatch.setattr(local, "run_one", run_one)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_here(specs, tmp_path, quiet(2), jobs=2)
+    assert stopped == ["segmentation"]
+
+
 def test_ctrl_c_keeps_what_is_finished_and_starts_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     specs = [made_spec("cost"), made_spec("classification"), made_spec("segmentation")]
     write_result(finished(specs[2]), tmp_path / "runs" / specs[2].name)
