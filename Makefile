@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Test processes share the cores; more threads each would only fight. One more than there are cores, as some tests wait.
-# Tests of one xdist_group share what takes long to make, in one process.
+# A file is run by one process: its tests share what takes long to make.
 JOBS ?= 3
 
 .PHONY: bench test gpu mutants cluster cluster-stop package lint docs release hub-kernel format clean help
@@ -26,7 +26,7 @@ bench: $(READY)
 	$(BIN)/evmamba bench $(ARGS)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 cluster:
 	@$(PYTHON) tests/launch/cluster/slurm_cluster.py start

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("wheel")
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCES = ["evmamba", "kernels", "tasks", "launch", "conf", "pyproject.toml", "README.md", "LICENSE"]
 

@@ -29,7 +29,6 @@ from ...evmamba import hub_server
 from ..handmade import made_result, origin
 from ..tiny import DATA, MODELS, write_images
 
-pytestmark = pytest.mark.xdist_group("verification")
 CLASSES, TRAIN, VAL = ("dress", "shoes"), 20, 12
 
 

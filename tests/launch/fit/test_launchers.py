@@ -194,7 +194,6 @@ def only_one(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("launchers")
 @pytest.mark.parametrize("launcher", [TORCHRUN, FABRIC], ids=["torchrun", "fabric run"])
 def test_every_launcher_trains_the_same_network(launcher: list, recipe: Path, trained: Path, tmp_path: Path):
     done = start(launcher, "fit", recipe, tmp_path)
@@ -206,7 +205,6 @@ def test_every_launcher_trains_the_same_network(launcher: list, recipe: Path, tr
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("launchers")
 def test_two_processes_write_one_result(recipe: Path, trained: Path, tmp_path: Path):
     done = start(TORCHRUN, "test", recipe, tmp_path, f"--ckpt_path={trained}")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -21,7 +21,6 @@ from evmamba.tasks.backbones import build_backbone
 
 from ..tiny import TASKS, loopback, write_images, write_recipe
 
-pytestmark = pytest.mark.xdist_group("strategies")
 PROGRAM = Path(__file__).with_name("sharded_run.py")
 ZERO = ["deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3"]
 # Three epochs of one optimizer step; 5 images to validate are unequal numbers of batches on two processes.

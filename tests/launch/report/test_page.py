@@ -20,10 +20,9 @@ from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromedriver here (apt: chromium-driver)"),
-    pytest.mark.xdist_group("browser"),
-]
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no chromium with chromedriver here (apt: chromium-driver)"
+)
 DESKTOP, PHONE = (1400, 1000), (390, 844)
 
 
