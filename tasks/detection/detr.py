@@ -5,6 +5,7 @@ the backbone, its weights and its stochastic depth are ours, as under the other 
 squares, as in both papers.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
@@ -51,7 +52,8 @@ class Detr(nn.Module):
         name: "rtdetrv2" or "dfine".
         body: backbone with `feature_info`, maps at strides 8, 16, 32.
         num_classes: C, without a background.
-        sides: of the squares [pixels]; of several, training draws one per batch and evaluation takes the last.
+        sides: of the squares [pixels], each rounded up to a multiple of 32, as the encoder adds maps of twice the
+            size to each other; of several, training draws one per batch and evaluation takes the last.
         channels: of encoder and decoder (256 in the papers), a multiple of 8.
         score_threshold: detections below are dropped.
 
@@ -78,7 +80,7 @@ class Detr(nn.Module):
         self.backbone = Maps(body)
         info: Any = body.feature_info
         self.transformer = _transformer(name, list(info.channels()), num_classes, channels)
-        self.sides = tuple(sides)
+        self.sides = tuple(math.ceil(side / STRIDES[-1]) * STRIDES[-1] for side in sides)
         self.score_threshold = score_threshold
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(DEVIATION).view(3, 1, 1), persistent=False)

@@ -104,6 +104,15 @@ def test_it_is_counted_as_a_whole():
     assert count(network.counted, network.size).paper > 2 * count(body, network.size).paper
 
 
+@pytest.mark.parametrize("name", DETRS)
+def test_any_side_becomes_the_next_multiple_of_the_largest_stride(name: str):
+    detector = build_detector(name, "resnet10t", 3, min_size=(224, 240, 130), channels=16)
+    assert isinstance(detector, Detr)
+    assert detector.sides == (224, 256, 160)
+    with torch.no_grad():
+        assert len(detector.eval()(IMAGES)) == 2
+
+
 def test_images_too_small_for_its_queries_are_refused():
     with pytest.raises(UserError, match="min_size must be at least 128 for dfine, not 96"):
         build_detector("dfine", "resnet10t", 3, min_size=(96,))
