@@ -158,7 +158,8 @@ def _plane(axes: Any, group: Group, points: list[Point], reference: list[Point],
         axes.scatter(xs, ys, s=34, facecolors="none", edgecolors=MUTED, label=f"published, on {name}", zorder=2)
     front = _front(points)
     if len(front) > 1:
-        axes.plot([p.x for p in front], [p.y for p in front], "--", color=MUTED, linewidth=1, zorder=1, label="highest mean for its cost")
+        xs, ys = [p.x for p in front], [p.y for p in front]
+        axes.plot(xs, ys, "--", color=MUTED, linewidth=1, zorder=1, label="highest mean for its cost")
     for ours, color, name in ((True, ACCENT, "EfficientVMamba"), (False, INK, "others")):
         chosen = [p for p in points if p.ours == ours]
         if chosen:

@@ -45,7 +45,7 @@ def budgets(title: str, results: list[Result]) -> list[str]:
 
 
 def commits(title: str, results: list[Result]) -> list[str]:
-    """Where runs of one group of columns are of several commits, a change between them may be a difference of theirs."""
+    """Where runs of one group of columns are of several commits, what changed between may be a difference of theirs."""
     models = labels_by(results, lambda result: (result.provenance.get("git_commit") or "")[:8] or None)
     if len(models) < 2:
         return []
