@@ -131,14 +131,19 @@ def write_safetensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping
     """Write tensors as safetensors, readable for whoever may read new files here; whole or not at all.
 
     Args:
-        state: of any strides and devices.
+        state: of any strides and devices; what shares its memory is written for each of its names.
         path: the file; its folder must exist.
         metadata: of the file's header, beside the format.
 
     Raises:
         UserError: the file cannot be written.
     """
-    plain = {name: value.detach().contiguous().cpu() for name, value in state.items()}
+    plain, places = {}, set()
+    for name, value in state.items():
+        tensor = value.detach().contiguous().cpu()
+        place = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if place in places else tensor  # safetensors refuses shared memory
+        places.add(place)
     with write_errors(path), replacing(path) as partial:
         mode = partial.stat().st_mode
         safetensors.torch.save_file(plain, partial, metadata={"format": "pt", **(metadata or {})})

@@ -13,6 +13,8 @@ import yaml
 from evmamba.launch import cli
 from evmamba.launch.fit.recipes import find_recipe, recipes
 
+from ..tiny import write_images
+
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 TINY = "conf/classification/tiny.yaml"
@@ -51,6 +53,16 @@ def test_weights_alone_are_no_training_to_continue(complaint: Callable[..., str]
     line = complaint("fit", "--config", TINY, "--ckpt_path=original.pth")
     assert "original.pth holds weights only" in line
     assert "--model.init_args.checkpoint=original.pth" in line
+
+
+def test_fine_tuning_may_end_before_its_first_validation(tmp_path: Path):
+    write_images("classification", tmp_path / "data")
+    options = {"model.init_args.backbone": "resnet10t", "data.init_args.data_dir": tmp_path / "data"}
+    options |= {"data.init_args.image_size": 32, "data.init_args.batch_size": 4, "data.init_args.num_workers": 0}
+    options |= {"model.init_args.checkpoint": "null", "trainer.max_steps": 1, "trainer.limit_val_batches": 0}
+    given = [f"--{name}={value}" for name, value in options.items()]
+    assert cli.main(["fit", "--config", "conf/classification/finetune.yaml", *given]) == 0
+    assert next(tmp_path.rglob("last.ckpt"))
 
 
 @pytest.mark.parametrize("command", ["fit", "predict"])

@@ -10,6 +10,7 @@ from evmamba.errors import UserError
 from evmamba.launch.fit.weights import BACKBONE_FILE, WEIGHTS_FILE, load_weights, save_weights
 from evmamba.tasks.backbones import build_backbone
 from evmamba.tasks.classification.module import ClassificationModule
+from evmamba.tasks.detection.module import DetectionModule
 from evmamba.tasks.segmentation.module import SegmentationModule
 
 
@@ -38,6 +39,16 @@ def test_the_backbone_alone_is_read_by_who_builds_one(tmp_path: Path, backbone: 
     for name, value in built.state_dict().items():
         # timm begins a classifier of other than 1000 classes anew
         assert torch.equal(value, expected[name]) or name.startswith("fc."), name
+
+
+@pytest.mark.parametrize("detector", ["rtdetrv2", "dfine"])
+def test_weights_with_two_names_are_read_by_both(tmp_path: Path, detector: str):
+    pytest.importorskip("transformers")
+    trained, fresh = (DetectionModule(2, "resnet10t", detector, min_size=(128,), channels=16) for _ in range(2))
+    save_weights(trained, tmp_path)
+    load_weights(fresh, tmp_path)
+    expected = trained.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in fresh.state_dict().items())
 
 
 def test_a_task_that_nothing_starts_from_leaves_no_backbone(tmp_path: Path):
