@@ -159,7 +159,7 @@ def _plane(axes: Any, group: Group, points: list[Point], reference: list[Point],
     front = _front(points)
     if len(front) > 1:
         xs, ys = [p.x for p in front], [p.y for p in front]
-        axes.plot(xs, ys, "--", color=MUTED, linewidth=1, zorder=1, label="highest mean for its cost")
+        axes.plot(xs, ys, "--", color=MUTED, linewidth=1, zorder=1, label="unbeaten means")
     for ours, color, name in ((True, ACCENT, "EfficientVMamba"), (False, INK, "others")):
         chosen = [p for p in points if p.ours == ours]
         if chosen:

@@ -6,7 +6,7 @@ from typing import Any
 from evmamba.launch.report.paper import comparable, label_of, paper
 from evmamba.launch.report.seeds import images_seen
 from evmamba.launch.store.precision import in_words
-from evmamba.launch.store.results import Result, trained_from_scratch
+from evmamba.launch.store.results import Result, code_of, trained_from_scratch
 from evmamba.tasks import TASKS
 
 # Numbers of training images that differ by less (relatively) are one budget.
@@ -45,12 +45,13 @@ def budgets(title: str, results: list[Result]) -> list[str]:
 
 
 def commits(title: str, results: list[Result]) -> list[str]:
-    """Where runs of one group of columns are of several commits, what changed between may be a difference of theirs."""
-    models = labels_by(results, lambda result: (result.provenance.get("git_commit") or "")[:8] or None)
+    """Where runs of one group of columns are of different code, what changed between may be a difference of theirs. Of
+    a training that another run evaluates, that run's code counts."""
+    models = labels_by(results, lambda result: code_of(result.provenance))
     if len(models) < 2:
         return []
-    by_commit = "; ".join(f"{commit} {', '.join(labels)}" for commit, labels in models.items())
-    return [f"{title}: runs of several commits, {by_commit}"]
+    by_code = "; ".join(f"{code} {', '.join(labels)}" for code, labels in models.items())
+    return [f"{title}: runs of different code, {by_code}"]
 
 
 def sizes(title: str, results: list[Result]) -> list[str]:

@@ -12,7 +12,7 @@ from evmamba.launch.report.paper import label_of
 from evmamba.launch.report.seeds import estimate
 from evmamba.launch.report.table import DASH
 from evmamba.launch.store.estimates import read_estimate
-from evmamba.launch.store.results import FILE_NAME, Result
+from evmamba.launch.store.results import FILE_NAME, Result, code_of
 from evmamba.tasks import TASKS
 from evmamba.tasks.images import read_image
 from evmamba.tasks.plain_files import is_file
@@ -36,7 +36,6 @@ def title_of_run(result: Result) -> str:
 def facts_of(result: Result) -> dict[str, str]:
     """Names and sentences: what was measured, on what, with which code, when."""
     origin = result.provenance
-    commit = origin.get("git_commit")
     data = ("name", "split", "train_images", "val_images", "test_images", "num_classes", "fingerprint")
     files = [FILE_NAME, *result.details.get("files", []), *result.gallery[:1]]
     facts = {
@@ -46,7 +45,7 @@ def facts_of(result: Result) -> dict[str, str]:
         "protocol": sentence(result.protocol),
         "training": sentence({k: v for k, v in result.training.items() if not isinstance(v, list | dict)}),
         "device": sentence(origin, ("device", "precision", "nodes", "processes", "threads")),
-        "commit": f"{commit}{' with changes' if origin.get('git_dirty') else ''}" if commit else "installed package",
+        "commit": code_of(origin, 40),
         "versions": sentence(origin.get("versions", {})),
         "configuration": sentence(origin, ("config_hash", "spec_hash", "seed", "init_from")),
         "start": str(origin.get("start") or ""),

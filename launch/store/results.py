@@ -270,6 +270,12 @@ def git_state() -> GitState:
         return {"git_commit": None, "git_dirty": None}
 
 
+def code_of(origin: Provenance, digits: int = 12) -> str:
+    """For people: with which code a result was made."""
+    commit = origin.get("git_commit")
+    return f"{commit[:digits]}{' with changes' if origin.get('git_dirty') else ''}" if commit else "installed package"
+
+
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
     found = {"python": platform.python_version()}

@@ -88,7 +88,7 @@ def build_detector(
 
     Args:
         name: "retinanet", "fasterrcnn" or "maskrcnn"; "rtdetrv2" or "dfine" (see `detr.py`), for which rules, max_size,
-            group_norm and anchor_scale mean nothing: they take squares of the sides min_size.
+            group_norm and anchor_scale mean nothing: they take squares of the sides min_size, rounded up to 32s.
         backbone: one of ours or any timm model.
         num_classes: C, without a background.
         rules: "mmdetection", by which the published results were made, or "torchvision".

@@ -13,6 +13,7 @@ from torch import Tensor
 from evmamba.errors import UserError
 from evmamba.tasks.detection.data import DetectionData
 from evmamba.tasks.detection.detectors import DetectorName, Rules, build_detector
+from evmamba.tasks.detection.detr import Detr
 from evmamba.tasks.detection.gallery import draw_comparison, error_share
 from evmamba.tasks.detection.metrics import CocoDetections, Evaluator, evaluate_coco, write_detections
 from evmamba.tasks.detection.per_image import MASKS, Matches
@@ -43,7 +44,9 @@ class DetectionModule(TaskModule):
         rules: "mmdetection", by which the published results were made, or "torchvision"; see `build_detector`.
         checkpoint: backbone weights, as of `build_backbone`.
         drop_path_rate: of the backbone.
-        min_size: short side in pixels; of several, training draws one per image and evaluation takes the last.
+        min_size: short side in pixels; of several, training draws one per image and evaluation takes the last. Of
+            RT-DETRv2 and D-FINE sides of squares, one a batch, rounded up to multiples of 32 (`squares` in a result's
+            protocol).
         max_size: longest side in pixels.
         channels: of the feature pyramid and the heads.
         group_norm: GroupNorm in pyramid and heads, for training from scratch.
@@ -137,7 +140,8 @@ class DetectionModule(TaskModule):
                 if self.wants_masks:
                     files[MASK_FILE] = functools.partial(write_detections, detections=masks)
         metrics, details = self.trainer.strategy.broadcast((metrics, details))
-        return Evaluation(metrics, details, files=files)
+        protocol = {"squares": list(self.detector.sides)} if isinstance(self.detector, Detr) else {}
+        return Evaluation(metrics, details, files=files, protocol=protocol)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
         """Per image what `forward` returns, and its path."""

@@ -169,7 +169,7 @@ def test_side_by_side_an_error_of_the_programs_own_ends_the_others_and_is_told(
         if spec.task == "classification":
             raise RuntimeError("a bug")
         try:
-            while True:
+            for _ in range(2000):
                 while_waiting()
                 time.sleep(0.01)
         except KeyboardInterrupt:

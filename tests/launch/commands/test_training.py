@@ -59,10 +59,22 @@ def test_fine_tuning_may_end_before_its_first_validation(tmp_path: Path):
     write_images("classification", tmp_path / "data")
     options = {"model.init_args.backbone": "resnet10t", "data.init_args.data_dir": tmp_path / "data"}
     options |= {"data.init_args.image_size": 32, "data.init_args.batch_size": 4, "data.init_args.num_workers": 0}
-    options |= {"model.init_args.checkpoint": "null", "trainer.max_steps": 1, "trainer.limit_val_batches": 0}
+    options |= {"model.init_args.checkpoint": "null", "trainer.max_steps": 1, "trainer.accelerator": "cpu"}
     given = [f"--{name}={value}" for name, value in options.items()]
     assert cli.main(["fit", "--config", "conf/classification/finetune.yaml", *given]) == 0
     assert next(tmp_path.rglob("last.ckpt"))
+    assert "val/top1" not in next(tmp_path.rglob("metrics.csv")).read_text()
+
+
+def test_early_stop_looks_at_validations_alone():
+    """Lightning looks at the end of an epoch too, and fails where none was validated yet."""
+    stops = [
+        callback["init_args"]["check_on_train_epoch_end"]
+        for recipe in recipes()
+        for callback in yaml.safe_load(find_recipe(recipe).read_text())["trainer"].get("callbacks", [])
+        if callback["class_path"].endswith("EarlyStopping")
+    ]
+    assert stops == [False] * 3
 
 
 @pytest.mark.parametrize("command", ["fit", "predict"])

@@ -16,7 +16,7 @@ from evmamba.errors import UserError
 from evmamba.launch.fit.launchers import Launch, find_launch, process_rank, set_topology
 
 from ..misbehaviour import FAILED
-from ..tiny import BIN, EVMAMBA, free_port, run, write_images, write_recipe
+from ..tiny import BIN, EVMAMBA, free_port, loopback, run, write_images, write_recipe
 
 TRAIN_FILE = Path(evmamba.launch.train.__file__)
 TORCHRUN = [BIN / "torchrun", "--standalone", "--nproc-per-node=2", "-m", "evmamba.launch.train"]
@@ -168,13 +168,15 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_recipe("classification", folder / "data", folder / "recipe.yaml")
 
 
-def start(launcher: list, command: str, recipe: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+def start(
+    launcher: list, command: str, recipe: Path, folder: Path, *arguments: str, threads: int = 1
+) -> subprocess.CompletedProcess:
     """Run a training with everything it writes in `folder`."""
     devices = ["--trainer.devices=2"] if launcher is EVMAMBA else []
     if launcher is FABRIC:
         launcher = [*FABRIC, f"--main-port={free_port()}", TRAIN_FILE]
     options = [command, f"--config={recipe}", f"--trainer.default_root_dir={folder}", *devices, *arguments]
-    return run([*launcher, *options])
+    return run([*launcher, *options], environment=loopback() | {"OMP_NUM_THREADS": str(threads)})
 
 
 @pytest.fixture(scope="module")
@@ -206,11 +208,11 @@ def test_every_launcher_trains_the_same_network(launcher: list, recipe: Path, tr
 
 @pytest.mark.slow
 def test_two_processes_write_one_result(recipe: Path, trained: Path, tmp_path: Path):
-    done = start(TORCHRUN, "test", recipe, tmp_path, f"--ckpt_path={trained}")
+    done = start(TORCHRUN, "test", recipe, tmp_path, f"--ckpt_path={trained}", threads=2)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(only_one(tmp_path, "result.json").read_text())
     assert result["provenance"]["processes"] == 2
-    assert result["provenance"]["threads"] == 1  # as torchrun has it
+    assert result["provenance"]["threads"] == 2
     assert done.stdout.count("test/top1") == 1
 
 

@@ -59,18 +59,21 @@ def test_another_size_and_random_weights_are_told_where_they_stand_above_the_pap
     assert notes("detection", coco, {}, {"min_size": [640]}, tested_alone=True) == []
 
 
-def test_runs_of_several_commits_are_told():
-    def notes(*commits: str) -> list[str]:
+def test_runs_of_different_code_are_told():
+    def notes(*commits: str | None) -> list[str]:
         models = ("resnet18", "efficientvmamba_t", "resnet18")
         results = [
             made_result("classification", model, provenance=origin() | {"git_commit": commit, "seed": seed})
             for seed, (model, commit) in enumerate(zip(models, commits, strict=True))
         ]
-        return [note for note in build_table(results).notes if "commits" in note]
+        return [note for note in build_table(results).notes if "different code" in note]
 
     assert notes("0123456789ab", "0123456789ab", "0123456789ab") == []
     assert notes("0123456789ab", "ba9876543210", "ba9876543210") == [
-        "classification: runs of several commits, ba987654 EfficientVMamba-T, resnet18; 01234567 resnet18"
+        "classification: runs of different code, ba9876543210 EfficientVMamba-T, resnet18; 0123456789ab resnet18"
+    ]
+    assert notes("0123456789ab", "0123456789ab", None) == [
+        "classification: runs of different code, 0123456789ab EfficientVMamba-T, resnet18; installed package resnet18"
     ]
 
 

@@ -1,6 +1,7 @@
 """RT-DETRv2 and D-FINE: the library's own detectors, on our backbones and in the house's calling convention."""
 
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,6 +96,15 @@ def test_the_task_trains_and_predicts_with_it(name: str):
         assert prediction["boxes"].dtype == torch.float32
         assert (prediction["boxes"] <= torch.tensor([width, height, width, height])).all()
         assert set(prediction["labels"].tolist()) <= {0, 1, 2}
+
+
+def test_a_result_tells_the_squares(monkeypatch: pytest.MonkeyPatch):
+    module = DetectionModule(3, "resnet10t", "dfine", min_size=(240, 224), channels=16)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda found: found))
+    monkeypatch.setattr(DetectionModule, "trainer", trainer)
+    monkeypatch.setattr(DetectionModule, "_data", SimpleNamespace(category_ids=[1, 2, 3]))
+    monkeypatch.setattr(module, "_detections", SimpleNamespace(gather=lambda category_ids: None))
+    assert module.evaluation_end("test").protocol == {"squares": [256, 224]}
 
 
 def test_it_is_counted_as_a_whole():

@@ -139,7 +139,7 @@ def test_a_training_that_stops_early_ends_with_its_best_weights_and_is_finished(
         module = Peaking()
         callbacks = [
             BestCheckpoint("val/score", dirpath=str(tmp_path / "checkpoints"), restore=True),
-            EarlyStopping("val/score", mode="max", patience=2),
+            EarlyStopping("val/score", mode="max", patience=2, check_on_train_epoch_end=False),
             LastCheckpoint(str(tmp_path / "checkpoints")),
         ]
         found = newest_whole(candidates(tmp_path))[0] if candidates(tmp_path) else None
