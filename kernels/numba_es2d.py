@@ -166,7 +166,8 @@ def _prepare(
 
 def _channels(tensor: Tensor, dtype: torch.dtype, channels: int) -> Tensor:
     """Contiguous, of a type, and with zeros up to a number of channels."""
-    return F.pad(tensor.to(dtype), (0, channels - tensor.shape[-1])).contiguous()
+    tensor, missing = tensor.to(dtype), channels - tensor.shape[-1]
+    return (F.pad(tensor, (0, missing)) if missing else tensor).contiguous()  # padding by nothing is a copy
 
 
 @lru_cache(maxsize=64)

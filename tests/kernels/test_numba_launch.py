@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -180,3 +181,24 @@ def test_the_announcement_names_what_is_compiled_once(caplog):
         announcement.on_start(None)
         announcement.on_start(None)
     assert [record.getMessage() for record in caplog.records] == ["compiling the CPU's forward kernels for float"]
+
+
+FAULTS = """
+import resource, torch
+from evmamba import create_model
+model, image = create_model("efficientvmamba_t").eval(), torch.rand(1, 3, 224, 224)
+with torch.inference_mode():
+    for _ in range(5):
+        model(image)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        model(image)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
+def test_passes_do_not_ask_the_operating_system_for_their_memory_again():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "EVMAMBA_"))}
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 200  # pages; without it 2500
