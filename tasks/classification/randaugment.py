@@ -28,6 +28,8 @@ def distort(image: Image.Image, amount: int) -> Image.Image:
     At magnitude 9 there is one tile, nothing inner, and the image stays as it is; from 10 on there are two.
     """
     mesh = distorted_tiles(image.size, amount)
+    if len(mesh) == 1:
+        return image  # Pillow would compute it pixel by pixel
     return image.transform(image.size, Image.Transform.MESH, mesh, resample=Image.Resampling.BICUBIC)
 
 

@@ -8,7 +8,15 @@ import pytest
 from PIL import Image
 from timm.data import create_transform
 
-from evmamba.tasks.classification.randaugment import EXTRA, blur, distort, skew, with_nineteen_operations, zoom
+from evmamba.tasks.classification.randaugment import (
+    EXTRA,
+    blur,
+    distort,
+    distorted_tiles,
+    skew,
+    with_nineteen_operations,
+    zoom,
+)
 
 
 def noise(width: int = 48, height: int = 40) -> Image.Image:
@@ -18,6 +26,10 @@ def noise(width: int = 48, height: int = 40) -> Image.Image:
 def test_distortion_moves_the_inner_corner_from_two_tiles_on() -> None:
     image = noise()
     assert np.array_equal(distort(image, 19), image)
+    by_pillow = image.transform(
+        image.size, Image.Transform.MESH, distorted_tiles(image.size, 19), resample=Image.Resampling.BICUBIC
+    )
+    assert np.array_equal(by_pillow, image)
     distorted = np.asarray(distort(image, 20)).astype(int)
     assert (distorted != np.asarray(image)).mean() > 0.5
     # The upper left tile's own corner stays where it was; its inner one shows what was 20 pixels to the lower right.
