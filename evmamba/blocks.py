@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from evmamba.errors import UserError, unknown_name
 from evmamba.kernels import (
+    Linear,
+    affine,
+    affine_relu,
     batch_norm_depthwise,
     batch_norm_linear,
     batch_statistics,
@@ -29,6 +32,7 @@ from evmamba.kernels import (
     pattern_scan,
     squeeze_excite_add,
 )
+from evmamba.kernels.ops import is_plain_float32
 from evmamba.kernels.paths import PATTERNS, Pattern, es2d_pattern
 from evmamba.kernels.reference import step_sizes
 
@@ -67,18 +71,38 @@ def token_norm(norm: nn.Module, x: Tensor, *, before_linear: bool = False) -> Te
     return layer_norm(x, norm.weight, norm.bias, norm.eps, dtype)
 
 
-def pointwise(conv: nn.Conv2d, x: Tensor, *, relu: bool = False) -> Tensor:
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
     """A 1x1 convolution of tokens `[B, H, W, C]` as a linear layer, whose product adds the bias itself.
 
     With `relu` too, where the product can do that as well (without gradients).
     """
-    weight, bias = conv.weight.flatten(1), conv.bias
+    weight = weight.flatten(1)
     if not relu or bias is None or torch.is_grad_enabled():
-        y = F.linear(x, weight, bias)
+        y = affine(x, weight, bias)
         return F.relu(y) if relu else y
     dtype = compute_type(x)
-    rows = x.to(dtype).flatten(0, -2)
-    return torch._addmm_activation(bias.to(dtype), rows, weight.to(dtype).T).unflatten(0, x.shape[:-1])
+    return affine_relu(x.to(dtype), weight.to(dtype), bias.to(dtype))
+
+
+def with_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias of a convolution of tokens x with the BatchNorm after it in them, where that is for inference.
+
+    `fuse` has done it once, and leaves an identity. On a CPU it is done in each pass, if the weight has fewer numbers
+    than the map that would be normalised. None otherwise.
+    """
+    weight, bias = conv.weight, conv.bias
+    if isinstance(norm, nn.Identity):
+        return weight, bias
+    pixels = x[..., 0].numel()
+    if x.device.type != "cpu" or torch.is_grad_enabled() or not is_plain_float32(x) or weight[0].numel() > pixels:
+        return None
+    if type(norm) is not nn.BatchNorm2d or norm.training or not norm.affine:
+        return None
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None:
+        return None
+    scale = norm.weight * torch.rsqrt(var + norm.eps)
+    return weight * scale[:, None, None, None], norm.bias - (mean if bias is None else mean - bias) * scale
 
 
 def statistics_of_batch(norm: nn.Module, x: Tensor) -> Tensor | None:
@@ -122,7 +146,7 @@ class ES2D(nn.Module):
         self.scan = scan
         self.step = step
         inner, rank, groups = expand * dim, math.ceil(dim / 16), self.pattern.sets
-        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.in_proj = Linear(dim, 2 * inner, bias=False)
         self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
         self.x_proj_weight = nn.Parameter(torch.empty(groups, rank + 2 * state_dim, inner))
         self.dt_projs_weight = nn.Parameter(torch.empty(groups, inner, rank))
@@ -130,7 +154,7 @@ class ES2D(nn.Module):
         self.A_logs = nn.Parameter(torch.empty(groups * inner, state_dim))
         self.Ds = nn.Parameter(torch.empty(groups * inner))
         self.out_norm = nn.LayerNorm(inner)
-        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.out_proj = Linear(inner, dim, bias=False)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -167,7 +191,7 @@ class ES2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         signal, gate = self.in_proj(x).chunk(2, dim=-1)
         y, norm, projection = self._convolve_and_scan(signal), self.out_norm, self.out_proj
-        if has_kernels(y) and type(projection) is nn.Linear:
+        if has_kernels(y) and type(projection) is Linear:
             return norm_linear(y, gate, norm.weight, norm.bias, projection.weight, norm.eps)
         return projection(norm_gate(y, gate, norm.weight, norm.bias, norm.eps))
 
@@ -237,16 +261,16 @@ class ConvBranch(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if not has_kernels(x):
             return super().forward(x)
-        conv = self.depthwise
-        if isinstance(self.norm, nn.Identity):  # `fuse` has folded it
-            y = depthwise_conv(to_channels_last(x), conv.weight, conv.bias, "gelu")
+        conv, norm, last = self.depthwise, self.norm, self.pointwise
+        if (folded := with_norm(conv, norm, to_channels_last(x))) is not None:
+            y = depthwise_conv(to_channels_last(x), *folded, "gelu")
         else:
-            y, norm, last = depthwise_conv(to_channels_last(x), conv.weight, conv.bias), self.norm, self.pointwise
+            y = depthwise_conv(to_channels_last(x), conv.weight, conv.bias)
             if (stats := statistics_of_batch(norm, y)) is not None:
                 projection = last.weight.flatten(1), last.bias
                 return to_channels_first(batch_norm_linear(y, stats, norm.weight, norm.bias, "gelu", *projection))
             y = to_channels_last(self.act(norm(to_channels_first(y))))
-        return to_channels_first(pointwise(self.pointwise, y))
+        return to_channels_first(pointwise(y, last.weight, last.bias))
 
 
 class EVSSBlock(nn.Module):
@@ -344,30 +368,34 @@ class InvertedResidual(nn.Module):
         return x + self.drop_path(y)
 
     def _with_kernels(self, x: Tensor) -> Tensor:
-        """The same on tokens; activations are part of what is before them where `fuse` has folded the norms."""
-        folded = isinstance(self.expand_norm, nn.Identity)
-        conv, se, drop_path = self.depthwise, self.se, self.drop_path
-        y = pointwise(self.expand, to_channels_last(x), relu=folded)
-        norm = self.expand_norm
+        """The same on tokens; a norm that is part of the convolution before it (`with_norm`) makes the ReLU one too."""
+        tokens, conv, norm = to_channels_last(x), self.expand, self.expand_norm
+        folded = with_norm(conv, norm, tokens)
+        y = pointwise(tokens, *(folded or (conv.weight, conv.bias)), relu=folded is not None)
+        conv = self.depthwise
         if (stats := statistics_of_batch(norm, y)) is not None:
-            y = batch_norm_depthwise(y, stats, norm.weight, norm.bias, "relu", conv.weight)
+            y, folded = batch_norm_depthwise(y, stats, norm.weight, norm.bias, "relu", conv.weight), None
         else:
-            if not folded:
+            if folded is None:
                 y = to_channels_last(F.relu(norm(to_channels_first(y)), inplace=True))
-            y = depthwise_conv(y, conv.weight, conv.bias, "relu" if folded else "none")
-        norm = self.depthwise_norm
+            folded = with_norm(conv, self.depthwise_norm, y)
+            y = depthwise_conv(y, *(folded or (conv.weight, conv.bias)), "none" if folded is None else "relu")
+        conv, norm, se = self.project, self.depthwise_norm, self.se
         if (stats := statistics_of_batch(norm, y)) is not None:
             gate_network = (t for layer in (se.reduce, se.expand) for t in (layer.weight.flatten(1), layer.bias))
             squeeze = tuple(t for t in gate_network if t is not None)
-            projection = self.project.weight.flatten(1), self.project.bias
+            projection = conv.weight.flatten(1), conv.bias
             y = batch_norm_linear(y, stats, norm.weight, norm.bias, "relu", *projection, squeeze)
         else:
-            if not folded:
+            if folded is None:
                 y = to_channels_last(F.relu(norm(to_channels_first(y)), inplace=True))
-            squeezed = to_channels_last(se.pool(to_channels_first(y)))
-            gate = pointwise(se.expand, pointwise(se.reduce, squeezed, relu=True)).sigmoid()
-            y = pointwise(self.project, y * gate)
-        return x + drop_path(self.project_norm(to_channels_first(y)))
+            gate = to_channels_last(se.pool(to_channels_first(y)))
+            gate = pointwise(gate, se.reduce.weight, se.reduce.bias, relu=True)
+            gate = pointwise(gate, se.expand.weight, se.expand.bias).sigmoid()
+            folded = with_norm(conv, self.project_norm, y)
+            y = pointwise(y * gate, *(folded or (conv.weight, conv.bias)))
+        y = to_channels_first(y)
+        return x + self.drop_path(self.project_norm(y) if folded is None else y)
 
 
 class PatchMerging(nn.Module):
@@ -380,7 +408,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, out_dim, bias=False)
+        self.reduction = Linear(4 * dim, out_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         _, h, w, _ = x.shape
@@ -393,6 +421,6 @@ class PatchMerging(nn.Module):
         # One copy of the map in each direction; the gradient of four slices would be four maps and their sum.
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5).flatten(3)
         norm, reduction = self.norm, self.reduction
-        if isinstance(norm, nn.LayerNorm) and type(reduction) is nn.Linear:
+        if isinstance(norm, nn.LayerNorm) and type(reduction) is Linear:
             return norm_linear(x, None, norm.weight, norm.bias, reduction.weight, norm.eps)
         return reduction(token_norm(norm, x, before_linear=True))

@@ -4,11 +4,15 @@ from .batch_norm import batch_norm_depthwise, batch_norm_linear, batch_statistic
 from .convolved_scan import convolved_scan
 from .depthwise import depthwise_conv
 from .gated_norm import layer_norm, norm_gate, norm_linear
+from .linear import Linear, affine, affine_relu
 from .ops import es2d_scan, has_kernels, pattern_scan, scan_macs, selective_scan_1d, ss2d_scan
 from .selective_scan import selective_scan_fn
 from .squeeze_excite import squeeze_excite_add
 
 __all__ = [
+    "Linear",
+    "affine",
+    "affine_relu",
     "batch_norm_depthwise",
     "batch_norm_linear",
     "batch_statistics",

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from .linear import affine
 from .ops import NAMESPACE, has_kernels, numba_around
 from .reference import scan_type
 
@@ -62,7 +63,7 @@ def norm_linear(
     if has_kernels(y) and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return fused_norm_linear(*tensors, eps)
     n = layer_norm(y, weight, bias, eps, dtype) if z is None else norm_gate(y, z, weight, bias, eps)
-    return F.linear(n, projection)
+    return affine(n, projection)
 
 
 def _kernels() -> Any:

@@ -147,13 +147,16 @@ def has_kernels(x: Tensor, channels: int = 0) -> bool:
     and only for `channels` that are a multiple of 16. Who traces or counts PyTorch's operators on a CPU gets those.
     """
     name = _constant_backend_name(x.device.type, x.dtype)
-    return name == "triton" or (name == "numba" and _is_inference(x) and channels % _numba_lanes() == 0)
+    if name == "triton":
+        return True
+    inference = name == "numba" and not torch.is_grad_enabled() and is_plain_float32(x)
+    return inference and channels % _numba_lanes() == 0
 
 
-def _is_inference(x: Tensor) -> bool:
+def is_plain_float32(x: Tensor) -> bool:
+    """Whether operators on a CPU's x run one by one in float32, with nobody who traces, counts or exports them."""
     return (
         not torch.compiler.is_compiling()
-        and not torch.is_grad_enabled()
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._len_torch_dispatch_stack()

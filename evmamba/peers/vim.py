@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from evmamba.backbone import Backbone, Options, takes_fields_of
 from evmamba.blocks import draw_step_bias_
 from evmamba.errors import UserError
-from evmamba.kernels import selective_scan_1d
+from evmamba.kernels import Linear, selective_scan_1d
 
 PATCH = 16
 STRIDES = (4, 8, 16, 32)
@@ -35,13 +35,13 @@ class BidirectionalScan(nn.Module):
     def __init__(self, dim: int, *, state_dim: int = 16, kernel_size: int = 4, expand: int = 2) -> None:
         super().__init__()
         inner, rank = expand * dim, math.ceil(dim / 16)
-        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.in_proj = Linear(dim, 2 * inner, bias=False)
         self.A_log, self.A_b_log = (nn.Parameter(torch.empty(inner, state_dim)) for _ in range(2))
         self.D, self.D_b = (nn.Parameter(torch.ones(inner)) for _ in range(2))
         self.conv1d, self.conv1d_b = (nn.Conv1d(inner, inner, kernel_size, groups=inner) for _ in range(2))
         self.x_proj, self.x_proj_b = (nn.Linear(inner, rank + 2 * state_dim, bias=False) for _ in range(2))
         self.dt_proj, self.dt_proj_b = (nn.Linear(rank, inner) for _ in range(2))
-        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.out_proj = Linear(inner, dim, bias=False)
         self.reset_parameters()
 
     @torch.no_grad()

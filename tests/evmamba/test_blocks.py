@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from evmamba.blocks import ES2D, EVSSBlock, InvertedResidual, PatchMerging, TokenSqueezeExcite
+from evmamba.blocks import ES2D, ConvBranch, EVSSBlock, InvertedResidual, PatchMerging, TokenSqueezeExcite
 from evmamba.errors import UserError
 from evmamba.kernels.reference import gather_tokens, merge_tokens
 from evmamba.original_names import from_original
@@ -191,3 +191,39 @@ def test_order_and_step_sizes_are_those_that_the_layer_scans_with(scan, step, si
         outputs.append((h * Ct[:, :, t, None]).sum(-1))
     y = torch.stack(outputs, 2) + layer.Ds.unflatten(0, (sets, -1))[of_set][:, None] * u
     torch.testing.assert_close(merge_tokens(y, order, *size), layer._scan(signal), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (224, 224)])
+def test_norms_are_in_the_convolutions_where_the_map_is_larger_than_the_weight(size, monkeypatch):
+    pytest.importorskip("numba")
+    monkeypatch.delenv("EVMAMBA_BACKEND", raising=False)
+    torch.manual_seed(0)
+    block, kept = InvertedResidual(192).eval(), []
+    for norm in (block.expand_norm, block.depthwise_norm, block.project_norm):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+        norm.register_forward_hook(lambda module, *_: kept.append(module))
+    x = torch.randn(1, 192, size[0] // 16, size[1] // 16).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        got = block(x)
+    # 16 and 196 pixels: a 1x1 convolution has 192 numbers a channel (768 behind the expansion), a depthwise one 9.
+    assert kept == ([block.expand_norm, block.project_norm] if size == (64, 64) else [block.project_norm])
+    torch.testing.assert_close(got, block(x).detach(), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("becomes", ["training", "no statistics", "no parameters", "another norm"])
+def test_norms_that_depend_on_the_batch_or_are_others_stay(becomes, monkeypatch):
+    monkeypatch.delenv("EVMAMBA_BACKEND", raising=False)
+    torch.manual_seed(0)
+    block = ConvBranch(16).eval()
+    if becomes == "training":
+        block.norm.train()
+    elif becomes == "another norm":
+        block.norm = torch.nn.GroupNorm(4, 16)
+    else:
+        options = {"track_running_stats": False} if becomes == "no statistics" else {"affine": False}
+        block.norm = torch.nn.BatchNorm2d(16, **options).eval()
+    x = torch.randn(2, 16, 9, 8).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        got = block(x)
+    torch.testing.assert_close(got, block(x).detach(), atol=2e-6, rtol=0)
