@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--batch-sizes", default="1", help="1,4,16; a last 'max' doubles on until memory ends (default: %(default)s)"
     )
-    parser.add_argument("--modes", default="eager", help="eager, compiled, graph (default: %(default)s)")
+    parser.add_argument("--modes", default="eager", help="eager, fused, compiled, graph (default: %(default)s)")
     parser.add_argument("--training", action="store_true", help="training steps beside inference")
     parser.add_argument("--precisions", default="float32", help="float32, bfloat16, float16 (default: %(default)s)")
     parser.add_argument("--layouts", default="contiguous", help="contiguous, channels_last (default: %(default)s)")

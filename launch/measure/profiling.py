@@ -22,14 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse as fuse_conv_bn
 
+from evmamba.blocks import ConvBranch, InvertedResidual
 from evmamba.cost import MEBIBYTE, ROUNDS, inference_step, timed, training_step, watch_memory
 from evmamba.errors import UserError, unknown_name
+from evmamba.fusion import fuse
 from evmamba.launch.store.precision import MEASURED, autocast_to
 from evmamba.launch.store.results import device_name, git_state, versions
 from evmamba.tasks.backbones import build_backbone
 
-MODES = ("eager", "compiled", "graph")
+MODES = ("eager", "fused", "compiled", "graph")
 PHASES = ("inference", "training")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 NUM_CLASSES = 1000
@@ -46,7 +49,8 @@ class ProfileOptions:
         resolutions: height and width of the images in pixels.
         batch_sizes: images of a step.
         until_memory_ends: go on doubling the batch after the last of `batch_sizes` until no backbone has room.
-        modes: eager, compiled (torch.compile), graph (CUDA graph of the eager step).
+        modes: eager, fused (eager with BatchNorms folded into convolutions: `evmamba.fuse`, for others than ours
+            torch.fx's), compiled (torch.compile), graph (CUDA graph of the eager step).
         phases: inference, training (forward, backward, AdamW).
         precisions: float32, or autocast to bfloat16 or float16 (without loss scaling).
         layouts: memory format of images and convolutions, contiguous or channels_last.
@@ -259,6 +263,8 @@ def _prepare(name: str, case: Case, options: ProfileOptions) -> Runner:
     device = torch.device(options.device)
     if case.mode == "graph" and device.type != "cuda":
         raise NotMeasured("CUDA graphs need a GPU")
+    if case.mode == "fused" and case.phase == "training":
+        raise NotMeasured("folded BatchNorms are not trained")
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     peak = watch_memory(device)
     runner: Runner | None = None
@@ -267,6 +273,8 @@ def _prepare(name: str, case: Case, options: ProfileOptions) -> Runner:
         torch.manual_seed(0)
         model = build_backbone(name, features_only=options.pyramid, num_classes=NUM_CLASSES)
         model.to(device).to(memory_format=LAYOUTS[case.layout]).train(case.phase == "training")
+        if case.mode == "fused":
+            model = _fused(model)
         image = torch.randn(case.batch_size, 3, case.height, case.width, device=device)
         image = image.contiguous(memory_format=LAYOUTS[case.layout])
         step, kept = _step(model, image, case)
@@ -290,6 +298,13 @@ def _prepare(name: str, case: Case, options: ProfileOptions) -> Runner:
         runner.step()
         runner.memory += max(0, peak()[0])
     return runner
+
+
+def _fused(model: nn.Module) -> nn.Module:
+    """The network without its BatchNorms; itself if it has none."""
+    if any(isinstance(module, ConvBranch | InvertedResidual) for module in model.modules()):
+        return fuse(model)
+    return fuse_conv_bn(model) if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()) else model
 
 
 def _step(model: nn.Module, image: Tensor, case: Case) -> tuple[Callable[[], object], Callable[[], list[Tensor]]]:

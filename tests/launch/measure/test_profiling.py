@@ -80,6 +80,24 @@ def test_what_cannot_run_says_why_and_the_rest_is_measured(calls, monkeypatch):
     assert rows[2].reason == "CUDA graphs need a GPU"
 
 
+@pytest.mark.parametrize("name", ["efficientvmamba_t", "resnet10t", "vit_tiny_patch16_224"])
+def test_fused_networks_have_no_batch_norm_left_and_compute_the_same(name, monkeypatch):
+    stepped, step = [], profiling._step
+    monkeypatch.setattr(profiling, "_step", lambda model, *rest: stepped.append(model) or step(model, *rest))
+    rows = profile(ProfileOptions([name], [(224, 224)], modes=["eager", "fused"], seconds=0.01))
+    assert [row.reason for row in rows] == [None, None]
+    plain, fused = stepped
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(image), plain(image), atol=2e-5, rtol=1e-4)
+
+
+def test_fused_networks_are_not_trained(calls):
+    (row,) = profile(ProfileOptions(["fast"], [(8, 8)], modes=["fused"], phases=["training"], seconds=0.01))
+    assert row.reason == "folded BatchNorms are not trained"
+
+
 def test_compiling_that_fails_is_a_reason(calls, monkeypatch):
     def refuse(model, **options):
         raise RuntimeError("no C++ compiler\nlong explanation")
