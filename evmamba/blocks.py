@@ -32,7 +32,7 @@ from evmamba.kernels import (
     pattern_scan,
     squeeze_excite_add,
 )
-from evmamba.kernels.ops import is_plain_float32
+from evmamba.kernels.ops import has_cpu_kernels
 from evmamba.kernels.paths import PATTERNS, Pattern, es2d_pattern
 from evmamba.kernels.reference import step_sizes
 
@@ -87,19 +87,18 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = Fa
 def with_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
     """Weight and bias of a convolution of tokens x with the BatchNorm after it in them, where that is for inference.
 
-    `fuse` has done it once, and leaves an identity. On a CPU it is done in each pass, if the weight has fewer numbers
-    than the map that would be normalised. None otherwise.
+    `fuse` has done it once, and leaves an identity. With the compiled CPU backend it is done in each pass, unless the
+    weight has more numbers than the map that would be normalised, or somebody's hooks wait for the norm. Else None.
     """
     weight, bias = conv.weight, conv.bias
     if isinstance(norm, nn.Identity):
         return weight, bias
-    pixels = x[..., 0].numel()
-    if x.device.type != "cpu" or torch.is_grad_enabled() or not is_plain_float32(x) or weight[0].numel() > pixels:
+    if not has_cpu_kernels(x) or weight[0].numel() > x[..., 0].numel():
         return None
-    if type(norm) is not nn.BatchNorm2d or norm.training or not norm.affine:
+    if type(norm) is not nn.BatchNorm2d or norm.training or norm._forward_hooks or norm._forward_pre_hooks:
         return None
     mean, var = norm.running_mean, norm.running_var
-    if mean is None or var is None:
+    if not norm.affine or mean is None or var is None or norm.weight.dtype != weight.dtype:
         return None
     scale = norm.weight * torch.rsqrt(var + norm.eps)
     return weight * scale[:, None, None, None], norm.bias - (mean if bias is None else mean - bias) * scale
@@ -191,7 +190,7 @@ class ES2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         signal, gate = self.in_proj(x).chunk(2, dim=-1)
         y, norm, projection = self._convolve_and_scan(signal), self.out_norm, self.out_proj
-        if has_kernels(y) and type(projection) is Linear:
+        if has_kernels(y) and type(projection) in (nn.Linear, Linear):
             return norm_linear(y, gate, norm.weight, norm.bias, projection.weight, norm.eps)
         return projection(norm_gate(y, gate, norm.weight, norm.bias, norm.eps))
 
@@ -421,6 +420,6 @@ class PatchMerging(nn.Module):
         # One copy of the map in each direction; the gradient of four slices would be four maps and their sum.
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5).flatten(3)
         norm, reduction = self.norm, self.reduction
-        if isinstance(norm, nn.LayerNorm) and type(reduction) is Linear:
+        if isinstance(norm, nn.LayerNorm) and type(reduction) in (nn.Linear, Linear):
             return norm_linear(x, None, norm.weight, norm.bias, reduction.weight, norm.eps)
         return reduction(token_norm(norm, x, before_linear=True))

@@ -1,18 +1,18 @@
-"""Linear layers of float32 on a CPU by oneDNN's product, where PyTorch takes the BLAS library's.
+"""Linear layers of float32 on AMD's CPUs by oneDNN's product, where PyTorch takes the BLAS library's.
 
-The BLAS library of PyTorch's x86 builds (MKL) keeps to 8 lanes on other makers' processors that have 16; oneDNN, with
-which PyTorch convolves, does not. Its sums are the same for any number of threads.
+The BLAS library of PyTorch's x86 builds (MKL) keeps to 8 lanes there on processors that have 16; oneDNN, with which
+PyTorch convolves, does not. Its sums are the same for any number of threads.
 """
 
 import os
-import platform
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 from .ops import is_plain_float32
 
@@ -25,9 +25,8 @@ Product = Callable[[Tensor, Tensor, Tensor | None, str], Tensor]
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: x `[..., C]`, weight `[C', C]`, bias `[C']`, result `[..., C']`, all of one float type.
 
-    oneDNN's where it is the faster one: eager float32 of more than a million multiply-adds on an x86 CPU. It is
-    differentiable once there. Elsewhere, traced, counted, under autocast or with EVMAMBA_BACKEND=torch it is PyTorch's
-    in every respect.
+    By oneDNN where that was found to be faster: eager float32 of a million multiply-adds or more on an AMD CPU.
+    Elsewhere, traced, counted, under autocast, within `torch.func` or with EVMAMBA_BACKEND=torch it is PyTorch's own.
     """
     if not _pays(x, weight, bias):
         return F.linear(x, weight, bias)
@@ -61,32 +60,36 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        rows = dy.flatten(0, -2)
+        rows = dy.reshape(-1, dy.shape[-1])
         return (
-            _multiply(dy, weight.T) if of_x else None,
-            rows.T @ x.flatten(0, -2) if of_weight else None,  # a sum over all tokens: no faster by oneDNN
+            affine(dy, weight.T) if of_x else None,
+            rows.T @ x.reshape(-1, x.shape[-1]) if of_weight else None,  # over all tokens: no faster by oneDNN
             rows.sum(0) if of_bias else None,
         )
 
 
 def _pays(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    given = [t for t in (x, weight, bias) if t is not None]
     return (
         is_plain_float32(x)  # first: whoever traces shapes is not to be asked about them
+        and x.numel() * len(weight) >= LEAST
         and x.dim() > 1
         and x.shape[-1:] == weight.shape[1:]
         and (bias is None or bias.shape == weight.shape[:1])  # it is read without a look at its size
-        and x.numel() * len(weight) >= LEAST
-        and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in given)
-        and all(type(t) in (Tensor, nn.Parameter) for t in given)
+        and all(_is_plain(t) for t in (x, weight, bias) if t is not None)
+        and torch._C._functorch.peek_interpreter_stack() is None  # torch.func, batched gradients
+        and forward_ad._current_level < 0
         and os.environ.get("EVMAMBA_BACKEND") != "torch"
         and bool(torch.backends.mkldnn.enabled)
         and _onednn() is not None
     )
+
+
+def _is_plain(t: Tensor) -> bool:
+    here = t.dtype == torch.float32 and t.device.type == "cpu" and t.layout == torch.strided
+    return here and type(t) in (Tensor, nn.Parameter)
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
@@ -99,8 +102,11 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation:
 def _onednn() -> Product | None:
     """oneDNN's product of ordinary tensors, which TorchInductor calls too. PyTorch promises nobody its name or
     arguments, so it is tried: None where it is missing, or is another thing than it was."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return None  # not measured
+    try:
+        if "AuthenticAMD" not in Path("/proc/cpuinfo").read_text():
+            return None  # not measured
+    except OSError:
+        return None
 
     def product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         bias = None if bias is None else bias.contiguous()  # it is read as if it were

@@ -161,14 +161,15 @@ def _compiled(part: str, real: type) -> Any:
             return cfunc(signature, **options)(entry)
 
 
+@cache
 def _keep_freed_memory() -> None:
     """Free something large once, as networks of larger maps do.
 
     glibc returns what a network's pass frees to the operating system, which clears it page by page when the next pass
-    asks for it: a fifth of EfficientVMamba-T's time for one image. It keeps twice the largest piece that it has ever
-    mapped and freed, of those below 32 MiB. Not written to, this one takes no memory.
+    asks for it: a fifth of EfficientVMamba-T's time for one image. What it keeps is twice the largest piece that it
+    has ever mapped and freed, of those below 32 MiB. Nothing is written to this one, so it takes no memory.
     """
-    torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
+    np.empty(31 * 2**20, np.uint8)
 
 
 class _Announcement(event.Listener):

@@ -143,23 +143,27 @@ def backend_name(device_type: str, dtype: torch.dtype) -> str:
 def has_kernels(x: Tensor, channels: int = 0) -> bool:
     """Whether there are kernels for what is around a scan of tensors like x too.
 
-    Triton's backend has them for all that it takes, the compiled CPU backend for inference: float32 without gradients,
-    and only for `channels` that are a multiple of 16. Who traces or counts PyTorch's operators on a CPU gets those.
+    Triton's backend has them for all that it takes, the compiled CPU backend for inference (`has_cpu_kernels`).
     """
-    name = _constant_backend_name(x.device.type, x.dtype)
-    if name == "triton":
-        return True
-    inference = name == "numba" and not torch.is_grad_enabled() and is_plain_float32(x)
-    return inference and channels % _numba_lanes() == 0
+    return _constant_backend_name(x.device.type, x.dtype) == "triton" or has_cpu_kernels(x, channels)
+
+
+def has_cpu_kernels(x: Tensor, channels: int = 0) -> bool:
+    """Whether those are the compiled CPU backend's: float32 without gradients, and only for `channels` that are a
+    multiple of 16. Who traces or counts PyTorch's operators gets those."""
+    inference = not torch.is_grad_enabled() and is_plain_float32(x)
+    return inference and _constant_backend_name("cpu", x.dtype) == "numba" and channels % _numba_lanes() == 0
 
 
 def is_plain_float32(x: Tensor) -> bool:
-    """Whether operators on a CPU's x run one by one in float32, with nobody who traces, counts or exports them."""
+    """Whether operators on x run one by one on a CPU in float32, with nobody who traces, counts or exports them."""
     return (
         not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._len_torch_dispatch_stack()
+        and not torch.jit.is_tracing()
         and not portable.is_portable()
     )
 

@@ -17,11 +17,12 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.optimization import fuse as fuse_conv_bn
 
 from evmamba.blocks import ConvBranch, InvertedResidual
@@ -304,7 +305,18 @@ def _fused(model: nn.Module) -> nn.Module:
     """The network without its BatchNorms; itself if it has none."""
     if any(isinstance(module, ConvBranch | InvertedResidual) for module in model.modules()):
         return fuse(model)
-    return fuse_conv_bn(model) if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()) else model
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        return model
+    fused = cast(GraphModule, fuse_conv_bn(model))
+    if left := sum(_is_batch_norm(fused, node) for node in fused.graph.nodes):
+        raise NotMeasured(f"torch.fx cannot fold {left} of its BatchNorms")
+    return fused
+
+
+def _is_batch_norm(network: GraphModule, node: Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(network.get_submodule(str(node.target)), nn.BatchNorm2d)
+    return node.target in (torch.batch_norm, nn.functional.batch_norm)
 
 
 def _step(model: nn.Module, image: Tensor, case: Case) -> tuple[Callable[[], object], Callable[[], list[Tensor]]]:

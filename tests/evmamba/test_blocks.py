@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from evmamba import blocks
 from evmamba.blocks import ES2D, ConvBranch, EVSSBlock, InvertedResidual, PatchMerging, TokenSqueezeExcite
 from evmamba.errors import UserError
 from evmamba.kernels.reference import gather_tokens, merge_tokens
@@ -193,37 +194,73 @@ def test_order_and_step_sizes_are_those_that_the_layer_scans_with(scan, step, si
     torch.testing.assert_close(merge_tokens(y, order, *size), layer._scan(signal), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (224, 224)])
-def test_norms_are_in_the_convolutions_where_the_map_is_larger_than_the_weight(size, monkeypatch):
+@pytest.fixture
+def folded(monkeypatch):
+    """The BatchNorms that become part of a convolution in a pass: a list that grows."""
     pytest.importorskip("numba")
     monkeypatch.delenv("EVMAMBA_BACKEND", raising=False)
+    found, real = [], blocks.with_norm
+
+    def watched(conv, norm, x):
+        weights = real(conv, norm, x)
+        if weights is not None:
+            found.append(norm)
+        return weights
+
+    monkeypatch.setattr(blocks, "with_norm", watched)
+    return found
+
+
+@pytest.mark.parametrize("side", [4, 14])
+def test_norms_are_part_of_convolutions_whose_weight_is_no_larger_than_the_map(side, folded):
     torch.manual_seed(0)
-    block, kept = InvertedResidual(192).eval(), []
+    block = InvertedResidual(192).eval()
     for norm in (block.expand_norm, block.depthwise_norm, block.project_norm):
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2)
-        norm.register_forward_hook(lambda module, *_: kept.append(module))
-    x = torch.randn(1, 192, size[0] // 16, size[1] // 16).to(memory_format=torch.channels_last)
+    x = torch.randn(1, 192, side, side).to(memory_format=torch.channels_last)
     with torch.no_grad():
         got = block(x)
-    # 16 and 196 pixels: a 1x1 convolution has 192 numbers a channel (768 behind the expansion), a depthwise one 9.
-    assert kept == ([block.expand_norm, block.project_norm] if size == (64, 64) else [block.project_norm])
+    # Of 16 or 196 pixels; numbers of a channel's weight: 192 before the expansion, 9, and 768 behind it.
+    assert folded == ([block.depthwise_norm] if side == 4 else [block.expand_norm, block.depthwise_norm])
     torch.testing.assert_close(got, block(x).detach(), atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("becomes", ["training", "no statistics", "no parameters", "another norm"])
-def test_norms_that_depend_on_the_batch_or_are_others_stay(becomes, monkeypatch):
-    monkeypatch.delenv("EVMAMBA_BACKEND", raising=False)
+@pytest.mark.parametrize(
+    "becomes", ["as it was", "training", "no statistics", "no parameters", "another norm", "watched", "another type"]
+)
+def test_norms_that_depend_on_the_batch_or_are_waited_for_stay(becomes, folded):
     torch.manual_seed(0)
-    block = ConvBranch(16).eval()
+    block, calls = ConvBranch(16).eval(), []
     if becomes == "training":
         block.norm.train()
     elif becomes == "another norm":
         block.norm = torch.nn.GroupNorm(4, 16)
-    else:
-        options = {"track_running_stats": False} if becomes == "no statistics" else {"affine": False}
-        block.norm = torch.nn.BatchNorm2d(16, **options).eval()
+    elif becomes == "no statistics":
+        block.norm = torch.nn.BatchNorm2d(16, track_running_stats=False).eval()
+    elif becomes == "no parameters":
+        block.norm = torch.nn.BatchNorm2d(16, affine=False).eval()
+    elif becomes == "watched":
+        block.norm.register_forward_hook(lambda *_: calls.append(1))
     x = torch.randn(2, 16, 9, 8).to(memory_format=torch.channels_last)
     with torch.no_grad():
+        if becomes == "another type":
+            block.norm.double()
+            with pytest.raises(RuntimeError, match="mixed dtype"):
+                block(x)
+            return
         got = block(x)
+    assert len(folded) == (becomes == "as it was")
+    assert len(calls) == (becomes == "watched")
     torch.testing.assert_close(got, block(x).detach(), atol=2e-6, rtol=0)
+
+
+def test_a_linear_layer_put_in_is_taken_as_well(monkeypatch):
+    block, calls, real = ES2D(32).eval(), [], blocks.norm_linear
+    block.out_proj = nn.Linear(64, 32, bias=False)
+    monkeypatch.delenv("EVMAMBA_BACKEND", raising=False)
+    monkeypatch.setattr(blocks, "has_kernels", lambda *_: True)
+    monkeypatch.setattr(blocks, "convolved_scan", lambda signal, *_: signal)
+    monkeypatch.setattr(blocks, "norm_linear", lambda *given: calls.append(1) or real(*given))
+    block(torch.randn(1, 4, 4, 32))
+    assert calls == [1]

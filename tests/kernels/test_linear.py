@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from evmamba import create_model
 from evmamba.kernels import Linear, affine, affine_relu
 from evmamba.kernels.linear import _onednn
 
@@ -17,7 +18,7 @@ SHAPE, OUT = (2, 20, 21, 48), 64  # 2.6 million multiply-adds
 def products(monkeypatch):
     """What is multiplied by oneDNN: a list that grows."""
     if _onednn() is None:
-        pytest.skip("PyTorch has no oneDNN for this processor")
+        pytest.skip("oneDNN's product is taken on AMD's processors only")
     monkeypatch.delenv("EVMAMBA_BACKEND", raising=False)
     module, made = sys.modules[affine.__module__], []
     real = module._multiply
@@ -66,17 +67,69 @@ def test_tensors_may_have_any_strides(products):
     assert len(products) == 4 * len(xs)
 
 
+@pytest.mark.parametrize(("rows", "width", "out"), [(840, 48, 64), (49, 3072, 768), (4, 12288, 64)])
 @torch.no_grad()
-def test_sums_are_the_same_whatever_the_threads(products):
-    x, weight, bias = inputs()
+def test_sums_are_the_same_whatever_the_threads(rows, width, out, products):
+    x, weight, bias = torch.randn(rows, width), torch.randn(out, width), torch.randn(out)
     threads, results = torch.get_num_threads(), []
-    for n in (1, 2, 3):
-        torch.set_num_threads(n)
-        results.append(affine(x, weight, bias))
-    torch.set_num_threads(threads)
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append(affine(x, weight, bias))
+    finally:
+        torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
     assert len(products) == 3
+
+
+def derivatives(product, given, dy):
+    """What else than a gradient can be asked for: of second order, forward, many at once."""
+    first = torch.autograd.grad(product(*given).square().mean(), given, create_graph=True)
+    penalty = torch.autograd.grad(sum(gradient.square().sum() for gradient in first), given)
+    many = torch.autograd.grad(product(*given), given, torch.stack([dy, 2 * dy]), is_grads_batched=True)
+    plain = [t.detach() for t in given]
+    loss = lambda x: product(x, *plain[1:]).square().mean()  # noqa: E731
+    forward = torch.func.jvp(lambda weight: product(plain[0], weight, plain[2]), (plain[1],), (plain[1] + 1,))
+    twice = torch.func.grad(lambda x: torch.func.grad(loss)(x).square().sum())(plain[0])
+    each = torch.func.vmap(torch.func.grad(loss))(plain[0])
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(plain[0], plain[0] + 1)
+        tangent = torch.autograd.forward_ad.unpack_dual(product(dual, *given[1:])).tangent
+    return [*penalty, *many, *forward, twice, each, tangent]
+
+
+def test_every_other_derivative_is_that_of_pytorch_too(products):
+    given, dy = inputs(), torch.randn(*SHAPE[:-1], OUT)
+    expected = derivatives(F.linear, given, dy)
+    for got, wanted in zip(derivatives(affine, given, dy), expected, strict=True):
+        torch.testing.assert_close(got, wanted, atol=2e-5 * float(wanted.abs().max()), rtol=1e-4)
+    assert products
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cold", [False, True])
+def test_a_traced_network_has_pytorchs_operators_and_leaves_oneDNN_where_it_was(cold, products, tmp_path):
+    torch.manual_seed(0)
+    model, image = create_model("efficientvmamba_t", num_classes=5).eval(), torch.randn(1, 3, 96, 96)
+    _onednn.cache_clear()
+    with torch.no_grad():
+        if not cold:
+            model(image)
+        assert bool(products) is not cold
+        torch.jit.save(torch.jit.trace(model, image, check_trace=False), tmp_path / "traced.pt")
+        torch.testing.assert_close(torch.jit.load(tmp_path / "traced.pt")(image), model(image), atol=5e-6, rtol=0)
+    assert products
+    assert "mkldnn" not in str(torch.jit.load(tmp_path / "traced.pt").inlined_graph)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@torch.no_grad()
+def test_other_layouts_are_pytorchs(products):
+    x, weight, bias = (t.detach() for t in inputs())
+    rows, pruned = x.flatten(0, -2), weight.to_sparse_csr()
+    torch.testing.assert_close(affine(rows, pruned, bias), F.linear(rows, weight, bias), atol=2e-5, rtol=0)
+    assert not products
 
 
 class Named(torch.Tensor):
@@ -125,7 +178,7 @@ def test_what_does_not_fit_together_is_refused_in_pytorchs_words(wrong, products
 
 
 @pytest.mark.parametrize("becomes", ["missing", "other arguments", "other results"])
-def test_another_pytorch_without_that_operator_multiplies_by_itself(becomes, monkeypatch):
+def test_another_pytorch_without_that_operator_multiplies_by_itself(becomes, monkeypatch, products):
     def refuse(*_):
         raise {"missing": AttributeError, "other arguments": RuntimeError}[becomes]
 
@@ -136,6 +189,7 @@ def test_another_pytorch_without_that_operator_multiplies_by_itself(becomes, mon
         assert _onednn() is None
         given = inputs()
         assert torch.equal(affine(*given), F.linear(*given))
+        assert not products
     finally:
         _onednn.cache_clear()
 
