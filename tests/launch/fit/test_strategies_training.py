@@ -102,11 +102,11 @@ class Jobs:
         self.add(f"{name} continued", strategy, *options, task=task, checkpoint=last(self.root / f"{name} short"))
         self.add(f"{name} tested", strategy, *options, task=task, fit=False, checkpoint=last(self.root / name))
 
-    def run(self) -> Path:
+    def run(self, **environment: str) -> Path:
         """Run all in one pair of processes, since starting those takes longest; return their folder."""
         (self.root / "jobs.json").write_text(json.dumps(self.jobs))
         command = [sys.executable, PROGRAM, self.root / "jobs.json"]
-        environment = loopback() | {"DS_ACCELERATOR": "cpu"}
+        environment = loopback() | {"DS_ACCELERATOR": "cpu"} | environment
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540)
         assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
         return self.root
@@ -158,6 +158,21 @@ def test_every_task_continues_within_an_epoch_under_every_strategy(tmp_path: Pat
     jobs = Jobs(tmp_path)
     jobs.add_interrupted(strategy, task, VMAMBA)
     check_interrupted(jobs.run(), strategy, task)
+
+
+@pytest.mark.slow_strategies
+@pytest.mark.parametrize("strategy", [pytest.param("deepspeed_stage_3", marks=needs_deepspeed), "fsdp2"])
+def test_the_operators_of_gpus_train_with_split_parameters(tmp_path: Path, strategy: str):
+    """They take a layer's weight without calling the layer, which is what gathers it."""
+    pytest.importorskip("triton")
+    jobs = Jobs(tmp_path)
+    for name in ("ddp", strategy):
+        limits = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=0")
+        jobs.add(name, name, VMAMBA, SMOOTH, CONSTANT, *limits, "--trainer.limit_test_batches=1")
+    runs = jobs.run(TRITON_INTERPRET="1", EVMAMBA_BACKEND="triton")
+    assert told(runs / strategy)["losses"] == pytest.approx(told(runs / "ddp")["losses"], rel=1e-6)
+    for name, value in parameters_of(runs / strategy).items():
+        torch.testing.assert_close(value, parameters_of(runs / "ddp")[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
