@@ -260,11 +260,11 @@ class ConvBranch(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if not has_kernels(x):
             return super().forward(x)
-        conv, norm, last = self.depthwise, self.norm, self.pointwise
-        if (folded := with_norm(conv, norm, to_channels_last(x))) is not None:
-            y = depthwise_conv(to_channels_last(x), *folded, "gelu")
+        tokens, conv, norm, last = to_channels_last(x), self.depthwise, self.norm, self.pointwise
+        if (folded := with_norm(conv, norm, tokens)) is not None:
+            y = depthwise_conv(tokens, *folded, "gelu")
         else:
-            y = depthwise_conv(to_channels_last(x), conv.weight, conv.bias)
+            y = depthwise_conv(tokens, conv.weight, conv.bias)
             if (stats := statistics_of_batch(norm, y)) is not None:
                 projection = last.weight.flatten(1), last.bias
                 return to_channels_first(batch_norm_linear(y, stats, norm.weight, norm.bias, "gelu", *projection))
