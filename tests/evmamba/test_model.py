@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from evmamba import EfficientVMamba, FeaturePyramid, UserError, create_model
@@ -86,7 +87,9 @@ def assert_schema(model, path):
     assert actual == expected
 
 
-def test_float32_gradients_of_the_whole_network_agree_with_float64(filled):
+def test_float32_gradients_of_the_whole_network_agree_with_float64(filled, monkeypatch):
+    # Of a ReLU, a number next to zero gives one gradient or another by its last bit, which differs among processors.
+    monkeypatch.setattr(F, "relu", lambda x, inplace=False: F.softplus(x))
     single = filled(create_model("efficientvmamba_t", num_classes=10, layout="EEII"))
     double = copy.deepcopy(single).double()
     image = torch.randn(2, 3, 76, 68)
