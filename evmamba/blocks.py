@@ -93,15 +93,16 @@ def with_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tens
     weight, bias = conv.weight, conv.bias
     if isinstance(norm, nn.Identity):
         return weight, bias
-    if not has_cpu_kernels(x) or weight[0].numel() > x[..., 0].numel():
+    if not has_cpu_kernels(x) or weight.numel() * x.shape[-1] > x.numel() * len(weight):
         return None
     if type(norm) is not nn.BatchNorm2d or norm.training or norm._forward_hooks or norm._forward_pre_hooks:
         return None
-    mean, var = norm.running_mean, norm.running_var
-    if not norm.affine or mean is None or var is None or norm.weight.dtype != weight.dtype:
+    mean, var, gamma = norm.running_mean, norm.running_var, norm.weight
+    if not norm.affine or mean is None or var is None or gamma.dtype != weight.dtype:
         return None
-    scale = norm.weight * torch.rsqrt(var + norm.eps)
-    return weight * scale[:, None, None, None], norm.bias - (mean if bias is None else mean - bias) * scale
+    scale = gamma * torch.rsqrt(var + norm.eps)
+    shift = torch.addcmul(norm.bias, mean if bias is None else mean - bias, scale, value=-1)
+    return weight * scale.view(-1, 1, 1, 1), shift
 
 
 def statistics_of_batch(norm: nn.Module, x: Tensor) -> Tensor | None:

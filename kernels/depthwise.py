@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops import NAMESPACE, has_kernels, numba_around
+from .ops import NAMESPACE, cpu_kernels, has_kernels, numba_around
 
 ACTIVATIONS = {"none": lambda v: v, "relu": F.relu, "silu": F.silu, "gelu": F.gelu}
 
@@ -24,6 +24,8 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: s
     C = x.shape[-1]
     if weight.shape != (C, 1, 3, 3):
         raise ValueError(f"weight must be [{C}, 1, 3, 3] for x with {C} channels, got {list(weight.shape)}")
+    if kernels := cpu_kernels(x, C, weight, bias):
+        return kernels.depthwise_conv(x, weight, bias, activation)
     if not has_kernels(x, C):
         y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=C)
         return ACTIVATIONS[activation](y.permute(0, 2, 3, 1))

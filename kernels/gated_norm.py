@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .linear import affine
-from .ops import NAMESPACE, has_kernels, numba_around
+from .ops import NAMESPACE, cpu_kernels, has_kernels, numba_around
 from .reference import scan_type
 
 
@@ -27,6 +27,8 @@ def norm_gate(y: Tensor, z: Tensor, weight: Tensor, bias: Tensor, eps: float = 1
             f"y and z must have one shape and weight and bias be [{D}], got y {list(y.shape)}, z {list(z.shape)}, "
             f"weight {list(weight.shape)}, bias {list(bias.shape)}"
         )
+    if kernels := cpu_kernels(y, D, z, weight, bias):
+        return kernels.norm(y, z, weight, bias, eps).to(z.dtype)
     if has_kernels(y, D):
         return fused_norm_gate(y, z, weight, bias, eps)
     dtype = scan_type(y)
@@ -41,6 +43,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, dtype
     not change the result's type. Differentiable once.
     """
     dtype = x.dtype if dtype is None else dtype
+    if kernels := cpu_kernels(x, x.shape[-1], weight, bias):
+        return kernels.norm(x, None, weight, bias, eps).to(dtype)
     if has_kernels(x, x.shape[-1]):
         return fused_layer_norm(x, weight, bias, eps, dtype)
     wide = scan_type(x)

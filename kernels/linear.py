@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .ops import is_plain_float32
+from .ops import is_plain, is_plain_float32
 
 # Multiply-adds from which it pays to hand weights to oneDNN, which rearranges them in each call.
 LEAST = 2**20
@@ -78,18 +78,12 @@ def _pays(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.dim() > 1
         and x.shape[-1:] == weight.shape[1:]
         and (bias is None or bias.shape == weight.shape[:1])  # it is read without a look at its size
-        and all(_is_plain(t) for t in (x, weight, bias) if t is not None)
-        and torch._C._functorch.peek_interpreter_stack() is None  # torch.func, batched gradients
+        and all(is_plain(t) and (t is None or t.dtype == torch.float32) for t in (x, weight, bias))
         and forward_ad._current_level < 0
         and os.environ.get("EVMAMBA_BACKEND") != "torch"
         and bool(torch.backends.mkldnn.enabled)
         and _onednn() is not None
     )
-
-
-def _is_plain(t: Tensor) -> bool:
-    here = t.dtype == torch.float32 and t.device.type == "cpu" and t.layout == torch.strided
-    return here and type(t) in (Tensor, nn.Parameter)
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:

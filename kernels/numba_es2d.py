@@ -135,31 +135,27 @@ def _prepare(
     Lp = _up(L, CHUNK)
     dtype = scan_type(x)
 
-    # What a token is projected to: B [Np], C [Np], dt_low [Rp].
-    dt_low, B_rows, C_rows = x_proj_weight.to(x.dtype).to(dtype).split([R, N, N], dim=1)
-    x_proj = torch.cat(
-        [
-            F.pad(rows, (0, Dp - D, 0, width - rows.shape[1]))
-            for rows, width in ((B_rows, Np), (C_rows, Np), (dt_low, Rp))
-        ],
-        dim=1,
-    )
     paths, visit_of = _order(H, W, pattern)
+    S = 2 * Np + Rp
     call = Call(
-        B=B, HW=H * W, K=K, L=L, Lp=Lp, D=Dp, N=N, Np=Np, R=R, S=2 * Np + Rp,
+        B=B, HW=H * W, K=K, L=L, Lp=Lp, D=Dp, N=N, Np=Np, R=R, S=S, channels=D,
         visits=order.visits, save=save,
     )  # fmt: skip
     call.bind(
         paths=paths,
         visit_of=visit_of,
         x=_channels(x, dtype, Dp),
-        x_proj=x_proj.mT.contiguous(),
-        dt_proj=_channels(dt_projs_weight.to(x.dtype).mT, dtype, Dp),
+        x_proj_weight=x_proj_weight.to(x.dtype).to(dtype).contiguous(),
+        dt_weight=dt_projs_weight.to(x.dtype).to(dtype).contiguous(),
+        minus_A=A_logs.to(dtype).exp().contiguous(),
+        x_proj=x.new_empty((K, Dp, S), dtype=dtype),
+        dt_proj=x.new_empty((K, R, Dp), dtype=dtype),
+        A=x.new_empty((K, N, Dp), dtype=dtype),
         bias=_channels(dt_projs_bias, dtype, Dp),
-        A=_channels(A_logs.to(dtype).exp().view(K, D, N).mT / -LN2, dtype, Dp),
         skip=_channels(Ds.view(K, D), dtype, Dp),
-        proj=x.new_empty((K, B, Lp, 2 * Np + Rp), dtype=dtype),
+        proj=x.new_empty((K, B, Lp, S), dtype=dtype),
     )
+    call.run("forward", numba_launch.ARRANGE, K * Dp // LANES)
     call.run("forward", numba_launch.PROJECT, K * B * Lp // TILE)
     return call
 

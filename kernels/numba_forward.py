@@ -9,9 +9,39 @@ import numpy as np
 from numba import njit
 
 from .chunked import CHUNK
-from .numba_vector import COMPILED, LANES, array_at, exp2, load, softplus, splat, store
+from .numba_vector import COMPILED, LANES, LN2, array_at, exp2, load, softplus, splat, store
 
 TILE = 4  # tokens that are projected together
+
+
+@njit(**COMPILED)
+def arrange_kernel(call, task, zero):
+    """16 channels of a group: parameters in the layout of the other kernels, zeros for channels that x lacks.
+
+    `x_proj` is B [Np], C [Np] and dt_low [Rp] of every channel, `A` the exponent of a decay to base 2.
+    """
+    blocks, N, R, S, D = call.D // LANES, call.N, call.R, call.S, call.channels
+    k, first = task // blocks, task % blocks * LANES
+    x_proj_weight = array_at(call.x_proj_weight, (call.K, R + 2 * N, D), zero)
+    dt_weight = array_at(call.dt_weight, (call.K, D, R), zero)
+    minus_A = array_at(call.minus_A, (call.K, D, N), zero)
+    x_proj = array_at(call.x_proj, (call.K, call.D, S), zero)
+    dt_proj = array_at(call.dt_proj, (call.K, R, call.D), zero)
+    A = array_at(call.A, (call.K, N, call.D), zero)
+    for d in range(first, first + LANES):
+        for s in range(S):
+            x_proj[k, d, s] = 0
+        for n in range(N):
+            A[k, n, d] = minus_A[k, d, n] / type(zero)(-LN2) if d < D else 0
+        for r in range(R):
+            dt_proj[k, r, d] = dt_weight[k, d, r] if d < D else 0
+    for r in range(R):
+        for d in range(first, min(first + LANES, D)):
+            x_proj[k, d, 2 * call.Np + r] = x_proj_weight[k, r, d]
+    for n in range(N):
+        for d in range(first, min(first + LANES, D)):
+            x_proj[k, d, n] = x_proj_weight[k, R + n, d]
+            x_proj[k, d, call.Np + n] = x_proj_weight[k, R + N + n, d]
 
 
 @njit(**COMPILED)

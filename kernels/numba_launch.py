@@ -1,8 +1,9 @@
 """From tensors to the compiled CPU kernels: what a call hands them, how they are compiled and kept, and their threads.
 
-Every kernel takes one record of sizes and addresses and does tasks until none is left, taking their numbers from a
-counter that all threads share. So any thread of any runtime can help: those of PyTorch's own OpenMP, which are awake
-and hold the cores anyway, or a pool of Python's where PyTorch has another runtime.
+Every kernel takes one record of sizes and addresses and does tasks until none is left. A thread begins with its own
+share of them, which is about the part of a map that PyTorch's operators give the same thread, so that it is still in
+that core's cache, and goes on with what the others have left. So any thread of any runtime can help: those of PyTorch's
+own OpenMP, which are awake and hold the cores anyway, or a pool of Python's where PyTorch has another runtime.
 """
 
 import ctypes
@@ -14,37 +15,38 @@ from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import carray, cfunc, from_dtype, types
+from numba import carray, cfunc, from_dtype, njit, types
 from numba.core import event
 from torch import Tensor
 
 from .numba_backward import input_gradient_kernel, scan_backward_kernel, sum_kernel, weight_gradient_kernel
-from .numba_forward import project_kernel, scan_kernel
+from .numba_forward import arrange_kernel, project_kernel, scan_kernel
 from .numba_map import depthwise_kernel, excite_kernel, gated_sum_kernel, norm_kernel, squeeze_kernel
-from .numba_vector import COMPILED, fetch_add
+from .numba_vector import COMPILED, call_for_number, fetch_add
 
 logger = logging.getLogger(__name__)
 
 SIZES = (
-    "B", "HW", "K", "L", "Lp", "D", "N", "Np", "R", "S", "visits", "save", "slabs", "piece", "pieces",
+    "B", "HW", "K", "L", "Lp", "D", "N", "Np", "R", "S", "channels", "visits", "save", "slabs", "piece", "pieces",
     "H", "W", "stride", "activation",
 )  # fmt: skip
 TENSORS = (
+    "x_proj_weight", "dt_weight", "minus_A",
     "paths", "visit_of", "x", "x_proj", "dt_proj", "bias", "A", "skip", "proj", "y", "states",
     "x_proj_rows", "dy", "dx_scan", "dproj", "partial", "weight_partial",
     "weight", "gate", "u", "v", "w1", "b1", "w2", "b2", "mean", "gates",
 )  # fmt: skip
-_INTEGERS = ("counter", "taken", "kernel", "tasks", *SIZES, *TENSORS)
+_INTEGERS = ("counters", "threads", "thread_number", "kernel", "tasks", *SIZES, *TENSORS)
 RECORD = np.dtype([(name, np.int64) for name in _INTEGERS] + [("eps", np.float64)])
 _PACK = Struct(f"={len(_INTEGERS)}qd").pack_into
-_TAKEN = 8 * _INTEGERS.index("taken")
+_LINE = 64  # bytes from counter to counter: threads that write to one line of a cache wait for each other
 _NOTHING = dict.fromkeys((*_INTEGERS, "eps"), 0)
 _POINTER = types.CPointer(from_dtype(RECORD))
-PROJECT, SCAN = range(2)
+ARRANGE, PROJECT, SCAN = range(3)
 SCAN_BACKWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, SUM = range(4)
 DEPTHWISE, NORM, SQUEEZE, EXCITE, GATED_SUM = range(5)
 
@@ -55,7 +57,6 @@ class Call:
     def __init__(self, **sizes: float) -> None:
         self._values: dict[str, float] = _NOTHING | sizes
         self._record = ctypes.create_string_buffer(RECORD.itemsize)
-        self._values["counter"] = ctypes.addressof(self._record) + _TAKEN
         self.tensors: dict[str, Tensor] = {}  # alive as long as their addresses are
 
     def __getitem__(self, size: str) -> int:
@@ -74,20 +75,37 @@ class Call:
         """Do all tasks of a kernel."""
         real = np.float64 if self.tensors["x"].dtype == torch.float64 else np.float32
         entry = compiled(part, real)
-        self._values |= {"kernel": kernel, "tasks": tasks}
+        threads = min(torch.get_num_threads(), tasks)
+        counters = ctypes.create_string_buffer(_LINE * threads)
+        self._values |= {
+            "kernel": kernel, "tasks": tasks, "threads": threads, "counters": ctypes.addressof(counters),
+            "thread_number": _openmp().thread_number,
+        }  # fmt: skip
         _PACK(self._record, 0, *self._values.values())
-        run_in_threads(entry, ctypes.addressof(self._record), min(torch.get_num_threads(), tasks))
+        run_in_threads(entry, ctypes.addressof(self._record), threads)
+
+
+@njit(**COMPILED)
+def tasks_of(call):
+    """The tasks that a thread does: those of its share that nobody has taken, then those of the other shares."""
+    own = call_for_number(call.thread_number) if call.thread_number else 0
+    for turn in range(call.threads):
+        share = (own + turn) % call.threads
+        first, last = share * call.tasks // call.threads, (share + 1) * call.tasks // call.threads
+        task = first + fetch_add(call.counters + _LINE * share)
+        while task < last:
+            yield task
+            task = first + fetch_add(call.counters + _LINE * share)
 
 
 def _forward_entry(real: Any, sources: int) -> Callable[[Any], None]:
     def forward_tasks(pointer):
         call = carray(pointer, 1)[0]
         zero = real(sources * 0)
-        while True:
-            task = fetch_add(call.counter)
-            if task >= call.tasks:
-                return
-            if call.kernel == PROJECT:
+        for task in tasks_of(call):
+            if call.kernel == ARRANGE:
+                arrange_kernel(call, task, zero)
+            elif call.kernel == PROJECT:
                 project_kernel(call, task, zero)
             else:
                 scan_kernel(call, task, zero)
@@ -99,10 +117,7 @@ def _backward_entry(real: Any, sources: int) -> Callable[[Any], None]:
     def backward_tasks(pointer):
         call = carray(pointer, 1)[0]
         zero = real(sources * 0)
-        while True:
-            task = fetch_add(call.counter)
-            if task >= call.tasks:
-                return
+        for task in tasks_of(call):
             if call.kernel == SCAN_BACKWARD:
                 scan_backward_kernel(call, task, zero)
             elif call.kernel == INPUT_GRADIENT:
@@ -119,10 +134,7 @@ def _around_entry(real: Any, sources: int) -> Callable[[Any], None]:
     def around_tasks(pointer):
         call = carray(pointer, 1)[0]
         zero = real(sources * 0)
-        while True:
-            task = fetch_add(call.counter)
-            if task >= call.tasks:
-                return
+        for task in tasks_of(call):
             if call.kernel == DEPTHWISE:
                 depthwise_kernel(call, task, zero)
             elif call.kernel == NORM:
@@ -200,7 +212,7 @@ def run_in_threads(entry: int, record: int, threads: int) -> None:
     """Call a compiled entry from so many threads, and return when all are done."""
     if threads <= 1:
         _FUNCTION(entry)(record)
-    elif (parallel := _openmp_parallel()) is not None:
+    elif (parallel := _openmp().parallel) is not None:
         parallel(entry, record, threads, 0)
     else:
         pool = _pool(threads - 1)
@@ -212,21 +224,26 @@ def run_in_threads(entry: int, record: int, threads: int) -> None:
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-@lru_cache(maxsize=1)
-def _openmp_parallel() -> Any:
-    """GOMP_parallel of the OpenMP that PyTorch runs on, by which compiled programs start a parallel region; or None.
+class _OpenMP(NamedTuple):
+    parallel: Any  # GOMP_parallel, by which compiled programs start a parallel region; or None
+    thread_number: int  # address of omp_get_thread_num, or 0
+
+
+@cache
+def _openmp() -> _OpenMP:
+    """The OpenMP that PyTorch runs on.
 
     Its threads go on looking for work for milliseconds after PyTorch's last operation: others beside them would share
     their cores.
     """
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
-        function = ctypes.CDLL(str(library)).GOMP_parallel
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        parallel, number = library.GOMP_parallel, library.omp_get_thread_num
     except (OSError, AttributeError):
-        return None
-    function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    function.restype = None
-    return function
+        return _OpenMP(None, 0)
+    parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    parallel.restype = None
+    return _OpenMP(parallel, ctypes.cast(number, ctypes.c_void_p).value or 0)
 
 
 @lru_cache(maxsize=1)

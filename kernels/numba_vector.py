@@ -149,6 +149,18 @@ def fetch_add(typingctx, address):
     return types.int64(address), generate
 
 
+@intrinsic
+def call_for_number(typingctx, address):
+    """What the C function `int f(void)` at an address returns."""
+
+    def generate(context, builder, signature, arguments):
+        function = ir.FunctionType(ir.IntType(32), []).as_pointer()
+        number = builder.call(builder.inttoptr(arguments[0], function), [])
+        return builder.sext(number, ir.IntType(64))
+
+    return types.int64(address), generate
+
+
 # 2^f = 1 + f q(f) for |f| <= 1/2: in float32 the q of least relative error (9e-8), in float64 the Taylor series. Exact
 # at f = 0, so that the decay of states that are hardly forgotten does not drift.
 _EXP2 = {

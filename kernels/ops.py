@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 from torch.utils.flop_counter import register_flop_formula
 
 from . import chunked, portable, reference
@@ -145,27 +146,57 @@ def has_kernels(x: Tensor, channels: int = 0) -> bool:
 
     Triton's backend has them for all that it takes, the compiled CPU backend for inference (`has_cpu_kernels`).
     """
-    return _constant_backend_name(x.device.type, x.dtype) == "triton" or has_cpu_kernels(x, channels)
+    name = _constant_backend_name(x.device.type, x.dtype)
+    return name == "triton" or (name == "numba" and _suits_cpu_kernels(x, channels))
 
 
 def has_cpu_kernels(x: Tensor, channels: int = 0) -> bool:
     """Whether those are the compiled CPU backend's: float32 without gradients, and only for `channels` that are a
     multiple of 16. Who traces or counts PyTorch's operators gets those."""
-    inference = not torch.is_grad_enabled() and is_plain_float32(x)
-    return inference and _constant_backend_name("cpu", x.dtype) == "numba" and channels % _numba_lanes() == 0
+    return _suits_cpu_kernels(x, channels) and _constant_backend_name("cpu", x.dtype) == "numba"
+
+
+def _suits_cpu_kernels(x: Tensor, channels: int) -> bool:
+    return not torch.is_grad_enabled() and is_plain_float32(x) and channels % _numba_lanes() == 0
 
 
 def is_plain_float32(x: Tensor) -> bool:
-    """Whether operators on x run one by one on a CPU in float32, with nobody who traces, counts or exports them."""
+    """Whether operators on x run one by one on a CPU in float32: nobody traces, transforms, counts or exports them."""
     return (
         not torch.compiler.is_compiling()
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
         and not torch.jit.is_tracing()
         and not portable.is_portable()
     )
+
+
+def is_plain(tensor: Tensor | None) -> bool:
+    """Whether this is none, or numbers in a CPU's memory and no other kind of tensor."""
+    if tensor is None:
+        return True
+    return type(tensor) in _PLAIN and tensor.is_cpu and tensor.layout == torch.strided
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def cpu_kernels(x: Tensor, channels: int, *others: Tensor | None) -> Any:
+    """The module of the CPU's kernels around a scan, to be called without an operator in between. None where that
+    cannot be: x does not have them (`has_cpu_kernels`), others are no plain tensors, or somebody watches operators.
+
+    The operators are for who traces, differentiates or counts. Each costs more time than its kernel on a small map.
+    """
+    direct = has_cpu_kernels(x, channels) and _is_unobserved(x, *others)
+    return _numba_around() if direct else None
+
+
+def _is_unobserved(*tensors: Tensor | None) -> bool:
+    watched = profiler._is_profiler_enabled or torch._C._len_torch_function_stack()
+    return not watched and all(is_plain(t) for t in tensors)
 
 
 @torch.compiler.assume_constant_result
@@ -184,8 +215,12 @@ def numba_around(x: Tensor) -> Any:
     The CPU's write whole vectors: an operator called by itself with other channels must not reach them.
     """
     fits = x.dtype == torch.float32 and x.shape[-1] % _numba_lanes() == 0
-    is_numba = fits and backend_name(x.device.type, x.dtype) == "numba"
-    return importlib.import_module(".numba_around", __package__) if is_numba else None
+    return _numba_around() if fits and backend_name(x.device.type, x.dtype) == "numba" else None
+
+
+@lru_cache(maxsize=1)
+def _numba_around() -> ModuleType:
+    return importlib.import_module(".numba_around", __package__)
 
 
 _FASTEST = {"cuda": "triton", "cpu": "numba"}
@@ -261,6 +296,8 @@ def _scan(x: Tensor, parameters: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], 
             return reference.scan(x, *parameters, pattern)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
         return scan2d_train(x, *parameters, pattern)[0]
+    if is_plain_float32(x) and _is_unobserved(x, *parameters):
+        return _backend(x).forward(x, *parameters, pattern, save=False)[0]  # without an operator: see `cpu_kernels`
     return scan2d(x, *parameters, pattern)
 
 

@@ -110,6 +110,8 @@ def es2d_pattern(step: int) -> Pattern:
     if step < 1 or step % 2:
         raise ValueError(f"the atrous step must be 1 or even, not {step}")
     base = PATTERNS["es2d"]
+    if step == base.step:
+        return base
     blocks = [(row, column) for row in range(0, step, 2) for column in range(0, step, 2)]
     groups = tuple(replace(g, row=row + g.row, column=column + g.column) for row, column in blocks for g in base.groups)
     return replace(base, groups=groups, step=step)

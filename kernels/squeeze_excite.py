@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops import NAMESPACE, numba_around
+from .ops import NAMESPACE, cpu_kernels, numba_around
 
 
 def _kernels() -> Any:
@@ -34,7 +34,10 @@ def squeeze_excite_add(
     over H and W. All arithmetic is float32; the result has the wider type of x and u. Differentiable once, but for
     keep. For tensors that `ops.has_kernels` is true of.
     """
-    return fused_squeeze_excite_add(x, u, v, norm_weight, norm_bias, w1, b1, w2, b2, keep, eps)[0]
+    tensors = (x, u, v, norm_weight, norm_bias, w1, b1, w2, b2, keep)
+    if kernels := cpu_kernels(x, x.shape[-1], *tensors):
+        return kernels.squeeze_excite_add(*tensors, eps)[0]
+    return fused_squeeze_excite_add(*tensors, eps)[0]
 
 
 @torch.library.custom_op(f"{NAMESPACE}::squeeze_excite_add", mutates_args=())

@@ -3,13 +3,27 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 pytest.importorskip("numba")
 
+from torch.utils._device import DeviceContext
 from torch.utils.flop_counter import FlopCounterMode
 
 from evmamba import create_model, fuse
-from evmamba.kernels import depthwise_conv, has_kernels, layer_norm, norm_gate, numba_around
+from evmamba.blocks import EVSSBlock
+from evmamba.kernels import (
+    depthwise,
+    depthwise_conv,
+    gated_norm,
+    has_kernels,
+    layer_norm,
+    norm_gate,
+    numba_around,
+    ops,
+    squeeze_excite,
+)
+from evmamba.kernels.ops import cpu_kernels
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +101,52 @@ def test_gates_and_branches_of_a_half_type_are_read_as_what_they_are():
     gate = (weight, bias, torch.randn(4, 16), torch.randn(4), torch.randn(16, 4), torch.randn(16), None, 1e-5)
     got, wanted = (numba_around.squeeze_excite_add(y, t, t, *gate) for t in (z, z.float()))
     assert all(map(torch.equal, got, wanted))
+
+
+def operators_seen(function):
+    with torch.profiler.profile() as profile:
+        function()
+    return {event.key for event in profile.key_averages() if event.key.startswith("evmamba::")}
+
+
+@torch.no_grad()
+def test_operators_are_left_out_unless_somebody_watches(monkeypatch):
+    torch.manual_seed(0)
+    block, x, called = EVSSBlock(16).eval(), torch.randn(1, 6, 6, 16), []
+    names = ["scan2d", "depthwise_conv", "norm_gate", "layer_norm", "squeeze_excite_add"]
+    seen = operators_seen(lambda: block(x))
+    assert seen == {f"evmamba::{name}" for name in names}
+
+    for module, name in (
+        (ops, "scan2d"),
+        (depthwise, "fused_depthwise_conv"),
+        (gated_norm, "fused_norm_gate"),
+        (gated_norm, "fused_layer_norm"),
+        (squeeze_excite, "fused_squeeze_excite_add"),
+    ):
+        operator = getattr(module, name)
+        watched = lambda *inputs, operator=operator, name=name: called.append(name) or operator(*inputs)  # noqa: E731
+        monkeypatch.setattr(module, name, watched)
+    expected = block(x)
+    assert called == []
+    with DeviceContext(torch.device("cpu")):  # a mode that sees functions of PyTorch
+        assert torch.equal(block(x), expected)
+    assert len(called) == 6  # both branches convolve
+
+
+class Labelled(torch.Tensor):
+    """A tensor with something of its own, as torchvision's images are."""
+
+
+@torch.no_grad()
+def test_what_is_no_plain_tensor_of_the_cpu_never_reaches_the_kernels():
+    x, weight = torch.randn(1, 4, 4, 16), torch.randn(16)
+    assert cpu_kernels(x, 16, weight, None) is numba_around
+    assert cpu_kernels(x, 16, nn.Parameter(weight)) is numba_around
+    assert cpu_kernels(x, 8, weight) is None
+    assert cpu_kernels(x.double(), 16, weight) is None
+    for other in (weight.to("meta"), weight.to_sparse(), weight.as_subclass(Labelled)):
+        assert cpu_kernels(x, 16, other) is None
+    with torch.enable_grad():
+        assert cpu_kernels(x, 16, weight) is None
+    assert torch.vmap(lambda v: torch.tensor(cpu_kernels(v, 16, weight) is None))(x).all()

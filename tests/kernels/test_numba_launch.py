@@ -1,5 +1,6 @@
 """Compiling, keeping and starting the CPU kernels: caches, processes, threads, and what torch does around them."""
 
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -9,10 +10,12 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("numba")
+from numba import njit
 
 from evmamba.kernels import es2d_scan, numba_es2d, numba_launch
 
@@ -153,7 +156,7 @@ def test_python_threads_do_what_openmp_does(inputs, monkeypatch):
     torch.set_num_threads(3)
     try:
         expected, _ = numba_es2d.forward(*inputs, "es2d", save=False)
-        monkeypatch.setattr(numba_launch, "_openmp_parallel", lambda: None)
+        monkeypatch.setattr(numba_launch, "_openmp", lambda: numba_launch._OpenMP(None, 0))
         y, _ = numba_es2d.forward(*inputs, "es2d", save=False)
     finally:
         torch.set_num_threads(before)
@@ -162,7 +165,36 @@ def test_python_threads_do_what_openmp_does(inputs, monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere PyTorch has another runtime")
 def test_on_linux_the_threads_are_those_of_pytorch():
-    assert numba_launch._openmp_parallel() is not None
+    openmp = numba_launch._openmp()
+    assert openmp.parallel is not None
+    assert openmp.thread_number != 0
+
+
+@pytest.mark.parametrize(("thread", "expected"), [(0, [0, 1, 2, 3, 4, 5, 6]), (1, [2, 3, 4, 5, 6, 0, 1])])
+def test_a_thread_does_its_own_share_first_and_then_what_the_others_left(thread, expected):
+    number = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: thread)
+    record = np.zeros(1, numba_launch.RECORD)
+    counters = np.zeros(8 * 3, np.int64)
+    record["threads"], record["tasks"], record["counters"] = 3, 7, counters.ctypes.data
+    record["thread_number"] = ctypes.cast(number, ctypes.c_void_p).value
+    assert done(record) == expected
+    assert done(record) == []
+
+    counters[:] = 0
+    counters[8] = 2  # of share 1, tasks 2 and 3: somebody has both
+    assert done(record) == [task for task in expected if task not in (2, 3)]
+
+
+@njit
+def tasks_done(records):
+    tasks = [-1]
+    for task in numba_launch.tasks_of(records[0]):
+        tasks.append(task)
+    return tasks[1:]
+
+
+def done(record):
+    return list(tasks_done(record))
 
 
 def test_scans_in_inference_mode_are_kept_for_training_afterwards(make_inputs):
