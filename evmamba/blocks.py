@@ -93,6 +93,7 @@ def with_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tens
     weight, bias = conv.weight, conv.bias
     if isinstance(norm, nn.Identity):
         return weight, bias
+    # weight[0].numel() > x[..., 0].numel(), without making views.
     if not has_cpu_kernels(x) or weight.numel() * x.shape[-1] > x.numel() * len(weight):
         return None
     if type(norm) is not nn.BatchNorm2d or norm.training or norm._forward_hooks or norm._forward_pre_hooks:

@@ -17,13 +17,15 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: s
 
     x `[B, H, W, C]`, any strides; weight `[C, 1, 3, 3]`, bias `[C]` or None; activation "none", "relu", "silu" or
     "gelu" (exact). Result `[B, H, W, C]` in x's type, or autocast's. Differentiable once.
-    Raises ValueError for another activation or a weight of another shape.
+    Raises ValueError for another activation, or a weight or bias of another shape.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
     C = x.shape[-1]
     if weight.shape != (C, 1, 3, 3):
         raise ValueError(f"weight must be [{C}, 1, 3, 3] for x with {C} channels, got {list(weight.shape)}")
+    if bias is not None and bias.shape != (C,):
+        raise ValueError(f"bias must be [{C}] for x with {C} channels, got {list(bias.shape)}")
     if kernels := cpu_kernels(x, C, weight, bias):
         return kernels.depthwise_conv(x, weight, bias, activation)
     if not has_kernels(x, C):

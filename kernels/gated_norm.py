@@ -40,8 +40,12 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, dtype
     """LayerNorm over the channels of x `[..., D]`, in float32, with the result in `dtype` (default: x's type).
 
     weight and bias `[D]` of any float type. On GPUs a program has many rows, for which PyTorch's has one. Autocast does
-    not change the result's type. Differentiable once.
+    not change the result's type. Differentiable once. Raises ValueError for a weight or bias of another shape.
     """
+    if weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
+        raise ValueError(
+            f"weight and bias must be {list(x.shape[-1:])}, got {list(weight.shape)} and {list(bias.shape)}"
+        )
     dtype = x.dtype if dtype is None else dtype
     if kernels := cpu_kernels(x, x.shape[-1], weight, bias):
         return kernels.norm(x, None, weight, bias, eps).to(dtype)

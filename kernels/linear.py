@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from .ops import is_plain, is_plain_float32
 
@@ -79,7 +78,6 @@ def _pays(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.shape[-1:] == weight.shape[1:]
         and (bias is None or bias.shape == weight.shape[:1])  # it is read without a look at its size
         and all(is_plain(t) and (t is None or t.dtype == torch.float32) for t in (x, weight, bias))
-        and forward_ad._current_level < 0
         and os.environ.get("EVMAMBA_BACKEND") != "torch"
         and bool(torch.backends.mkldnn.enabled)
         and _onednn() is not None

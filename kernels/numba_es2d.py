@@ -115,10 +115,11 @@ def _gradient(parameter: Tensor, values: Tensor) -> Tensor:
 
 
 def _sum_of_visits(y: Tensor, D: int) -> Tensor:
-    first, *others = y
-    for other in others:
-        first += other
-    return first[..., :D].contiguous() if first.shape[-1] > D or others else first
+    # Not as a view of y, which would be kept whole and of which autograd allows nothing in place.
+    total = y[0].detach() if len(y) == 1 else y[0] + y[1]
+    for other in y[2:]:
+        total += other
+    return total[..., :D].contiguous()
 
 
 def _prepare(

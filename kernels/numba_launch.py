@@ -1,9 +1,9 @@
 """From tensors to the compiled CPU kernels: what a call hands them, how they are compiled and kept, and their threads.
 
-Every kernel takes one record of sizes and addresses and does tasks until none is left. A thread begins with its own
-share of them, which is about the part of a map that PyTorch's operators give the same thread, so that it is still in
-that core's cache, and goes on with what the others have left. So any thread of any runtime can help: those of PyTorch's
-own OpenMP, which are awake and hold the cores anyway, or a pool of Python's where PyTorch has another runtime.
+Every kernel takes one record of sizes and addresses and does tasks until none is left. So any thread of any runtime can
+help: those of PyTorch's own OpenMP, which are awake and hold the cores anyway, or a pool of Python's where PyTorch has
+another runtime. One of OpenMP's begins with its own share of the tasks and goes on with what the others have left:
+where tasks are pixels, that is about the part of a map that PyTorch's operators left in its core's cache.
 """
 
 import ctypes

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import profiler
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from . import chunked, portable, reference
@@ -161,7 +161,8 @@ def _suits_cpu_kernels(x: Tensor, channels: int) -> bool:
 
 
 def is_plain_float32(x: Tensor) -> bool:
-    """Whether operators on x run one by one on a CPU in float32: nobody traces, transforms, counts or exports them."""
+    """Whether operators on x run one by one on a CPU in float32: nobody traces, transforms, counts or exports them, nor
+    computes tangents."""
     return (
         not torch.compiler.is_compiling()
         and x.device.type == "cpu"
@@ -169,33 +170,35 @@ def is_plain_float32(x: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
         and not torch.jit.is_tracing()
         and not portable.is_portable()
     )
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 def is_plain(tensor: Tensor | None) -> bool:
-    """Whether this is none, or numbers in a CPU's memory and no other kind of tensor."""
+    """Whether this is none, or numbers that lie in a CPU's memory as they are, and no other kind of tensor."""
     if tensor is None:
         return True
-    return type(tensor) in _PLAIN and tensor.is_cpu and tensor.layout == torch.strided
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
+    here = type(tensor) in _PLAIN and tensor.is_cpu and tensor.layout == torch.strided
+    return here and not tensor.is_neg() and not tensor._is_zerotensor()
 
 
 def cpu_kernels(x: Tensor, channels: int, *others: Tensor | None) -> Any:
     """The module of the CPU's kernels around a scan, to be called without an operator in between. None where that
-    cannot be: x does not have them (`has_cpu_kernels`), others are no plain tensors, or somebody watches operators.
+    cannot be: x does not have them (`has_cpu_kernels`), others are no plain tensors, or a profiler watches.
 
     The operators are for who traces, differentiates or counts. Each costs more time than its kernel on a small map.
     """
     direct = has_cpu_kernels(x, channels) and _is_unobserved(x, *others)
-    return _numba_around() if direct else None
+    return _around_module() if direct else None
 
 
 def _is_unobserved(*tensors: Tensor | None) -> bool:
-    watched = profiler._is_profiler_enabled or torch._C._len_torch_function_stack()
+    watched = torch.autograd._profiler_enabled() or torch._C._len_torch_function_stack()
     return not watched and all(is_plain(t) for t in tensors)
 
 
@@ -215,11 +218,11 @@ def numba_around(x: Tensor) -> Any:
     The CPU's write whole vectors: an operator called by itself with other channels must not reach them.
     """
     fits = x.dtype == torch.float32 and x.shape[-1] % _numba_lanes() == 0
-    return _numba_around() if fits and backend_name(x.device.type, x.dtype) == "numba" else None
+    return _around_module() if fits and backend_name(x.device.type, x.dtype) == "numba" else None
 
 
 @lru_cache(maxsize=1)
-def _numba_around() -> ModuleType:
+def _around_module() -> ModuleType:
     return importlib.import_module(".numba_around", __package__)
 
 

@@ -32,8 +32,13 @@ def squeeze_excite_add(
     x, u, v `[B, H, W, C]` float32, bfloat16 or float16; LayerNorm's weight and bias `[C]`; w1 `[S, C]`, b1 `[S]`,
     w2 `[C, S]`, b2 `[C]`; keep `[B]`, a factor for each sample's branches (stochastic depth), None for one. The mean is
     over H and W. All arithmetic is float32; the result has the wider type of x and u. Differentiable once, but for
-    keep. For tensors that `ops.has_kernels` is true of.
+    keep. For tensors that `ops.has_kernels` is true of. Raises ValueError for shapes that do not fit together.
     """
+    C, S = x.shape[-1], len(b1)
+    fits = u.shape == x.shape == v.shape and norm_weight.shape == norm_bias.shape == b2.shape == (C,)
+    if not fits or w1.shape != (S, C) or w2.shape != (C, S) or (keep is not None and keep.shape != x.shape[:1]):
+        shapes = [list(t.shape) for t in (x, u, v, norm_weight, norm_bias, w1, b1, w2, b2)]
+        raise ValueError(f"x, u and v must have one shape and the gate's tensors fit their {C} channels, got {shapes}")
     tensors = (x, u, v, norm_weight, norm_bias, w1, b1, w2, b2, keep)
     if kernels := cpu_kernels(x, x.shape[-1], *tensors):
         return kernels.squeeze_excite_add(*tensors, eps)[0]

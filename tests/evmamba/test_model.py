@@ -88,7 +88,7 @@ def assert_schema(model, path):
 
 
 def test_float32_gradients_of_the_whole_network_agree_with_float64(filled, monkeypatch):
-    # Of a ReLU, a number next to zero gives one gradient or another by its last bit, which differs among processors.
+    # Whether ReLU's gradient at a number next to zero is 0 or 1 hangs on its last bit, which differs among processors.
     monkeypatch.setattr(F, "relu", lambda x, inplace=False: F.softplus(x))
     single = filled(create_model("efficientvmamba_t", num_classes=10, layout="EEII"))
     double = copy.deepcopy(single).double()

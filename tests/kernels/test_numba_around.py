@@ -7,6 +7,7 @@ from torch import nn
 
 pytest.importorskip("numba")
 
+from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,6 +16,7 @@ from evmamba.blocks import EVSSBlock
 from evmamba.kernels import (
     depthwise,
     depthwise_conv,
+    es2d_scan,
     gated_norm,
     has_kernels,
     layer_norm,
@@ -134,6 +136,42 @@ def test_operators_are_left_out_unless_somebody_watches(monkeypatch):
     assert len(called) == 6  # both branches convolve
 
 
+def test_tangents_pass_a_layer_without_gradients():
+    x, tangent, weight, bias = torch.randn(2, 3, 16), torch.randn(2, 3, 16), torch.randn(16), torch.randn(16)
+    expected = torch.func.jvp(lambda v: F.layer_norm(v, (16,), weight, bias), (x,), (tangent,))[1]
+    with torch.no_grad():
+        got = torch.func.jvp(lambda v: layer_norm(v, weight, bias), (x,), (tangent,))[1]
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("kind", [torch._neg_view, lambda t: t.as_subclass(Labelled)])
+@torch.no_grad()
+def test_a_scan_of_other_tensors_is_that_of_their_numbers(kind, make_inputs):
+    inputs = make_inputs(1, 6, 5, 16, 4, 2)
+    for i, value in enumerate(inputs):
+        given = kind(value)
+        y = es2d_scan(*inputs[:i], given, *inputs[i + 1 :])
+        numbers = given.as_subclass(torch.Tensor).resolve_neg()
+        assert torch.equal(y.as_subclass(torch.Tensor), es2d_scan(*inputs[:i], numbers, *inputs[i + 1 :]))
+
+
+@torch.no_grad()
+def test_wrong_shapes_are_refused_before_memory_is_read():
+    x, weight, short = torch.randn(1, 4, 4, 16), torch.randn(16), torch.randn(8)
+    for given in ((short, weight), (weight, short)):
+        with pytest.raises(ValueError, match=r"weight and bias must be \[16\]"):
+            layer_norm(x, *given)
+    with pytest.raises(ValueError, match=r"bias must be \[16\]"):
+        depthwise_conv(x, torch.randn(16, 1, 3, 3), short)
+    gate = [weight, weight, torch.randn(4, 16), torch.randn(4), torch.randn(16, 4), weight]
+    squeeze_excite.squeeze_excite_add(x, x, x, *gate)
+    with pytest.raises(ValueError, match="one shape"):
+        squeeze_excite.squeeze_excite_add(x, x, x[:, :2], *gate)
+    for i in range(len(gate)):
+        with pytest.raises(ValueError, match="16 channels"):
+            squeeze_excite.squeeze_excite_add(x, x, x, *gate[:i], torch.randn(3), *gate[i + 1 :])
+
+
 class Labelled(torch.Tensor):
     """A tensor with something of its own, as torchvision's images are."""
 
@@ -147,6 +185,11 @@ def test_what_is_no_plain_tensor_of_the_cpu_never_reaches_the_kernels():
     assert cpu_kernels(x.double(), 16, weight) is None
     for other in (weight.to("meta"), weight.to_sparse(), weight.as_subclass(Labelled)):
         assert cpu_kernels(x, 16, other) is None
+    for other in (torch._neg_view(weight), torch._efficientzerotensor(16)):
+        assert cpu_kernels(x, 16, other) is None
+    assert cpu_kernels(torch._neg_view(x), 16, weight) is None
     with torch.enable_grad():
+        assert cpu_kernels(x, 16, weight) is None
+    with forward_ad.dual_level():
         assert cpu_kernels(x, 16, weight) is None
     assert torch.vmap(lambda v: torch.tensor(cpu_kernels(v, 16, weight) is None))(x).all()

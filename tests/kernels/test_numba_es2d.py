@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evmamba.kernels import pattern_scan
 from evmamba.kernels.paths import PATTERNS
 
 from .backend_checks import SHAPES, check, check_strided, define, run
@@ -91,3 +92,12 @@ def test_any_number_of_threads_gives_the_same_bits(make_inputs, pattern, shape):
 @pytest.mark.parametrize("D", [16, 12])
 def test_strided_inputs_give_the_same_bits(make_inputs, D):
     check_strided(numba_es2d, make_inputs(2, 5, 6, D, 4, 2), 0.0)
+
+
+@pytest.mark.parametrize("pattern", ["es2d", "ss2d"])
+@torch.no_grad()
+def test_a_scan_is_memory_of_its_own_that_can_be_changed_in_place(pattern, make_inputs):
+    y = pattern_scan(*make_inputs(1, 6, 8, 16, 4, 2), pattern)
+    assert y.untyped_storage().nbytes() == 4 * y.numel()
+    with torch.enable_grad():
+        y.mul_(torch.ones(16, requires_grad=True))

@@ -32,6 +32,12 @@ PRIVATE = {
     "torch.utils._pytree:tree_map": "tasks/detection/detectors.py",
     "torch._subclasses:FakeTensorMode": "launch/measure/cost.py",
     "torch._dynamo.config:recompile_limit": "launch/measure/profiling.py",
+    "torch.autograd:_profiler_enabled": "kernels/ops.py",
+    "torch.autograd.forward_ad:_current_level": "kernels/ops.py",
+    "torch._C:_len_torch_function_stack": "kernels/ops.py",
+    "torch._C:_len_torch_dispatch_stack": "kernels/ops.py",
+    "torch._C._functorch:peek_interpreter_stack": "kernels/ops.py",
+    "torch:Tensor._is_zerotensor": "kernels/ops.py",
 }
 
 
