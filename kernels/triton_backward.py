@@ -14,7 +14,9 @@ tensor cores (triton_math.add_lanes); each program writes those of its 32 channe
 add them up as they read them. Sums over tokens are accumulated in `partial`, one slice a program, and added up
 afterwards: no atomics, so gradients repeat bit for bit.
 
-partial [K, B * segments, N + R + 2, D]: d A, d dt_proj weight (transposed), d dt_proj bias, d skip.
+partial [K, B * segments, 3 N + R + 2, D]: the gradient of the state, the decay, d A, d dt_proj weight (transposed),
+d dt_proj bias, d skip. The first two are there because a state's three numbers then have one address: each address more
+costs the loop over the states, which is short of registers, four instructions.
 """
 
 # ruff: noqa: RUF005 (Triton joins tuples with +)
@@ -35,6 +37,7 @@ from .triton_math import (
     lane_selectors,
     load_rounded,
     softplus_slope,
+    swap,
     unpack,
 )
 
@@ -58,6 +61,32 @@ def _load_tokens(p_x, pixels, in_d, D: tl.constexpr):
 
 
 @triton.jit
+def _fold_sums(sums, lane, TENSOR: tl.constexpr):
+    # What a state leaves of dB and dC, into one number a lane.
+    if TENSOR:
+        folded = fold(fold(fold(sums, lane, 16), lane, 8), lane, 4)
+    else:
+        folded = sums
+        for bit in tl.static_range(4):
+            folded = fold(folded[:2], lane, 8 >> bit) + folded[2:]
+    return folded[0]
+
+
+@triton.jit
+def _place_of_folded(lane, SG: tl.constexpr, TENSOR: tl.constexpr):
+    # Which sum a lane has then, as its place in dproj.
+    if TENSOR:
+        # Bit 16 of the lane became the half of the tokens, bit 8 B or C, bit 4 the token's parity.
+        token = (lane >> 4) * 8 + (lane & 3) * 2 + ((lane >> 2) & 1)
+        is_c = (lane >> 3) & 1
+    else:
+        # Bit 16 became B or C, the others the token, its lowest bit first.
+        token = ((lane >> 3) & 1) + ((lane >> 1) & 2) + ((lane << 1) & 4) + ((lane << 3) & 8)
+        is_c = lane >> 4
+    return token * SG + is_c
+
+
+@triton.jit
 def _rank_gradients(
     w, p_sum, p_out, low, d_logit, in_d, lane, selectors, SG: tl.constexpr, DTYPE: tl.constexpr, TENSOR: tl.constexpr
 ):
@@ -76,12 +105,12 @@ def _rank_gradients(
             even, odd = (d_low[t], d_low[t + 8]), (d_low[t + 1], d_low[t + 9])
             sums = add_lanes(even, odd, selectors[t], selectors[t + 1], sums)
         folded = fold(fold(sums, lane, 16), lane, 8)[0]
-        folded += tl.gather(folded, lane ^ 4, 0)
+        folded += swap(folded, 4)
         token = (lane >> 4) * 8 + (lane & 3) * 2 + ((lane >> 3) & 1)
         tl.store(p_out + token * SG, folded, mask=(lane & 4) == 0)
     else:
         folded = fold(fold(fold(fold(d_low, lane, 16), lane, 8), lane, 4), lane, 2)[0]
-        folded += tl.gather(folded, lane ^ 1, 0)
+        folded += swap(folded, 1)
         tl.store(p_out + (lane >> 1) * SG, folded, mask=(lane & 1) == 0)
 
 
@@ -95,7 +124,7 @@ def scan_backward_kernel(
 ):  # fmt: skip
     """Gradients of one segment for 32 channels of one group of one image.
 
-    carry [K, B, segments, N, D] holds the gradient of the state after each segment and is overwritten.
+    carry [K, B, segments, N, D] holds the gradient of the state after each segment.
     dproj [D / LANES, K, B, Lp, SG] receives the sums over this program's channels.
     """
     pid = tl.program_id(0)
@@ -120,13 +149,18 @@ def scan_backward_kernel(
     bias = tl.load(dt_bias + k * D + i_d, mask=in_d, other=0.0).to(tl.float32)
     skip_d = tl.load(skip + k * D + i_d, mask=in_d, other=0.0).to(tl.float32)
     p_carry = carry + slot * N * D + i_d
-    p_sum = partial + slot * (N + R + 2) * D + i_d
+    p_g = partial + slot * (3 * N + R + 2) * D + i_d
+    p_a = p_g + N * D
+    p_sum = p_a + N * D
     p_dproj = dproj + (block.to(tl.int64) * K * B * LP + row * LP) * SG
     zero = tl.zeros([LANES], tl.float32)
     zeros = (zero, zero, zero, zero)
     selectors = lane_selectors(lane) if TENSOR else ()
     d_skip = tl.zeros([LANES], tl.float32)
     d_bias = tl.zeros([LANES], tl.float32)
+    for n in range(N):
+        tl.store(p_g + n * D, tl.load(p_carry + n * D, mask=in_d, other=0.0), mask=in_d)
+        tl.store(p_a + n * D, tl.load(p_decay + n * D, mask=in_d, other=0.0), mask=in_d)
     for i in range(N + R):
         tl.store(p_sum + i * D, tl.zeros([LANES], tl.float32), mask=in_d)
 
@@ -160,13 +194,15 @@ def scan_backward_kernel(
         # The next state, and the B and C of its tokens (one number a lane), are under way while this one is worked on.
         next_h = tl.load(p_state, mask=in_d, other=0.0)
         next_bc = tl.load(p_bc)
+        sums = zeros + (zeros if TENSOR else (zero,))
+        p_folded = p_out + _place_of_folded(lane, SG, TENSOR)
         for n in range(N):
-            A = tl.load(p_decay + n * D, mask=in_d, other=0.0)
+            A = tl.load(p_a + n * D, mask=in_d, other=0.0)
             h = next_h
             bc_n = unpack((next_bc,), 2 * T)  # B of the tokens, then C
             next_h = tl.load(p_state + (n + 1) * D, mask=in_d & (n + 1 < N), other=0.0)
             next_bc = tl.load(p_bc + 2 * n + 2)
-            g = tl.load(p_carry + n * D, mask=in_d, other=0.0)
+            g = tl.load(p_g + n * D, mask=in_d, other=0.0)
             d_a = tl.load(p_sum + n * D, mask=in_d, other=0.0)
             a_t = ()
             h_t = (h,)
@@ -175,6 +211,8 @@ def scan_backward_kernel(
                 h = a * h + us[t] * bc_n[t]
                 a_t = a_t + (a,)
                 h_t = h_t + (h,)
+            # Folds of the state before: to keep its sums for so long costs less than to wait for shuffle after shuffle.
+            tl.store(p_folded + 2 * (n - 1), _fold_sums(sums, lane, TENSOR), mask=n > 0)
             d_bc = ()
             low = zeros  # sums of tokens 0 to 7
             high = zeros  # and of 8 to 15
@@ -191,8 +229,11 @@ def scan_backward_kernel(
                 d_b = g * us[t]
                 d_c = dys[t] * h_t[t + 1]
                 if not TENSOR:
-                    # The first of five folds as early as its operands are there: half the registers.
+                    # Five folds as early as their operands are there. The first sums dB in lanes 0-15, dC in 16-31.
                     d_bc = fold((d_b, d_c), lane, 16) + d_bc
+                    for bit in tl.static_range(4):
+                        if t > 0 and t % (2 << bit) == 0:
+                            d_bc = fold(d_bc[:2], lane, 8 >> bit) + d_bc[2:]
                 elif t % 2 == 1:
                     odd = (d_b, d_c)
                 elif t < 8:
@@ -202,17 +243,10 @@ def scan_backward_kernel(
                 g = ga
             gb = gb_new
             gqa = gqa_new
-            tl.store(p_carry + n * D, g, mask=in_d)
+            tl.store(p_g + n * D, g, mask=in_d)
             tl.store(p_sum + n * D, d_a, mask=in_d)
-            if TENSOR:
-                # Eight sums left: bit 16 of the lane becomes the half, bit 8 B or C, bit 4 the token's parity.
-                folded = fold(fold(fold(low + high, lane, 16), lane, 8), lane, 4)[0]
-                token = (lane >> 4) * 8 + (lane & 3) * 2 + ((lane >> 2) & 1)
-                tl.store(p_out + token * SG + 2 * n + ((lane >> 3) & 1), folded)
-            else:
-                # 16 vectors (dB in lanes 0-15, dC in 16-31) into one, whose lane's last four bits are the token.
-                folded = fold(fold(fold(fold(d_bc, lane, 8), lane, 4), lane, 2), lane, 1)[0]
-                tl.store(p_out + (lane & 15) * SG + 2 * n + (lane >> 4), folded)
+            sums = low + high if TENSOR else d_bc
+        tl.store(p_folded + 2 * (N - 1), _fold_sums(sums, lane, TENSOR))
 
         d_logit = ()  # gradient before the softplus
         pixels = _load_pixels(p_table)

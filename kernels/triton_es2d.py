@@ -255,7 +255,8 @@ def backward(
         blocks = ceil(scan.D / BLOCK)
         SG = gradient_width(N, R, dproj_type.itemsize)
         dproj = torch.empty(blocks, scan.K * call.product.M, SG, dtype=dproj_type, device=x.device)
-        partial = torch.empty(scan.K, scan.B * scan.segments, N + R + 2, scan.D, dtype=torch.float32, device=x.device)
+        rows = 3 * N + R + 2
+        partial = torch.empty(scan.K, scan.B * scan.segments, rows, scan.D, dtype=torch.float32, device=x.device)
         tensor_cores = tuning.tensor_cores
         if tensor_cores is None:
             tensor_cores = scan.NVIDIA and x.dtype == torch.bfloat16
@@ -271,7 +272,7 @@ def backward(
             d_x_proj = _weight_gradient(call, dproj, tuning.weight_gradient_splits)
             gradients[1] = d_x_proj.to(x_proj_weight.dtype)
         if any(wanted[2:]):
-            sums = partial.sum(1)  # [K, N + R + 2, D]
+            sums = partial[:, :, 2 * N :].sum(1)  # [K, N + R + 2, D]
             values = (
                 sums[:, N : N + R].transpose(1, 2),
                 sums[:, N + R],

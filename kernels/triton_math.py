@@ -106,6 +106,14 @@ def unpack(parts, n: tl.constexpr):
 
 
 @triton.jit
+def swap(v, M: tl.constexpr):
+    """The number of lane ^ M, of 32 lanes: one SHFL.BFLY, which unlike one by index needs no register for the lane."""
+    bits = tl.reshape(v.to(tl.int32, bitcast=True), [LANES // (2 * M), 2, M])
+    both = tl.xor_sum(bits, 1, keep_dims=True)
+    return tl.reshape(both ^ bits, [LANES]).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def fold(values, lane, M: tl.constexpr):
     """Halve a tuple of 2K vectors of 32 lanes: lanes with bit M in their number sum the upper K, the rest the lower.
 
@@ -118,7 +126,7 @@ def fold(values, lane, M: tl.constexpr):
     for i in tl.static_range(K):
         keep = tl.where(upper, values[i + K], values[i])
         send = tl.where(upper, values[i], values[i + K])
-        out = out + (keep + tl.gather(send, lane ^ M, 0),)
+        out = out + (keep + swap(send, M),)
     return out
 
 

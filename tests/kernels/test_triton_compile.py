@@ -126,10 +126,10 @@ def test_forward_spends_its_loop_on_exponentials(capability, save, registers, in
 @pytest.mark.parametrize(
     ("capability", "tensor", "stack", "instructions"),
     [
-        pytest.param(80, True, 216, 302, id="sm_80"),
-        pytest.param(90, True, 192, 293, id="sm_90"),
-        pytest.param(90, False, 152, 378, id="sm_90, float32's sums"),
-        pytest.param(100, True, 192, 265, id="sm_100"),
+        pytest.param(80, True, 208, 287, id="sm_80"),
+        pytest.param(90, True, 152, 274, id="sm_90"),
+        pytest.param(90, False, 104, 361, id="sm_90, float32's sums"),
+        pytest.param(100, True, 160, 253, id="sm_100"),
     ],
 )
 def test_backward_keeps_three_warps_a_scheduler(capability, tensor, stack, instructions, tmp_path):
