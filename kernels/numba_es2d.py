@@ -45,12 +45,12 @@ def forward(
     dtype = scan_type(x)
     states = x.new_empty(states_shape(B, H, W, _up(D, LANES), A_logs.shape[1], pattern) if save else (0,), dtype=dtype)
     order = PATTERNS[pattern]
-    y = x.new_empty((order.visits, B, H, W, _up(D, LANES)), dtype=dtype)
+    y = x.new_empty((order.visits * B, H, W, _up(D, LANES)), dtype=dtype)
     if B:
         call = _prepare(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, pattern, save)
         call.bind(y=y, states=states)
         call.run("forward", numba_launch.SCAN, B * len(order.groups) * y.shape[-1] // LANES)
-    return _sum_of_visits(y, D), states[..., :D].contiguous() if save else states
+    return _sum_of_visits(y, order.visits, D), states[..., :D].contiguous() if save else states
 
 
 def backward(
@@ -75,7 +75,8 @@ def backward(
     piece = _up(max(WEIGHT_PIECE, -(-B * Lp // WEIGHT_PIECES)), TILE)
     pieces = -(-B * Lp // piece)
     call.set(slabs=slabs, piece=piece, pieces=pieces)
-    dx = states.new_empty((PATTERNS[pattern].visits, B, H, W, Dp))
+    visits = PATTERNS[pattern].visits
+    dx = states.new_empty((visits * B, H, W, Dp))
     partial = states.new_empty((B, K, N + R + 2, Dp))
     weight_partial = states.new_empty((pieces, K, S, Dp))
     call.bind(
@@ -92,7 +93,7 @@ def backward(
     sums = partial[0].numel()
     if wanted[0]:
         call.run("backward", numba_launch.INPUT_GRADIENT, K * B * Lp // TILE)
-        gradients[0] = _sum_of_visits(dx, D).to(x.dtype)
+        gradients[0] = _sum_of_visits(dx, visits, D).to(x.dtype)
     if wanted[1]:
         call.run("backward", numba_launch.WEIGHT_GRADIENT, K * pieces)
         sums += weight_partial[0].numel()
@@ -114,12 +115,14 @@ def _gradient(parameter: Tensor, values: Tensor) -> Tensor:
     return values.to(parameter.dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def _sum_of_visits(y: Tensor, D: int) -> Tensor:
-    # Not as a view of y, which would be kept whole and of which autograd allows nothing in place.
-    total = y[0].detach() if len(y) == 1 else y[0] + y[1]
-    for other in y[2:]:
-        total += other
-    return total[..., :D].contiguous()
+def _sum_of_visits(y: Tensor, visits: int, D: int) -> Tensor:
+    # Where nothing is to be done y itself: a view could not be changed in place, and would keep all visits.
+    if visits > 1:
+        first, second, *others = y.view(visits, len(y) // visits, *y.shape[1:])
+        y = first + second
+        for other in others:
+            y += other
+    return y[..., :D].contiguous() if y.shape[-1] > D else y
 
 
 def _prepare(
