@@ -43,17 +43,19 @@ def _log2(v, NVIDIA: tl.constexpr):
 
 @triton.jit
 def softplus(v, NVIDIA: tl.constexpr):
-    """log(1 + exp(v)); a short series where the logarithm of a number near 1 would lose digits."""
+    """log(1 + exp(v)); where the hardware's logarithm of a number near 1 would lose digits, the polynomial of least
+    relative error (1.3e-7)."""
     e = tl.exp2(v * LOG2E)
-    small = e * (1.0 - e * (0.5 - e * (0.3333333 - 0.25 * e)))
-    return tl.where(v > 20.0, v, tl.where(e < 0.03, small, LN2 * _log2(1.0 + e, NVIDIA)))
+    small = e * (0.99999987 - e * (0.4999577 - e * (0.33117982 - 0.21422405 * e)))
+    return tl.where(v > 20.0, v, tl.where(e < 0.1, small, LN2 * _log2(1.0 + e, NVIDIA)))
 
 
 @triton.jit
 def softplus_slope(delta):
-    """d softplus(v) / dv = sigmoid(v) = 1 - exp(-delta) of delta = softplus(v); a series where that would cancel."""
-    small = delta * (1.0 - delta * (0.5 - delta * (0.16666667 - 0.041666667 * delta)))
-    return tl.where(delta < 0.05, small, 1.0 - tl.exp2(-delta * LOG2E))
+    """d softplus(v) / dv = sigmoid(v) = 1 - exp(-delta) of delta = softplus(v); where that would cancel, the polynomial
+    of least relative error (1.0e-7)."""
+    small = delta * (0.9999999 - delta * (0.4999841 - delta * (0.16627033 - 0.03846861 * delta)))
+    return tl.where(delta < 0.2, small, 1.0 - tl.exp2(-delta * LOG2E))
 
 
 @triton.jit
