@@ -189,7 +189,8 @@ def is_plain(tensor: Tensor | None) -> bool:
 
 def cpu_kernels(x: Tensor, channels: int, *others: Tensor | None) -> Any:
     """The module of the CPU's kernels around a scan, to be called without an operator in between. None where that
-    cannot be: x does not have them (`has_cpu_kernels`), others are no plain tensors, or a profiler watches.
+    cannot be: x does not have them (`has_cpu_kernels`), others are no plain tensors, or a profiler or a mode
+    that sees PyTorch's functions watches.
 
     The operators are for who traces, differentiates or counts. Each costs more time than its kernel on a small map.
     """

@@ -35,12 +35,12 @@ def squeeze_excite_add(
     keep. For tensors that `ops.has_kernels` is true of. Raises ValueError for shapes that do not fit together.
     """
     C, S = x.shape[-1], len(b1)
+    tensors = (x, u, v, norm_weight, norm_bias, w1, b1, w2, b2, keep)
     fits = u.shape == x.shape == v.shape and norm_weight.shape == norm_bias.shape == b2.shape == (C,)
     if not fits or w1.shape != (S, C) or w2.shape != (C, S) or (keep is not None and keep.shape != x.shape[:1]):
-        shapes = [list(t.shape) for t in (x, u, v, norm_weight, norm_bias, w1, b1, w2, b2)]
+        shapes = [list(t.shape) for t in tensors if t is not None]
         raise ValueError(f"x, u and v must have one shape and the gate's tensors fit their {C} channels, got {shapes}")
-    tensors = (x, u, v, norm_weight, norm_bias, w1, b1, w2, b2, keep)
-    if kernels := cpu_kernels(x, x.shape[-1], *tensors):
+    if kernels := cpu_kernels(x, C, *tensors[1:]):
         return kernels.squeeze_excite_add(*tensors, eps)[0]
     return fused_squeeze_excite_add(*tensors, eps)[0]
 
