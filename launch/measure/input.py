@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
 from evmamba.cost import timed
-from evmamba.tasks.data import STAGE, TaskDataModule
+from evmamba.tasks.data import STAGE, TaskDataModule, marked_stages
 
 # What is left beside the marked stages: seeding, looking up, putting a batch together.
 REST = "seed and collate"
@@ -71,7 +71,7 @@ def measure_input(data: TaskDataModule, seconds: float, device: str = "cpu") -> 
         images = _count(batches, seconds)
         per_core = images / (time.process_time() - begin)
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report starting and stopping
-        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+        with marked_stages(), profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
             _count(batches, seconds)
     finally:
         torch.set_num_threads(threads)

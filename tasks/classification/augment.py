@@ -1,5 +1,6 @@
 """Training augmentation of classification: crop and flip on uint8 tensors, timm's policies, timm's random erasing."""
 
+import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,14 +9,16 @@ import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
-from torchvision.transforms import v2
 
 from evmamba.errors import UserError
 from evmamba.tasks.classification.randaugment import PREFIX, posterize_to_black, with_nineteen_operations
 from evmamba.tasks.classification.tensor_operations import resize
 from evmamba.tasks.data import stage
 
+# Width to height of a crop.
+RATIO = (3 / 4, 4 / 3)
 NORMALISE = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 
 
@@ -64,10 +67,9 @@ class TrainingAugmentation:
         auto_augment: str | None = None,
         random_erasing: float = 0.0,
     ) -> None:
-        bicubic = v2.InterpolationMode.BICUBIC
         self.image_size = image_size
-        self.crop = v2.RandomResizedCrop(image_size, scale=(min_scale, 1.0), interpolation=bicubic, antialias=True)
-        self.flip = v2.RandomHorizontalFlip(flip)
+        self.scale = (min_scale, 1.0)
+        self.flip = flip
         self.policy = _policy(image_size, color_jitter, auto_augment)
         self.erase = RandomErasing(random_erasing, mode="pixel", device="cpu")
 
@@ -81,18 +83,25 @@ class TrainingAugmentation:
             uint8 [3, image_size, image_size] and the patches.
         """
         with stage("crop and resize"):
-            pixels = self.flip(crop(pixels, self.draw_box(pixels), self.image_size))
+            pixels = crop(pixels, self.draw_box(pixels), self.image_size)
+            if self.draw_flip():
+                pixels = pixels.flip(-1)
         if self.policy.transforms:  # timm's work on Pillow's images
             with stage("policy"):
-                image = self.policy(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
-                pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+                image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+                changed = self.policy(image)
+                if changed is not image:
+                    pixels = torch.from_numpy(np.array(changed)).permute(2, 0, 1)
         with stage("erase"):
             return pixels, self.draw_patches()
 
     def draw_box(self, pixels: Tensor) -> Part:
         """Which part of an image [3, H, W] becomes the crop."""
-        part = self.crop.make_params([pixels])
-        return part["top"], part["left"], part["height"], part["width"]
+        return RandomResizedCropAndInterpolation.get_params(pixels, self.scale, RATIO)
+
+    def draw_flip(self) -> bool:
+        """Whether the crop is mirrored."""
+        return random.random() < self.flip
 
     def draw_patches(self) -> list[Patch]:
         """What is erased from the crop."""

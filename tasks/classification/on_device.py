@@ -73,8 +73,7 @@ class DrawnAugmentation(TrainingAugmentation):
     def draw(self, height: int, width: int) -> tuple[Draws, list[Patch]]:
         """What is to be done with an image of this size, and the patches to write when it is normalised."""
         box = self.draw_box(torch.empty(3, height, width, device="meta"))
-        mirrored = bool(self.flip(torch.tensor([[[0, 1]]]))[0, 0, 0])
-        return Draws(box, mirrored, self.recorder([])), self.draw_patches()
+        return Draws(box, self.draw_flip(), self.recorder([])), self.draw_patches()
 
 
 class EncodedImages(Dataset[EncodedSample]):

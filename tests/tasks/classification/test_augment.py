@@ -1,11 +1,15 @@
 """Training's augmentation on uint8 tensors against timm's own on Pillow images and normalised tensors."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resized_crop
 
 from evmamba.errors import UserError
 from evmamba.tasks.classification.augment import NORMALISE, Patch, TrainingAugmentation, gather, normalise
@@ -24,15 +28,12 @@ def test_crop_and_flip_are_pillows_to_one_step():
     """Of the part that was drawn; Pillow's own bicubic rounds between its two passes."""
     augment = TrainingAugmentation(48, flip=1.0)
     pixels = photograph()
-    torch.manual_seed(3)
-    part = augment.crop.make_params([pixels])
-    torch.manual_seed(3)
+    random.seed(3)
+    top, left, height, width = augment.draw_box(pixels)
+    random.seed(3)
     ours, patches = augment(pixels)
     assert patches == []
-    left, top = part["left"], part["top"]
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).crop(
-        (left, top, left + part["width"], top + part["height"])
-    )
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).crop((left, top, left + width, top + height))
     pillows = image.resize((48, 48), Image.Resampling.BICUBIC).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     difference = (ours.permute(1, 2, 0).int() - torch.from_numpy(np.array(pillows)).int()).abs()
     assert difference.max() <= 1
@@ -42,22 +43,32 @@ def test_crop_and_flip_are_pillows_to_one_step():
 def test_crops_are_torchvisions_to_the_bit():
     augment = TrainingAugmentation(48, flip=0.0)
     for seed in range(5):
-        torch.manual_seed(seed)
+        random.seed(seed)
         ours, _ = augment(photograph())
-        torch.manual_seed(seed)
-        assert torch.equal(ours, augment.crop(photograph()))
+        random.seed(seed)
+        part = augment.draw_box(photograph())
+        expected = resized_crop(photograph(), *part, [48, 48], InterpolationMode.BICUBIC, antialias=True)
+        assert torch.equal(ours, expected)
         assert ours.permute(1, 2, 0).is_contiguous()
 
 
 def test_the_crops_cover_the_areas_and_shapes_asked_for():
     augment = TrainingAugmentation(32, min_scale=0.25)
-    parts = [augment.crop.make_params([photograph()]) for _ in range(300)]
-    areas = [part["height"] * part["width"] / (90 * 120) for part in parts]
+    parts = [augment.draw_box(photograph()) for _ in range(300)]
+    areas = [height * width / (90 * 120) for _, _, height, width in parts]
     assert 0.24 < min(areas) < 0.32
     assert max(areas) > 0.85
-    ratios = [part["width"] / part["height"] for part in parts]
+    ratios = [width / height for _, _, height, width in parts]
     assert 0.7 < min(ratios) < 0.85
     assert 1.2 < max(ratios) < 1.4
+
+
+def test_half_of_the_crops_are_mirrored():
+    augment, ramp = TrainingAugmentation(32), torch.arange(32, dtype=torch.uint8).expand(3, 32, 32)
+    random.seed(0)
+    rows = [augment(ramp)[0][0, 0] for _ in range(200)]
+    mirrored = [bool(row[0] > row[-1]) for row in rows]
+    assert 70 < sum(mirrored) < 130
 
 
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "rand19-m9-mstd0.5"])
@@ -94,7 +105,8 @@ def test_erased_parts_are_those_that_timm_erases():
     pixels, patches = augment(photograph(32, 32))
     assert patches
     seed_step(0, 0, 0, 0)
-    augment.flip(augment.crop(photograph(32, 32)))  # draws first, as in the whole
+    augment.draw_box(photograph(32, 32))  # first, as in the whole
+    augment.draw_flip()
     expected = normalise(pixels[None], gather([[]]))
     RandomErasing(1.0, mode="pixel", device="cpu")(expected[0])
     assert torch.equal(normalise(pixels[None], gather([patches])), expected)
