@@ -17,6 +17,7 @@ from .ops import is_plain, is_plain_float32
 
 # Multiply-adds from which it pays to hand weights to oneDNN, which rearranges them in each call.
 LEAST = 2**20
+_CPU_FILE = Path("/proc/cpuinfo")
 
 Product = Callable[[Tensor, Tensor, Tensor | None, str], Tensor]
 
@@ -72,7 +73,9 @@ class _Linear(torch.autograd.Function):
 
 def _pays(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
-        is_plain_float32(x)  # first: whoever traces shapes is not to be asked about them
+        not torch.compiler.is_compiling()  # first: whoever traces is not to be asked for a file, nor about shapes
+        and _may_be_faster()
+        and is_plain_float32(x)
         and x.numel() * len(weight) >= LEAST
         and x.dim() > 1
         and x.shape[-1:] == weight.shape[1:]
@@ -91,14 +94,19 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation:
 
 
 @cache
+def _may_be_faster() -> bool:
+    """Whether this is a processor of AMD's with 16 lanes. On Intel's, and on AMD's with 8, oneDNN is no faster; others
+    were not measured."""
+    try:
+        return torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in _CPU_FILE.read_text()
+    except OSError:
+        return False
+
+
+@cache
 def _onednn() -> Product | None:
     """oneDNN's product of ordinary tensors, which TorchInductor calls too. PyTorch promises nobody its name or
     arguments, so it is tried: None where it is missing, or is another thing than it was."""
-    try:
-        if "AuthenticAMD" not in Path("/proc/cpuinfo").read_text():
-            return None  # Intel's: no faster; others were not measured
-    except OSError:
-        return None
 
     def product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         bias = None if bias is None else bias.contiguous()  # it is read as if it were
