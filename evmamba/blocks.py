@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from evmamba.errors import UserError, unknown_name
 from evmamba.kernels import (
     Linear,
+    Norm,
     affine,
     affine_relu,
     batch_norm_depthwise,
@@ -25,14 +26,17 @@ from evmamba.kernels import (
     convolved_scan,
     depthwise_conv,
     es2d_scan,
+    folded,
     has_kernels,
+    kernel_backend,
     layer_norm,
     norm_gate,
     norm_linear,
+    normalise,
     pattern_scan,
+    squeeze_and_excite,
     squeeze_excite_add,
 )
-from evmamba.kernels.ops import has_cpu_kernels
 from evmamba.kernels.paths import PATTERNS, Pattern, es2d_pattern
 from evmamba.kernels.reference import step_sizes
 
@@ -84,26 +88,41 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = Fa
     return affine_relu(x.to(dtype), weight.to(dtype), bias.to(dtype))
 
 
-def with_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
-    """Weight and bias of a convolution of tokens x with the BatchNorm after it in them, where that is for inference.
+def evaluated(norm: nn.Module) -> Norm | None:
+    """What kernels of a CPU need of a BatchNorm in evaluation.
 
-    `fuse` has done it once, and leaves an identity. With the compiled CPU backend it is done in each pass, unless the
-    weight has more numbers than the map that would be normalised, or somebody's hooks wait for the norm. Else None.
+    None for other norms, and where somebody's hooks wait for this one.
     """
-    weight, bias = conv.weight, conv.bias
-    if isinstance(norm, nn.Identity):
-        return weight, bias
-    # weight[0].numel() > x[..., 0].numel(), without making views.
-    if not has_cpu_kernels(x) or weight.numel() * x.shape[-1] > x.numel() * len(weight):
-        return None
     if type(norm) is not nn.BatchNorm2d or norm.training or norm._forward_hooks or norm._forward_pre_hooks:
         return None
-    mean, var, gamma = norm.running_mean, norm.running_var, norm.weight
-    if not norm.affine or mean is None or var is None or gamma.dtype != weight.dtype:
+    mean, var = norm.running_mean, norm.running_var
+    if not norm.affine or mean is None or var is None:
         return None
-    scale = gamma * torch.rsqrt(var + norm.eps)
-    shift = torch.addcmul(norm.bias, mean if bias is None else mean - bias, scale, value=-1)
-    return weight * scale.view(-1, 1, 1, 1), shift
+    weight, bias = norm.weight, norm.bias
+    if not mean.dtype == var.dtype == weight.dtype == bias.dtype == torch.float32:
+        return None
+    return Norm(mean, var, weight, bias, norm.eps)
+
+
+def normed_pointwise(x: Tensor, conv: nn.Conv2d, norm: nn.Module, *, relu: bool = False) -> Tensor:
+    """A 1x1 convolution of tokens `[B, H, W, C]`, the norm after it, and a ReLU if asked for, by kernels of a CPU.
+
+    A BatchNorm is folded into the weight in each pass, or has a kernel where the weight has more numbers than the map
+    that is normalised. `fuse` has folded it once, and left an identity.
+    """
+    if isinstance(norm, nn.Identity):
+        return pointwise(x, conv.weight, conv.bias, relu=relu)
+    # weight[0].numel() <= x[..., 0].numel(), without making views.
+    if (own := evaluated(norm)) is not None and conv.weight.numel() * x.shape[-1] <= x.numel() * len(conv.weight):
+        return pointwise(x, *folded(conv.weight, conv.bias, own), relu=relu)
+    y = pointwise(x, conv.weight, conv.bias)
+    return normalised(norm, y, relu=relu) if own is None else normalise(y, own, relu)
+
+
+def normalised(norm: nn.Module, x: Tensor, *, relu: bool = False) -> Tensor:
+    """A norm of maps, of tokens x `[B, H, W, C]`, and a ReLU if asked for."""
+    y = to_channels_last(norm(to_channels_first(x)))
+    return F.relu(y, inplace=True) if relu else y
 
 
 def statistics_of_batch(norm: nn.Module, x: Tensor) -> Tensor | None:
@@ -191,8 +210,9 @@ class ES2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         signal, gate = self.in_proj(x).chunk(2, dim=-1)
-        y, norm, projection = self._convolve_and_scan(signal), self.out_norm, self.out_proj
-        if has_kernels(y) and type(projection) in (nn.Linear, Linear):
+        kernels, norm, projection = has_kernels(signal), self.out_norm, self.out_proj
+        y = self._convolve_and_scan(signal, kernels)
+        if kernels and type(projection) in (nn.Linear, Linear):
             return norm_linear(y, gate, norm.weight, norm.bias, projection.weight, norm.eps)
         return projection(norm_gate(y, gate, norm.weight, norm.bias, norm.eps))
 
@@ -201,9 +221,9 @@ class ES2D(nn.Module):
         signal, gate = self.in_proj(x).chunk(2, dim=-1)
         return self._convolve(signal), gate
 
-    def _convolve_and_scan(self, signal: Tensor) -> Tensor:
+    def _convolve_and_scan(self, signal: Tensor, kernels: bool) -> Tensor:
         conv, pattern = self.conv2d, self.pattern
-        if has_kernels(signal) and pattern.step == PATTERNS[pattern.name].step:
+        if kernels and pattern.step == PATTERNS[pattern.name].step:
             return convolved_scan(signal, conv.weight, conv.bias, *self._scan_parameters(), pattern.name)
         return self._scan(self._convolve(signal))
 
@@ -260,11 +280,12 @@ class ConvBranch(nn.Sequential):
         self.pointwise = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not has_kernels(x):
+        if (kernels := kernel_backend(x)) is None:
             return super().forward(x)
         tokens, conv, norm, last = to_channels_last(x), self.depthwise, self.norm, self.pointwise
-        if (folded := with_norm(conv, norm, tokens)) is not None:
-            y = depthwise_conv(tokens, *folded, "gelu")
+        own = evaluated(norm) if kernels == "numba" else None
+        if own is not None or isinstance(norm, nn.Identity):
+            y = depthwise_conv(tokens, conv.weight, conv.bias, "gelu", own)
         else:
             y = depthwise_conv(tokens, conv.weight, conv.bias)
             if (stats := statistics_of_batch(norm, y)) is not None:
@@ -337,6 +358,11 @@ class SqueezeExcite(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         return u * self.expand(F.relu(self.reduce(self.pool(u)))).sigmoid()
 
+    def of_tokens(self, u: Tensor) -> Tensor:
+        """The same of tokens `[B, H, W, C]`."""
+        reduce, expand = self.reduce, self.expand
+        return squeeze_and_excite(u, reduce.weight, reduce.bias, expand.weight, expand.bias)
+
 
 class InvertedResidual(nn.Module):
     """Inverted residual (InRes) block with squeeze-excitation on `[B, C, H, W]` (section 4.3, MobileNetV3's block).
@@ -361,26 +387,39 @@ class InvertedResidual(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        if has_kernels(x):
+        kernels = kernel_backend(x)
+        if kernels == "numba":
+            return self._inferred(x)
+        if kernels is not None:
             return self._with_kernels(x)
         y = F.relu(self.expand_norm(self.expand(x)), inplace=True)
         y = F.relu(self.depthwise_norm(self.depthwise(y)), inplace=True)
         y = self.project_norm(self.project(self.se(y)))
         return x + self.drop_path(y)
 
+    def _inferred(self, x: Tensor) -> Tensor:
+        """The same on tokens by kernels of a CPU, which do what a norm does in evaluation."""
+        y, conv, norm = to_channels_last(x), self.depthwise, self.depthwise_norm
+        y = normed_pointwise(y, self.expand, self.expand_norm, relu=True)
+        if (own := evaluated(norm)) is not None or isinstance(norm, nn.Identity):
+            y = depthwise_conv(y, conv.weight, conv.bias, "relu", own)
+        else:
+            y = normalised(norm, depthwise_conv(y, conv.weight, conv.bias), relu=True)
+        y = normed_pointwise(self.se.of_tokens(y), self.project, self.project_norm)
+        return x + self.drop_path(to_channels_first(y))
+
     def _with_kernels(self, x: Tensor) -> Tensor:
-        """The same on tokens; a norm that is part of the convolution before it (`with_norm`) makes the ReLU one too."""
+        """The same on tokens by a GPU's kernels; where `fuse` has folded a norm, the convolution has the ReLU too."""
         tokens, conv, norm = to_channels_last(x), self.expand, self.expand_norm
-        folded = with_norm(conv, norm, tokens)
-        y = pointwise(tokens, *(folded or (conv.weight, conv.bias)), relu=folded is not None)
+        fused = isinstance(norm, nn.Identity)
+        y = pointwise(tokens, conv.weight, conv.bias, relu=fused)
         conv = self.depthwise
         if (stats := statistics_of_batch(norm, y)) is not None:
-            y, folded = batch_norm_depthwise(y, stats, norm.weight, norm.bias, "relu", conv.weight), None
+            y, fused = batch_norm_depthwise(y, stats, norm.weight, norm.bias, "relu", conv.weight), False
         else:
-            if folded is None:
-                y = to_channels_last(F.relu(norm(to_channels_first(y)), inplace=True))
-            folded = with_norm(conv, self.depthwise_norm, y)
-            y = depthwise_conv(y, *(folded or (conv.weight, conv.bias)), "none" if folded is None else "relu")
+            y = y if fused else normalised(norm, y, relu=True)
+            fused = isinstance(self.depthwise_norm, nn.Identity)
+            y = depthwise_conv(y, conv.weight, conv.bias, "relu" if fused else "none")
         conv, norm, se = self.project, self.depthwise_norm, self.se
         if (stats := statistics_of_batch(norm, y)) is not None:
             gate_network = (t for layer in (se.reduce, se.expand) for t in (layer.weight.flatten(1), layer.bias))
@@ -388,15 +427,9 @@ class InvertedResidual(nn.Module):
             projection = conv.weight.flatten(1), conv.bias
             y = batch_norm_linear(y, stats, norm.weight, norm.bias, "relu", *projection, squeeze)
         else:
-            if folded is None:
-                y = to_channels_last(F.relu(norm(to_channels_first(y)), inplace=True))
-            gate = to_channels_last(se.pool(to_channels_first(y)))
-            gate = pointwise(gate, se.reduce.weight, se.reduce.bias, relu=True)
-            gate = pointwise(gate, se.expand.weight, se.expand.bias).sigmoid()
-            folded = with_norm(conv, self.project_norm, y)
-            y = pointwise(y * gate, *(folded or (conv.weight, conv.bias)))
-        y = to_channels_first(y)
-        return x + self.drop_path(self.project_norm(y) if folded is None else y)
+            y = y if fused else normalised(norm, y, relu=True)
+            y = pointwise(se.of_tokens(y), conv.weight, conv.bias)
+        return x + self.drop_path(self.project_norm(to_channels_first(y)))
 
 
 class PatchMerging(nn.Module):

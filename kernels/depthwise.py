@@ -7,17 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .evaluated_norm import Norm, folded
 from .ops import NAMESPACE, cpu_kernels, has_kernels, numba_around
 
 ACTIVATIONS = {"none": lambda v: v, "relu": F.relu, "silu": F.silu, "gelu": F.gelu}
 
 
-def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """`activation(conv(x) + bias)` with zeros around the map, every channel by itself.
+def depthwise_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none", norm: Norm | None = None
+) -> Tensor:
+    """`activation(norm(conv(x) + bias))` with zeros around the map, every channel by itself.
 
     x `[B, H, W, C]`, any strides; weight `[C, 1, 3, 3]`, bias `[C]` or None; activation "none", "relu", "silu" or
     "gelu" (exact). Result `[B, H, W, C]` in x's type, or autocast's. Differentiable once.
-    Raises ValueError for another activation, or a weight or bias of another shape.
+    Raises ValueError for another activation, or a weight, bias or norm of another shape.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
@@ -26,8 +29,12 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: s
         raise ValueError(f"weight must be [{C}, 1, 3, 3] for x with {C} channels, got {list(weight.shape)}")
     if bias is not None and bias.shape != (C,):
         raise ValueError(f"bias must be [{C}] for x with {C} channels, got {list(bias.shape)}")
-    if kernels := cpu_kernels(x, C, weight, bias):
-        return kernels.depthwise_conv(x, weight, bias, activation)
+    if norm is not None:
+        norm.check(x)
+    if kernels := cpu_kernels(x, C, weight, bias, *(norm or ())[:4]):
+        return kernels.depthwise_conv(x, weight, bias, activation, norm)
+    if norm is not None:
+        weight, bias = folded(weight, bias, norm)
     if not has_kernels(x, C):
         y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=C)
         return ACTIVATIONS[activation](y.permute(0, 2, 3, 1))

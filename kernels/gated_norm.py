@@ -68,7 +68,7 @@ def norm_linear(
     dtype = torch.get_autocast_dtype(kind) if z is None and torch.is_autocast_enabled(kind) else given
     projection = projection.to(dtype)
     tensors = (y, z, weight, bias, projection)
-    if has_kernels(y) and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors) and has_kernels(y):
         return fused_norm_linear(*tensors, eps)
     n = layer_norm(y, weight, bias, eps, dtype) if z is None else norm_gate(y, z, weight, bias, eps)
     return affine(n, projection)

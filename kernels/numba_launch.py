@@ -25,7 +25,17 @@ from torch import Tensor
 
 from .numba_backward import input_gradient_kernel, scan_backward_kernel, sum_kernel, weight_gradient_kernel
 from .numba_forward import arrange_kernel, project_kernel, scan_kernel
-from .numba_map import depthwise_kernel, excite_kernel, gated_sum_kernel, norm_kernel, squeeze_kernel
+from .numba_map import (
+    batch_norm_kernel,
+    channel_sums_kernel,
+    depthwise_kernel,
+    excite_kernel,
+    excited_kernel,
+    gated_sum_kernel,
+    hidden_kernel,
+    norm_kernel,
+    squeeze_kernel,
+)
 from .numba_vector import COMPILED, call_for_number, fetch_add
 
 logger = logging.getLogger(__name__)
@@ -39,50 +49,53 @@ TENSORS = (
     "paths", "visit_of", "x", "x_proj", "dt_proj", "bias", "A", "skip", "proj", "y", "states",
     "x_proj_rows", "dy", "dx_scan", "dproj", "partial", "weight_partial",
     "weight", "gate", "u", "v", "w1", "b1", "w2", "b2", "mean", "gates",
+    "norm_mean", "norm_var", "norm_weight", "norm_bias",
 )  # fmt: skip
-_INTEGERS = ("counters", "threads", "thread_number", "kernel", "tasks", *SIZES, *TENSORS)
+_OF_A_RUN = ("counters", "threads", "thread_number", "kernel", "tasks")
+_INTEGERS = (*_OF_A_RUN, *SIZES, *TENSORS)
 RECORD = np.dtype([(name, np.int64) for name in _INTEGERS] + [("eps", np.float64)])
 _PACK = Struct(f"={len(_INTEGERS)}qd").pack_into
 _LINE = 64  # bytes from counter to counter: threads that write to one line of a cache wait for each other
-_NOTHING = dict.fromkeys((*_INTEGERS, "eps"), 0)
+_COUNTERS = -(-RECORD.itemsize // _LINE) * _LINE  # where they begin, behind the record
+_PLACE = {name: place for place, name in enumerate((*_INTEGERS, "eps"))}
 _POINTER = types.CPointer(from_dtype(RECORD))
 ARRANGE, PROJECT, SCAN = range(3)
 SCAN_BACKWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, SUM = range(4)
-DEPTHWISE, NORM, SQUEEZE, EXCITE, GATED_SUM = range(5)
+DEPTHWISE, BATCH_NORM, NORM, SQUEEZE, EXCITE, GATED_SUM, CHANNEL_SUMS, HIDDEN, EXCITED = range(9)
 
 
 class Call:
     """Sizes and tensors that the kernels of one call work on; `run` may add tensors that later kernels need."""
 
     def __init__(self, **sizes: float) -> None:
-        self._values: dict[str, float] = _NOTHING | sizes
-        self._record = ctypes.create_string_buffer(RECORD.itemsize)
+        self._values: list[float] = [0] * len(_PLACE)
         self.tensors: dict[str, Tensor] = {}  # alive as long as their addresses are
+        self.set(**sizes)
 
     def __getitem__(self, size: str) -> int:
-        return int(self._values[size])
+        return int(self._values[_PLACE[size]])
 
     def set(self, **sizes: float) -> None:
         """Put sizes under their names in place."""
-        self._values |= sizes
+        for name, size in sizes.items():
+            self._values[_PLACE[name]] = size
 
     def bind(self, **tensors: Tensor) -> None:
         """Put contiguous tensors under their names in place."""
         self.tensors |= tensors
-        self._values |= {name: tensor.data_ptr() for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            self._values[_PLACE[name]] = tensor.data_ptr()
 
     def run(self, part: str, kernel: int, tasks: int) -> None:
         """Do all tasks of a kernel."""
         real = np.float64 if self.tensors["x"].dtype == torch.float64 else np.float32
         entry = compiled(part, real)
         threads = min(torch.get_num_threads(), tasks)
-        counters = ctypes.create_string_buffer(_LINE * threads)
-        self._values |= {
-            "kernel": kernel, "tasks": tasks, "threads": threads, "counters": ctypes.addressof(counters),
-            "thread_number": _openmp().thread_number,
-        }  # fmt: skip
-        _PACK(self._record, 0, *self._values.values())
-        run_in_threads(entry, ctypes.addressof(self._record), threads)
+        record = ctypes.create_string_buffer(_COUNTERS + _LINE * threads)
+        address = ctypes.addressof(record)
+        self._values[: len(_OF_A_RUN)] = address + _COUNTERS, threads, _openmp().thread_number, kernel, tasks
+        _PACK(record, 0, *self._values)
+        run_in_threads(entry, address, threads)
 
 
 @njit(**COMPILED)
@@ -137,14 +150,22 @@ def _around_entry(real: Any, sources: int) -> Callable[[Any], None]:
         for task in tasks_of(call):
             if call.kernel == DEPTHWISE:
                 depthwise_kernel(call, task, zero)
+            elif call.kernel == BATCH_NORM:
+                batch_norm_kernel(call, task, zero)
             elif call.kernel == NORM:
                 norm_kernel(call, task, zero)
             elif call.kernel == SQUEEZE:
                 squeeze_kernel(call, task, zero)
             elif call.kernel == EXCITE:
                 excite_kernel(call, task, zero)
-            else:
+            elif call.kernel == GATED_SUM:
                 gated_sum_kernel(call, task, zero)
+            elif call.kernel == CHANNEL_SUMS:
+                channel_sums_kernel(call, task, zero)
+            elif call.kernel == HIDDEN:
+                hidden_kernel(call, task, zero)
+            else:
+                excited_kernel(call, task, zero)
 
     return around_tasks
 

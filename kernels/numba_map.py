@@ -13,22 +13,24 @@ from .numba_vector import COMPILED, LANES, array_at, gelu, lane_sum, load, relu,
 
 NONE, RELU, SILU, GELU = range(4)
 ROWS = 32  # pixels of a task of the kernels that go through a map pixel by pixel
+GATES = 64  # channels of a task of the kernel that makes gates and multiplies by them
 
 
 @njit(**COMPILED)
 def depthwise_kernel(call, task, zero):
-    """One row of a map: 3x3 convolution of every channel by itself, bias, activation. `weight` is `[9, D]`."""
+    """One row of a map: 3x3 convolution of every channel by itself, bias, BatchNorm's four tensors where there are
+    such, activation. `weight` is `[9, D]`."""
     H, W, D, stride, active = call.H, call.W, call.D, call.stride, call.activation
     b, h = task // H, task % H
     x = array_at(call.x, (call.B * H * W * stride,), zero)
     out = array_at(call.y, (call.B, H, W, D), zero)
     weight = array_at(call.weight, (9, D), zero)
-    bias = array_at(call.bias, (D,), zero)
+    scale, shift = affine_of_norm(call, D, zero)
     first, last = max(h - 1, 0), min(h + 2, H)
     for w in range(0, W, 4):
         if w > 0 and w + 4 < W:
             for d in range(0, D, LANES):
-                y0 = y1 = y2 = y3 = load(bias, (d,))
+                y0 = y1 = y2 = y3 = splat(zero)
                 for i in range(first, last):
                     tap = 3 * (i - h + 1)
                     left, middle, right = load(weight, (tap, d)), load(weight, (tap + 1, d)), load(weight, (tap + 2, d))
@@ -49,19 +51,35 @@ def depthwise_kernel(call, task, zero):
                     y2 += right * v
                     y3 += middle * v
                     y3 += right * load(x, (at + 5 * stride,))
-                store(out, (b, h, w, d), activate(y0, active))
-                store(out, (b, h, w + 1, d), activate(y1, active))
-                store(out, (b, h, w + 2, d), activate(y2, active))
-                store(out, (b, h, w + 3, d), activate(y3, active))
+                s, t = load(scale, (d,)), load(shift, (d,))
+                store(out, (b, h, w, d), activate(y0 * s + t, active))
+                store(out, (b, h, w + 1, d), activate(y1 * s + t, active))
+                store(out, (b, h, w + 2, d), activate(y2 * s + t, active))
+                store(out, (b, h, w + 3, d), activate(y3 * s + t, active))
         else:
             for j in range(w, min(w + 4, W)):
                 for d in range(0, D, LANES):
-                    y = load(bias, (d,))
+                    y = splat(zero)
                     for i in range(first, last):
-                        for s in range(max(j - 1, 0), min(j + 2, W)):
-                            v = load(x, (((b * H + i) * W + s) * stride + d,))
-                            y += load(weight, (3 * (i - h + 1) + s - j + 1, d)) * v
-                    store(out, (b, h, j, d), activate(y, active))
+                        for k in range(max(j - 1, 0), min(j + 2, W)):
+                            v = load(x, (((b * H + i) * W + k) * stride + d,))
+                            y += load(weight, (3 * (i - h + 1) + k - j + 1, d)) * v
+                    store(out, (b, h, j, d), activate(y * load(scale, (d,)) + load(shift, (d,)), active))
+
+
+@njit(**COMPILED)
+def affine_of_norm(call, D, zero):
+    """What each channel is multiplied by, and what is added then: a convolution's bias and BatchNorm's, if any."""
+    scale, shift = np.ones(D, np.dtype(type(zero))), np.zeros(D, np.dtype(type(zero)))
+    if call.bias:
+        shift[:] = array_at(call.bias, (D,), zero)
+    if call.norm_var:
+        mean, var = array_at(call.norm_mean, (D,), zero), array_at(call.norm_var, (D,), zero)
+        weight, bias = array_at(call.norm_weight, (D,), zero), array_at(call.norm_bias, (D,), zero)
+        for d in range(D):
+            scale[d] = weight[d] / math.sqrt(var[d] + type(zero)(call.eps))
+            shift[d] = bias[d] + (shift[d] - mean[d]) * scale[d]
+    return scale, shift
 
 
 @njit(**COMPILED)
@@ -88,6 +106,17 @@ def moments(row, r, D, eps, zero):
         v = load(row, (r, d)) - splat(mean)
         squares += v * v
     return mean, type(zero)(1 / math.sqrt(lane_sum(squares) / type(zero)(D) + eps))
+
+
+@njit(**COMPILED)
+def batch_norm_kernel(call, task, zero):
+    """A few pixels: every channel times a number, plus another (BatchNorm in evaluation), activation."""
+    D, active = call.D, call.activation
+    x, out = array_at(call.x, (call.HW, D), zero), array_at(call.y, (call.HW, D), zero)
+    scale, shift = affine_of_norm(call, D, zero)
+    for r in range(task * ROWS, min((task + 1) * ROWS, call.HW)):
+        for d in range(0, D, LANES):
+            store(out, (r, d), activate(load(x, (r, d)) * load(scale, (d,)) + load(shift, (d,)), active))
 
 
 @njit(**COMPILED)
@@ -169,3 +198,67 @@ def gated_sum_kernel(call, task, zero):
         for d in range(0, D, LANES):
             change = load(u, (r, d)) * load(gates, (b, 0, d)) + load(v, (r, d)) * load(gates, (b, 1, d))
             store(out, (r, d), load(x, (r, d)) + change)
+
+
+@njit(**COMPILED)
+def dot(matrix, row, vector, n, zero):
+    """A row of a matrix times a vector, n numbers of each."""
+    total, whole = splat(zero), n // LANES * LANES
+    for k in range(0, whole, LANES):
+        total += load(matrix, (row, k)) * load(vector, (k,))
+    value = lane_sum(total)
+    for k in range(whole, n):
+        value += matrix[row, k] * vector[k]
+    return value
+
+
+@njit(**COMPILED)
+def channel_sums_kernel(call, task, zero):
+    """A few pixels of an image: the sum of each channel."""
+    D, HW, pieces = call.D, call.HW, call.pieces
+    b, piece = task // pieces, task % pieces
+    x, partial = array_at(call.x, (call.B * HW, D), zero), array_at(call.partial, (call.B, pieces, D), zero)
+    first, last = piece * ROWS, min((piece + 1) * ROWS, HW)
+    for d in range(0, D, LANES):
+        total = splat(zero)
+        for r in range(b * HW + first, b * HW + last):
+            total += load(x, (r, d))
+        store(partial, (b, piece, d), total)
+
+
+@njit(**COMPILED)
+def hidden_kernel(call, task, zero):
+    """Up to 16 of an image's squeezed channels, `relu(W1 mean + b1)`."""
+    D, S, pieces = call.D, call.S, call.pieces
+    blocks = -(-S // LANES)
+    b, first = task // blocks, task % blocks * LANES
+    partial = array_at(call.partial, (call.B, pieces, D), zero)
+    w1, b1 = array_at(call.w1, (S, D), zero), array_at(call.b1, (S,), zero)
+    hidden, mean = array_at(call.mean, (call.B, S), zero), np.empty(D, b1.dtype)
+    for d in range(0, D, LANES):
+        total = load(partial, (b, 0, d))
+        for piece in range(1, pieces):
+            total += load(partial, (b, piece, d))
+        store(mean, (d,), total * splat(type(zero)(1) / type(zero)(call.HW)))
+    for s in range(first, min(first + LANES, S)):
+        value = dot(w1, s, mean, D, zero) + b1[s]
+        hidden[b, s] = zero if value < zero else value
+
+
+@njit(**COMPILED)
+def excited_kernel(call, task, zero):
+    """A few channels of an image: times their gate, `sigmoid(W2 hidden + b2)`."""
+    D, S, HW = call.D, call.S, call.HW
+    blocks = -(-D // GATES)
+    b, first = task // blocks, task % blocks * GATES
+    last = min(first + GATES, D)
+    x, out = array_at(call.x, (call.B * HW, D), zero), array_at(call.y, (call.B * HW, D), zero)
+    w2, b2 = array_at(call.w2, (D, S), zero), array_at(call.b2, (D,), zero)
+    hidden, gates = array_at(call.mean, (call.B, S), zero), np.empty(GATES, b2.dtype)
+    for d in range(first, last):
+        gates[d - first] = dot(w2, d, hidden[b], S, zero) + b2[d]
+    for d in range(0, last - first, LANES):
+        store(gates, (d,), sigmoid(load(gates, (d,))))
+    for r in range(b * HW, (b + 1) * HW):
+        for d in range(0, last - first, LANES):
+            store(out, (r, first + d), load(x, (r, first + d)) * load(gates, (d,)))

@@ -146,8 +146,13 @@ def has_kernels(x: Tensor, channels: int = 0) -> bool:
 
     Triton's backend has them for all that it takes, the compiled CPU backend for inference (`has_cpu_kernels`).
     """
-    name = _constant_backend_name(x.device.type, x.dtype)
-    return name == "triton" or (name == "numba" and _suits_cpu_kernels(x, channels))
+    return kernel_backend(x, channels) is not None
+
+
+def kernel_backend(x: Tensor, channels: int = 0) -> str | None:
+    """Whose kernels `has_kernels` means, "triton" or "numba"; None where it says no."""
+    name = _constant_backend_name("cpu" if x.is_cpu else x.device.type, x.dtype)
+    return name if name == "triton" or (name == "numba" and _suits_cpu_kernels(x, channels)) else None
 
 
 def has_cpu_kernels(x: Tensor, channels: int = 0) -> bool:
@@ -165,7 +170,7 @@ def is_plain_float32(x: Tensor) -> bool:
     computes tangents."""
     return (
         not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
+        and x.is_cpu
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._len_torch_dispatch_stack()
@@ -199,8 +204,12 @@ def cpu_kernels(x: Tensor, channels: int, *others: Tensor | None) -> Any:
 
 
 def _is_unobserved(*tensors: Tensor | None) -> bool:
-    watched = torch.autograd._profiler_enabled() or torch._C._len_torch_function_stack()
-    return not watched and all(is_plain(t) for t in tensors)
+    if torch.autograd._profiler_enabled() or torch._C._len_torch_function_stack():
+        return False
+    for tensor in tensors:  # noqa: SIM110, an expression takes twice as long
+        if not is_plain(tensor):
+            return False
+    return True
 
 
 @torch.compiler.assume_constant_result

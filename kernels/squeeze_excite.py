@@ -1,4 +1,4 @@
-"""The tail of an EVSS block, both branches through one squeeze-excitation and added to the block's input."""
+"""Squeeze-excitations: an InRes block's, and the tail of an EVSS block with both branches and the sum."""
 
 import importlib
 from typing import Any
@@ -12,6 +12,24 @@ from .ops import NAMESPACE, cpu_kernels, numba_around
 
 def _kernels() -> Any:
     return importlib.import_module(".triton_squeeze", __package__)
+
+
+def squeeze_and_excite(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
+    """`x sigmoid(W2 relu(W1 mean(x) + b1) + b2)`, the mean over H and W.
+
+    x `[B, H, W, C]`; w1 `[S, C, 1, 1]`, b1 `[S]`, w2 `[C, S, 1, 1]`, b2 `[C]`, as those of 1x1 convolutions. Raises
+    ValueError for shapes that do not fit together.
+    """
+    C, S = x.shape[-1], len(w1)
+    biases = (b1 is None or b1.shape == (S,)) and (b2 is None or b2.shape == (C,))
+    if w1.shape != (S, C, 1, 1) or w2.shape != (C, S, 1, 1) or not biases:
+        shapes = [None if t is None else list(t.shape) for t in (w1, b1, w2, b2)]
+        raise ValueError(f"w1, b1, w2 and b2 must be [S, {C}, 1, 1], [S], [{C}, S, 1, 1] and [{C}], got {shapes}")
+    if b1 is not None and b2 is not None and (kernels := cpu_kernels(x, C, w1, b1, w2, b2)):
+        return kernels.squeeze_and_excite(x, w1, b1, w2, b2)
+    u = x.permute(0, 3, 1, 2)
+    hidden = F.relu(F.linear(F.adaptive_avg_pool2d(u, 1).flatten(1), w1.flatten(1), b1))
+    return x * F.linear(hidden, w2.flatten(1), b2).sigmoid()[:, None, None]
 
 
 def squeeze_excite_add(

@@ -9,6 +9,7 @@ from torch import nn
 from evmamba import blocks
 from evmamba.blocks import ES2D, ConvBranch, EVSSBlock, InvertedResidual, PatchMerging, TokenSqueezeExcite
 from evmamba.errors import UserError
+from evmamba.kernels import Norm
 from evmamba.kernels.reference import gather_tokens, merge_tokens
 from evmamba.original_names import from_original
 
@@ -195,24 +196,28 @@ def test_order_and_step_sizes_are_those_that_the_layer_scans_with(scan, step, si
 
 
 @pytest.fixture
-def folded(monkeypatch):
-    """The BatchNorms that become part of a convolution in a pass: a list that grows."""
+def norms_of_kernels(monkeypatch):
+    """How a pass does its BatchNorms without PyTorch's: a list that grows of the functions that are given one."""
     pytest.importorskip("numba")
     monkeypatch.delenv("EVMAMBA_BACKEND", raising=False)
-    found, real = [], blocks.with_norm
+    found = []
 
-    def watched(conv, norm, x):
-        weights = real(conv, norm, x)
-        if weights is not None:
-            found.append(norm)
-        return weights
+    def watch(name):
+        real = getattr(blocks, name)
 
-    monkeypatch.setattr(blocks, "with_norm", watched)
+        def watched(*inputs):
+            found.extend([name] * any(isinstance(value, Norm) for value in inputs))
+            return real(*inputs)
+
+        monkeypatch.setattr(blocks, name, watched)
+
+    for name in ("depthwise_conv", "folded", "normalise"):
+        watch(name)
     return found
 
 
 @pytest.mark.parametrize("side", [4, 14])
-def test_norms_are_part_of_convolutions_whose_weight_is_no_larger_than_the_map(side, folded):
+def test_norms_are_part_of_convolutions_whose_weight_is_no_larger_than_the_map(side, norms_of_kernels):
     torch.manual_seed(0)
     block = InvertedResidual(192).eval()
     for norm in (block.expand_norm, block.depthwise_norm, block.project_norm):
@@ -221,36 +226,39 @@ def test_norms_are_part_of_convolutions_whose_weight_is_no_larger_than_the_map(s
     x = torch.randn(1, 192, side, side).to(memory_format=torch.channels_last)
     with torch.no_grad():
         got = block(x)
-    # Of 16 or 196 pixels; numbers of a channel's weight: 192 before the expansion, 9, and 768 behind it.
-    assert folded == ([block.depthwise_norm] if side == 4 else [block.expand_norm, block.depthwise_norm])
+    # Of 16 or 196 pixels; numbers of a channel's weight: 192 before the expansion, and 768 behind it.
+    assert norms_of_kernels == ["normalise" if side == 4 else "folded", "depthwise_conv", "normalise"]
     torch.testing.assert_close(got, block(x).detach(), atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
     "becomes", ["as it was", "training", "no statistics", "no parameters", "another norm", "watched", "another type"]
 )
-def test_norms_that_depend_on_the_batch_or_are_waited_for_stay(becomes, folded):
+@pytest.mark.parametrize("local", [True, False])
+def test_norms_that_depend_on_the_batch_or_are_waited_for_stay(becomes, local, norms_of_kernels):
     torch.manual_seed(0)
-    block, calls = ConvBranch(16).eval(), []
+    block, calls = (ConvBranch(16) if local else InvertedResidual(16)).eval(), []
+    name, channels = ("norm", 16) if local else ("depthwise_norm", 64)
+    norm = getattr(block, name)
     if becomes == "training":
-        block.norm.train()
+        norm.train()
     elif becomes == "another norm":
-        block.norm = torch.nn.GroupNorm(4, 16)
+        setattr(block, name, torch.nn.GroupNorm(4, channels))
     elif becomes == "no statistics":
-        block.norm = torch.nn.BatchNorm2d(16, track_running_stats=False).eval()
+        setattr(block, name, torch.nn.BatchNorm2d(channels, track_running_stats=False).eval())
     elif becomes == "no parameters":
-        block.norm = torch.nn.BatchNorm2d(16, affine=False).eval()
+        setattr(block, name, torch.nn.BatchNorm2d(channels, affine=False).eval())
     elif becomes == "watched":
-        block.norm.register_forward_hook(lambda *_: calls.append(1))
+        norm.register_forward_hook(lambda *_: calls.append(1))
     x = torch.randn(2, 16, 9, 8).to(memory_format=torch.channels_last)
     with torch.no_grad():
         if becomes == "another type":
-            block.norm.double()
+            norm.double()
             with pytest.raises(RuntimeError, match="mixed dtype"):
                 block(x)
             return
         got = block(x)
-    assert len(folded) == (becomes == "as it was")
+    assert ("depthwise_conv" in norms_of_kernels) == (becomes == "as it was")
     assert len(calls) == (becomes == "watched")
     torch.testing.assert_close(got, block(x).detach(), atol=2e-6, rtol=0)
 

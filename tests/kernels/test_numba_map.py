@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("numba")
 
-from evmamba.kernels import numba_around
+from evmamba.kernels import Norm, numba_around, squeeze_and_excite
 
 from .conftest import MAP_TOLERANCE
 from .squeeze_cases import definition, make_inputs
@@ -32,6 +32,22 @@ def test_depthwise_convolution(size, activation, assert_close, poisoned_memory):
         assert_close(numba_around.depthwise_conv(x, weight, given, activation), expected, TOLERANCE)
 
 
+@pytest.mark.parametrize("size", [*SIZES, (2, 7, 11, 96)], ids=str)
+def test_batch_norm_alone_and_behind_a_convolution(size, assert_close, poisoned_memory):
+    *_, C = size
+    x, weight, bias, mean = normal(*size), normal(C, 1, 3, 3, seed=1), normal(C, seed=2), normal(C, seed=3)
+    norm = Norm(mean, normal(C, seed=4).square() + 0.1, normal(C, seed=5), normal(C, seed=6), 1e-3)
+    exact = [t.double() for t in norm[:4]]
+    for given in (bias, None):
+        wide = (t if t is None else t.double() for t in (weight, given))
+        convolved = F.conv2d(x.permute(0, 3, 1, 2).double(), *wide, padding=1, groups=C)
+        expected = F.gelu(F.batch_norm(convolved, *exact, eps=1e-3)).permute(0, 2, 3, 1)
+        assert_close(numba_around.depthwise_conv(x, weight, given, "gelu", norm), expected, TOLERANCE)
+    expected = F.batch_norm(x.permute(0, 3, 1, 2).double(), *exact, eps=1e-3).permute(0, 2, 3, 1)
+    assert_close(numba_around.batch_norm(x, norm, relu=False), expected, TOLERANCE)
+    assert_close(numba_around.batch_norm(x, norm, relu=True), expected.relu(), TOLERANCE)
+
+
 @pytest.mark.parametrize("activation", ["relu", "silu", "gelu"])
 def test_activations_far_from_zero_and_of_numbers_that_are_none(activation):
     v = torch.cat([torch.linspace(-40, 40, 20_000), torch.tensor([-1e30, -1e-30, 0.0, 1e-30, 1e30])])
@@ -55,6 +71,20 @@ def test_layer_norm_with_and_without_gate(size, assert_close, poisoned_memory):
     assert_close(numba_around.norm(y, gate, weight, bias, 1e-5), expected * F.silu(gate.double()), 5 * TOLERANCE)
     constant = numba_around.norm(torch.ones(size), None, weight, bias, 1e-5)
     assert torch.equal(constant, bias.expand(size))
+
+
+@pytest.mark.parametrize("squeezed", [1, 16, 21])
+@pytest.mark.parametrize("size", [*SIZES, (3, 7, 11, 144)], ids=str)
+def test_squeeze_excitation(size, squeezed, assert_close, poisoned_memory):
+    C = size[-1]
+    x, w1, w2 = normal(*size), normal(squeezed, C, 1, 1, seed=1), normal(C, squeezed, 1, 1, seed=2)
+    given = w1, normal(squeezed, seed=3), w2, normal(C, seed=4)
+    wide, (v1, c1, v2, c2) = x.double(), (t.double() for t in given)
+    hidden = F.relu(F.linear(wide.mean((1, 2)), v1.flatten(1), c1))
+    expected = wide * F.linear(hidden, v2.flatten(1), c2).sigmoid()[:, None, None]
+    assert_close(numba_around.squeeze_and_excite(x, *given), expected, TOLERANCE)
+    with torch.no_grad():
+        assert_close(squeeze_and_excite(x, *given), expected, TOLERANCE)
 
 
 @pytest.mark.parametrize("drop", [False, True])
