@@ -358,10 +358,11 @@ class SqueezeExcite(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         return u * self.expand(F.relu(self.reduce(self.pool(u)))).sigmoid()
 
-    def of_tokens(self, u: Tensor) -> Tensor:
-        """The same of tokens `[B, H, W, C]`."""
-        reduce, expand = self.reduce, self.expand
-        return squeeze_and_excite(u, reduce.weight, reduce.bias, expand.weight, expand.bias)
+    def gate(self, u: Tensor) -> Tensor:
+        """What tokens u `[B, H, W, C]` are multiplied by, `[B, 1, 1, C]`."""
+        squeezed = to_channels_last(self.pool(to_channels_first(u)))
+        squeezed = pointwise(squeezed, self.reduce.weight, self.reduce.bias, relu=True)
+        return pointwise(squeezed, self.expand.weight, self.expand.bias).sigmoid()
 
 
 class InvertedResidual(nn.Module):
@@ -399,13 +400,14 @@ class InvertedResidual(nn.Module):
 
     def _inferred(self, x: Tensor) -> Tensor:
         """The same on tokens by kernels of a CPU, which do what a norm does in evaluation."""
-        y, conv, norm = to_channels_last(x), self.depthwise, self.depthwise_norm
+        y, conv, norm, se = to_channels_last(x), self.depthwise, self.depthwise_norm, self.se
         y = normed_pointwise(y, self.expand, self.expand_norm, relu=True)
         if (own := evaluated(norm)) is not None or isinstance(norm, nn.Identity):
             y = depthwise_conv(y, conv.weight, conv.bias, "relu", own)
         else:
             y = normalised(norm, depthwise_conv(y, conv.weight, conv.bias), relu=True)
-        y = normed_pointwise(self.se.of_tokens(y), self.project, self.project_norm)
+        y = squeeze_and_excite(y, se.reduce.weight, se.reduce.bias, se.expand.weight, se.expand.bias)
+        y = normed_pointwise(y, self.project, self.project_norm)
         return x + self.drop_path(to_channels_first(y))
 
     def _with_kernels(self, x: Tensor) -> Tensor:
@@ -428,7 +430,7 @@ class InvertedResidual(nn.Module):
             y = batch_norm_linear(y, stats, norm.weight, norm.bias, "relu", *projection, squeeze)
         else:
             y = y if fused else normalised(norm, y, relu=True)
-            y = pointwise(se.of_tokens(y), conv.weight, conv.bias)
+            y = pointwise(y * se.gate(y), conv.weight, conv.bias)
         return x + self.drop_path(self.project_norm(to_channels_first(y)))
 
 
