@@ -112,17 +112,18 @@ def normed_pointwise(x: Tensor, conv: nn.Conv2d, norm: nn.Module, *, relu: bool 
     """
     if isinstance(norm, nn.Identity):
         return pointwise(x, conv.weight, conv.bias, relu=relu)
+    weight, own = conv.weight, evaluated(norm)
     # weight[0].numel() <= x[..., 0].numel(), without making views.
-    if (own := evaluated(norm)) is not None and conv.weight.numel() * x.shape[-1] <= x.numel() * len(conv.weight):
-        return pointwise(x, *folded(conv.weight, conv.bias, own), relu=relu)
-    y = pointwise(x, conv.weight, conv.bias)
+    if own is not None and weight.dtype == x.dtype and weight.numel() * x.shape[-1] <= x.numel() * len(weight):
+        return pointwise(x, *folded(weight, conv.bias, own), relu=relu)
+    y = pointwise(x, weight, conv.bias)
     return normalised(norm, y, relu=relu) if own is None else normalise(y, own, relu)
 
 
 def normalised(norm: nn.Module, x: Tensor, *, relu: bool = False) -> Tensor:
     """A norm of maps, of tokens x `[B, H, W, C]`, and a ReLU if asked for."""
-    y = to_channels_last(norm(to_channels_first(x)))
-    return F.relu(y, inplace=True) if relu else y
+    y = norm(to_channels_first(x))
+    return to_channels_last(F.relu(y, inplace=True) if relu else y)  # before it is a view, which has to be copied back
 
 
 def statistics_of_batch(norm: nn.Module, x: Tensor) -> Tensor | None:
@@ -406,7 +407,10 @@ class InvertedResidual(nn.Module):
             y = depthwise_conv(y, conv.weight, conv.bias, "relu", own)
         else:
             y = normalised(norm, depthwise_conv(y, conv.weight, conv.bias), relu=True)
-        y = squeeze_and_excite(y, se.reduce.weight, se.reduce.bias, se.expand.weight, se.expand.bias)
+        if type(se.pool) is nn.AdaptiveAvgPool2d and not (se.pool._forward_hooks or se.pool._forward_pre_hooks):
+            y = squeeze_and_excite(y, se.reduce.weight, se.reduce.bias, se.expand.weight, se.expand.bias)
+        else:
+            y = y * se.gate(y)
         y = normed_pointwise(y, self.project, self.project_norm)
         return x + self.drop_path(to_channels_first(y))
 

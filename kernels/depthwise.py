@@ -1,4 +1,4 @@
-"""Depthwise 3x3 convolution of channels-last maps with its bias and activation, one operator where it has kernels."""
+"""Depthwise 3x3 convolution of channels-last maps with what follows it, one operator where it has kernels."""
 
 import importlib
 from typing import Any
@@ -34,7 +34,7 @@ def depthwise_conv(
     if kernels := cpu_kernels(x, C, weight, bias, *(norm or ())[:4]):
         return kernels.depthwise_conv(x, weight, bias, activation, norm)
     if norm is not None:
-        weight, bias = folded(weight, bias, norm)
+        weight, bias = (t.to(weight.dtype) for t in folded(weight, bias, norm))
     if not has_kernels(x, C):
         y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=C)
         return ACTIVATIONS[activation](y.permute(0, 2, 3, 1))

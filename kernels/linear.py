@@ -1,4 +1,4 @@
-"""Linear layers of float32 on AMD's CPUs by oneDNN's product, where PyTorch takes the BLAS library's.
+"""Linear layers of float32 on AMD's CPUs with AVX-512 by oneDNN's product, where PyTorch takes the BLAS library's.
 
 The BLAS library of PyTorch's x86 builds (MKL) keeps to 8 lanes there on processors that have 16; oneDNN, with which
 PyTorch convolves, does not. Its sums are the same for any number of threads.
@@ -25,8 +25,9 @@ Product = Callable[[Tensor, Tensor, Tensor | None, str], Tensor]
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: x `[..., C]`, weight `[C', C]`, bias `[C']`, result `[..., C']`, all of one float type.
 
-    By oneDNN where that was found to be faster: eager float32 of a million multiply-adds or more on an AMD CPU.
-    Elsewhere, traced, counted, under autocast, within `torch.func` or with EVMAMBA_BACKEND=torch it is PyTorch's own.
+    By oneDNN where that was found to be faster: eager float32 of a million multiply-adds or more on AMD's CPUs with
+    AVX-512. Elsewhere, traced, counted, under autocast, within `torch.func` or with EVMAMBA_BACKEND=torch it is
+    PyTorch's own.
     """
     if not _pays(x, weight, bias):
         return F.linear(x, weight, bias)

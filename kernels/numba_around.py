@@ -11,12 +11,14 @@ from .numba_launch import Call
 from .numba_map import GATES, ROWS
 from .numba_vector import LANES
 
-# Mean, variance, weight and bias of a BatchNorm, each [D], and its epsilon.
-Norm = tuple[Tensor, Tensor, Tensor, Tensor, float]
+# What `evaluated_norm.Norm` is.
+_Norm = tuple[Tensor, Tensor, Tensor, Tensor, float]
 _ACTIVATIONS = {"none": numba_map.NONE, "relu": numba_map.RELU, "silu": numba_map.SILU, "gelu": numba_map.GELU}
 
 
-def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, norm: Norm | None = None) -> Tensor:
+def depthwise_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, norm: _Norm | None = None
+) -> Tensor:
     """See `depthwise.depthwise_conv`."""
     B, H, W, D = x.shape
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -33,7 +35,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: s
     return out
 
 
-def batch_norm(x: Tensor, norm: Norm, relu: bool) -> Tensor:
+def batch_norm(x: Tensor, norm: _Norm, relu: bool) -> Tensor:
     """See `evaluated_norm.normalise`."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     if not out.numel():
@@ -46,7 +48,7 @@ def batch_norm(x: Tensor, norm: Norm, relu: bool) -> Tensor:
     return out
 
 
-def _bind_norm(call: Call, norm: Norm) -> None:
+def _bind_norm(call: Call, norm: _Norm) -> None:
     mean, var, weight, bias, eps = norm
     call.bind(
         norm_mean=_numbers(mean),
@@ -140,7 +142,7 @@ def _pixels(x: Tensor) -> tuple[Tensor, int]:
     distance = x.stride(-2)
     expected = distance
     for size, stride in zip(reversed(sizes), reversed(x.stride()[:-1]), strict=True):
-        if x.stride(-1) != 1 or (stride != expected and size > 1):
+        if x.stride(-1) != 1 or not distance or (stride != expected and size > 1):
             return x.contiguous(), x.shape[-1]
         expected *= size
     return x, distance

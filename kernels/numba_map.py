@@ -1,4 +1,4 @@
-"""The compiled CPU kernels of what is around a scan, for inference: depthwise convolution, LayerNorm, gates of a block.
+"""The compiled CPU kernels of what is around a scan, for inference: depthwise convolution, norms, gates of a block.
 
 Kernels are as in numba_forward.py, and so are their tasks: what one is depends on shapes alone. Maps are
 `[B, H, W, D]`, D a multiple of 16; where a map is a slice of a wider one, `stride` numbers lie from pixel to pixel.

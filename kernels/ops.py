@@ -151,7 +151,7 @@ def has_kernels(x: Tensor, channels: int = 0) -> bool:
 
 def kernel_backend(x: Tensor, channels: int = 0) -> str | None:
     """Whose kernels `has_kernels` means, "triton" or "numba"; None where it says no."""
-    name = _constant_backend_name("cpu" if x.is_cpu else x.device.type, x.dtype)
+    name = _constant_backend_name(x.device.type, x.dtype)
     return name if name == "triton" or (name == "numba" and _suits_cpu_kernels(x, channels)) else None
 
 

@@ -96,8 +96,10 @@ class TrainingAugmentation:
             return pixels, self.draw_patches()
 
     def draw_box(self, pixels: Tensor) -> Part:
-        """Which part of an image [3, H, W] becomes the crop."""
-        return RandomResizedCropAndInterpolation.get_params(pixels, self.scale, RATIO)
+        """Which part of an image [3, H, W] becomes the crop: a pixel at least, where timm's rounding leaves none."""
+        top, left, height, width = RandomResizedCropAndInterpolation.get_params(pixels, self.scale, RATIO)
+        height, width = max(height, 1), max(width, 1)
+        return min(top, pixels.shape[-2] - height), min(left, pixels.shape[-1] - width), height, width
 
     def draw_flip(self) -> bool:
         """Whether the crop is mirrored."""

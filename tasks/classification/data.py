@@ -128,6 +128,10 @@ class ClassificationData(TaskDataModule):
             raise UserError(f"data.image_size must be at least 32, not {image_size}")
         if not 0 < crop_ratio <= 1:
             raise UserError(f"data.crop_ratio must be in (0, 1], not {crop_ratio}")
+        if not 0 < min_scale <= 1:
+            raise UserError(f"data.min_scale must be in (0, 1], not {min_scale}")
+        if not 0 <= flip <= 1:
+            raise UserError(f"data.flip must be in [0, 1], not {flip}")
         self.image_size = image_size
         self.crop_ratio = crop_ratio
         self.sharded = any(list_shards(self.root, split) for split in SPLITS)

@@ -263,6 +263,34 @@ def test_norms_that_depend_on_the_batch_or_are_waited_for_stay(becomes, local, n
     torch.testing.assert_close(got, block(x).detach(), atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("becomes", ["watched", "another pool"])
+def test_a_pool_that_is_waited_for_or_another_one_is_called(becomes, monkeypatch):
+    monkeypatch.delenv("EVMAMBA_BACKEND", raising=False)
+    block, calls = InvertedResidual(16).eval(), []
+    if becomes == "watched":
+        block.se.pool.register_forward_hook(lambda *_: calls.append(1))
+    else:
+        block.se.pool = nn.AdaptiveMaxPool2d(1)
+    x = torch.randn(2, 16, 9, 8).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        got = block(x)
+    assert len(calls) == (becomes == "watched")
+    torch.testing.assert_close(got, block(x).detach(), atol=2e-6, rtol=0)
+
+
+def test_a_convolution_of_another_type_is_refused_with_kernels_as_without():
+    block, x = InvertedResidual(192).eval(), torch.randn(1, 192, 14, 14)
+    block.expand.double()
+    for context in (torch.no_grad, torch.enable_grad):
+        with context(), pytest.raises(RuntimeError, match="type"):
+            block(x)
+
+
+def test_a_relu_behind_a_norm_is_not_written_through_a_view():
+    y = blocks.normalised(nn.BatchNorm2d(8).eval(), torch.randn(2, 3, 3, 8, requires_grad=True), relu=True)
+    assert type(y.grad_fn).__name__ == "PermuteBackward0"
+
+
 def test_a_linear_layer_put_in_is_taken_as_well(monkeypatch):
     block, calls, real = ES2D(32).eval(), [], blocks.norm_linear
     block.out_proj = nn.Linear(64, 32, bias=False)

@@ -40,6 +40,15 @@ def test_it_is_pytorchs(backend, channels, monkeypatch):
     torch.testing.assert_close(maps(got), expected, atol=2e-5, rtol=1e-6)
 
 
+@torch.no_grad()
+def test_a_norm_of_float32_fits_a_map_of_half_the_width():
+    norm, x, weight = make_norm(16), torch.randn(2, 3, 5, 16).bfloat16(), torch.randn(16, 1, 3, 3).bfloat16()
+    got = depthwise_conv(x, weight, None, "none", norm)
+    assert got.dtype == torch.bfloat16
+    expected = depthwise_conv(x.float(), weight.float(), None, "none", norm)
+    torch.testing.assert_close(got.float(), expected, atol=0.2, rtol=0.05)
+
+
 def test_a_norm_of_other_channels_is_refused():
     x, weight = torch.randn(1, 3, 3, 16), torch.randn(16, 1, 3, 3)
     for call in (lambda norm: normalise(x, norm), lambda norm: depthwise_conv(x, weight, None, "none", norm)):

@@ -27,6 +27,20 @@ def products(monkeypatch):
     return made
 
 
+@pytest.mark.parametrize(
+    ("lanes", "processor", "faster"),
+    [("AVX512", "AuthenticAMD", True), ("AVX2", "AuthenticAMD", False), ("AVX512", "GenuineIntel", False),
+     ("AVX512", None, False)],
+)  # fmt: skip
+def test_which_processors_take_it(lanes, processor, faster, monkeypatch, tmp_path):
+    module, file = sys.modules[affine.__module__], tmp_path / "cpuinfo"
+    if processor is not None:
+        file.write_text(f"vendor_id : {processor}")
+    monkeypatch.setattr(module, "_CPU_FILE", file)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: lanes)
+    assert module._may_be_faster.__wrapped__() is faster
+
+
 def inputs(*, bias: bool = True) -> list[torch.Tensor]:
     torch.manual_seed(0)
     drawn = [torch.randn(SHAPE), torch.randn(OUT, SHAPE[-1]), *([torch.randn(OUT)] if bias else [])]

@@ -106,6 +106,13 @@ def test_gates_and_branches_of_a_half_type_are_read_as_what_they_are():
     assert all(map(torch.equal, got, wanted))
 
 
+@torch.no_grad()
+def test_a_gate_that_is_one_pixel_for_all_counts():
+    y, weight, bias = torch.randn(1, 4, 4, 16), torch.randn(16), torch.randn(16)
+    gate = torch.randn(16).expand(1, 4, 4, 16)
+    assert torch.equal(norm_gate(y, gate, weight, bias), norm_gate(y, gate.contiguous(), weight, bias))
+
+
 def operators_seen(function):
     with torch.profiler.profile() as profile:
         function()

@@ -85,6 +85,11 @@ def test_squeeze_excitation(size, squeezed, assert_close, poisoned_memory):
     assert_close(numba_around.squeeze_and_excite(x, *given), expected, TOLERANCE)
     with torch.no_grad():
         assert_close(squeeze_and_excite(x, *given), expected, TOLERANCE)
+    assert_close(squeeze_and_excite(x, *given), expected, TOLERANCE)  # by PyTorch
+    hidden = F.relu(F.linear(wide.mean((1, 2)), v1.flatten(1)))
+    expected = wide * F.linear(hidden, v2.flatten(1)).sigmoid()[:, None, None]
+    with torch.no_grad():
+        assert_close(squeeze_and_excite(x, w1, None, w2, None), expected, TOLERANCE)
 
 
 @pytest.mark.parametrize("drop", [False, True])

@@ -63,6 +63,16 @@ def test_the_crops_cover_the_areas_and_shapes_asked_for():
     assert 1.2 < max(ratios) < 1.4
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 3)])
+def test_of_the_smallest_images_a_pixel_is_left(size):
+    augment = TrainingAugmentation(32, min_scale=0.01)
+    for seed in range(200):
+        random.seed(seed)
+        top, left, height, width = augment.draw_box(photograph(*size))
+        assert 0 <= top < top + height <= size[0]
+        assert 0 <= left < left + width <= size[1]
+
+
 def test_half_of_the_crops_are_mirrored():
     augment, ramp = TrainingAugmentation(32), torch.arange(32, dtype=torch.uint8).expand(3, 32, 32)
     random.seed(0)

@@ -105,6 +105,8 @@ def test_all_kinds_of_files_train_together(tmp_path: Path):
     [
         ({"image_size": 16}, "image_size"),
         ({"crop_ratio": 1.5}, "crop_ratio"),
+        ({"min_scale": 0.0}, r"min_scale must be in \(0, 1\], not 0"),
+        ({"flip": 50.0}, r"flip must be in \[0, 1\], not 50"),
         ({"auto_augment": "nonsense-m9"}, "nonsense-m9"),
     ],
 )
