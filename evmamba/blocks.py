@@ -88,12 +88,17 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = Fa
     return affine_relu(x.to(dtype), weight.to(dtype), bias.to(dtype))
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody waits for a module to be called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def evaluated(norm: nn.Module) -> Norm | None:
     """What kernels of a CPU need of a BatchNorm in evaluation.
 
     None for other norms, and where somebody's hooks wait for this one.
     """
-    if type(norm) is not nn.BatchNorm2d or norm.training or norm._forward_hooks or norm._forward_pre_hooks:
+    if type(norm) is not nn.BatchNorm2d or norm.training or has_hooks(norm):
         return None
     mean, var = norm.running_mean, norm.running_var
     if not norm.affine or mean is None or var is None:
@@ -407,7 +412,7 @@ class InvertedResidual(nn.Module):
             y = depthwise_conv(y, conv.weight, conv.bias, "relu", own)
         else:
             y = normalised(norm, depthwise_conv(y, conv.weight, conv.bias), relu=True)
-        if type(se.pool) is nn.AdaptiveAvgPool2d and not (se.pool._forward_hooks or se.pool._forward_pre_hooks):
+        if type(se.pool) is nn.AdaptiveAvgPool2d and not has_hooks(se.pool):
             y = squeeze_and_excite(y, se.reduce.weight, se.reduce.bias, se.expand.weight, se.expand.bias)
         else:
             y = y * se.gate(y)

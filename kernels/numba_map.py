@@ -153,37 +153,53 @@ def squeeze_kernel(call, task, zero):
 
 
 @njit(**COMPILED)
+def dot(matrix, row, vector, n, zero):
+    """A row of a matrix times a vector, n numbers of each."""
+    total, whole = splat(zero), n // LANES * LANES
+    for k in range(0, whole, LANES):
+        total += load(matrix, (row, k)) * load(vector, (k,))
+    value = lane_sum(total)
+    for k in range(whole, n):
+        value += matrix[row, k] * vector[k]
+    return value
+
+
+@njit(**COMPILED)
+def mean_of_pieces(call, m, maps, zero):
+    """The mean of each channel of one of some maps, from the sums of its pieces, `partial` `[maps, pieces, D]`."""
+    D, pieces = call.D, call.pieces
+    partial, mean = array_at(call.partial, (maps, pieces, D), zero), np.empty(D, np.dtype(type(zero)))
+    for d in range(0, D, LANES):
+        total = load(partial, (m, 0, d))
+        for piece in range(1, pieces):
+            total += load(partial, (m, piece, d))
+        store(mean, (d,), total * splat(type(zero)(1) / type(zero)(call.HW)))
+    return mean
+
+
+@njit(**COMPILED)
 def excite_kernel(call, task, zero):
     """The gate of one of two maps of an image, `sigmoid(W2 gelu(W1 mean + b1) + b2)`; `w2` is `[S, D]`."""
-    D, S, pieces = call.D, call.S, call.pieces
-    b, m = task // 2, task % 2
-    partial = array_at(call.partial, (call.B, 2, pieces, D), zero)
+    D, S = call.D, call.S
     weight, bias = array_at(call.weight, (D,), zero), array_at(call.bias, (D,), zero)
     w1, b1 = array_at(call.w1, (S, D), zero), array_at(call.b1, (S,), zero)
     w2, b2 = array_at(call.w2, (S, D), zero), array_at(call.b2, (D,), zero)
-    gates = array_at(call.gates, (call.B, 2, D), zero)
-    means = array_at(call.mean, (call.B, 2, D), zero)
-    squeezed = np.empty(D, b1.dtype)
+    gates, means = array_at(call.gates, (2 * call.B, D), zero), array_at(call.mean, (2 * call.B, D), zero)
+    squeezed = mean_of_pieces(call, task, 2 * call.B, zero)
     for d in range(0, D, LANES):
-        total = load(partial, (b, m, 0, d))
-        for piece in range(1, pieces):
-            total += load(partial, (b, m, piece, d))
-        total = total * splat(type(zero)(1) / type(zero)(call.HW))
-        store(means, (b, m, d), total)
-        store(squeezed, (d,), total * load(weight, (d,)) + load(bias, (d,)))
+        mean = load(squeezed, (d,))
+        store(means, (task, d), mean)
+        store(squeezed, (d,), mean * load(weight, (d,)) + load(bias, (d,)))
     hidden = np.zeros(-(-S // LANES) * LANES, b1.dtype)
     for s in range(S):
-        total = splat(zero)
-        for d in range(0, D, LANES):
-            total += load(w1, (s, d)) * load(squeezed, (d,))
-        hidden[s] = lane_sum(total) + b1[s]
+        hidden[s] = dot(w1, s, squeezed, D, zero) + b1[s]
     for s in range(0, S, LANES):
         store(hidden, (s,), gelu(load(hidden, (s,))))
     for d in range(0, D, LANES):
         total = load(b2, (d,))
         for s in range(S):
             total += splat(hidden[s]) * load(w2, (s, d))
-        store(gates, (b, m, d), sigmoid(total))
+        store(gates, (task, d), sigmoid(total))
 
 
 @njit(**COMPILED)
@@ -198,18 +214,6 @@ def gated_sum_kernel(call, task, zero):
         for d in range(0, D, LANES):
             change = load(u, (r, d)) * load(gates, (b, 0, d)) + load(v, (r, d)) * load(gates, (b, 1, d))
             store(out, (r, d), load(x, (r, d)) + change)
-
-
-@njit(**COMPILED)
-def dot(matrix, row, vector, n, zero):
-    """A row of a matrix times a vector, n numbers of each."""
-    total, whole = splat(zero), n // LANES * LANES
-    for k in range(0, whole, LANES):
-        total += load(matrix, (row, k)) * load(vector, (k,))
-    value = lane_sum(total)
-    for k in range(whole, n):
-        value += matrix[row, k] * vector[k]
-    return value
 
 
 @njit(**COMPILED)
@@ -229,17 +233,11 @@ def channel_sums_kernel(call, task, zero):
 @njit(**COMPILED)
 def hidden_kernel(call, task, zero):
     """Up to 16 of an image's squeezed channels, `relu(W1 mean + b1)`."""
-    D, S, pieces = call.D, call.S, call.pieces
+    D, S = call.D, call.S
     blocks = -(-S // LANES)
     b, first = task // blocks, task % blocks * LANES
-    partial = array_at(call.partial, (call.B, pieces, D), zero)
     w1, b1 = array_at(call.w1, (S, D), zero), array_at(call.b1, (S,), zero)
-    hidden, mean = array_at(call.mean, (call.B, S), zero), np.empty(D, b1.dtype)
-    for d in range(0, D, LANES):
-        total = load(partial, (b, 0, d))
-        for piece in range(1, pieces):
-            total += load(partial, (b, piece, d))
-        store(mean, (d,), total * splat(type(zero)(1) / type(zero)(call.HW)))
+    hidden, mean = array_at(call.mean, (call.B, S), zero), mean_of_pieces(call, b, call.B, zero)
     for s in range(first, min(first + LANES, S)):
         value = dot(w1, s, mean, D, zero) + b1[s]
         hidden[b, s] = zero if value < zero else value

@@ -137,13 +137,15 @@ def test_operators_are_left_out_unless_somebody_watches(monkeypatch):
         operator = getattr(module, name)
         watched = lambda *inputs, operator=operator, name=name: called.append(name) or operator(*inputs)  # noqa: E731
         monkeypatch.setattr(module, name, watched)
-    expected = block(x)
+    expected, fused = block(x), fuse(block)
+    expected_fused = fused(x)
     assert called == []
     with DeviceContext(torch.device("cpu")):  # a mode that sees functions of PyTorch
         watched = block(x)
-    # Rounding apart: the operator's convolution has the BatchNorm in its weight.
+        assert len(called) == 6  # both branches convolve
+        assert torch.equal(fused(x), expected_fused)
+    # A BatchNorm that the kernel does is in the weight of the operator's convolution.
     torch.testing.assert_close(watched, expected, atol=1e-6, rtol=0)
-    assert len(called) == 6  # both branches convolve
 
 
 def test_tangents_pass_a_layer_without_gradients():
