@@ -16,7 +16,10 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from evmamba.errors import UserError, first_few, first_line
+from evmamba.tasks.jpeg_regions import decode_region
 
+# Top, left, height and width of a part of an image.
+Part = tuple[int, int, int, int]
 Item = TypeVar("Item")
 BadImagePolicy = Literal["stop", "skip"]
 
@@ -27,7 +30,8 @@ ITEMS_A_TASK = 64
 # What Pillow may take a file for. It knows more kinds, and draws some of them by starting another program (EPS).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
-# EXIF orientations that swap width and height.
+# EXIF's orientation of an image that is stored as it is seen, and those that swap width and height.
+UPRIGHT = 1
 TURNED = (5, 6, 7, 8)
 
 # What a page shows behind a transparent picture.
@@ -98,11 +102,44 @@ def read_pixels(
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+def read_part(path: str | os.PathLike, choose: Callable[[int, int], Part], *, content: bytes | None = None) -> Tensor:
+    """Read a part of an image, the same pixels as :func:`read_pixels` has there, and decode no more than it takes.
+
+    Args:
+        path, content: as of :func:`read_image`.
+        choose: given height and width of the upright image, says which part.
+
+    Returns:
+        uint8 [3, height, width] of the part, the three colours of a pixel side by side in memory.
+
+    Raises:
+        UserError: as of :func:`read_image`.
+    """
+    jpeg = read_jpeg(path, content=content)
+    if jpeg is None:
+        pixels = read_pixels(path, content=content, exact=True)
+        return cut(pixels, choose(*pixels.shape[1:]))
+    part = choose(jpeg.height, jpeg.width)
+    region = decode_region(jpeg.content, *part) if jpeg.orientation == UPRIGHT else None
+    if region is not None:
+        return region
+    whole = _decoded(jpeg, upright=True)
+    return cut(read_pixels(path, content=content, exact=True) if whole is None else whole, part)
+
+
+def cut(pixels: Tensor, part: Part) -> Tensor:
+    """A part of [..., H, W], not copied."""
+    top, left, height, width = part
+    return pixels[..., top : top + height, left : left + width]
+
+
 def _decoded_jpeg(path: str | os.PathLike, upright: bool, content: bytes | None) -> Tensor | None:
     """None: not a grey or colour JPEG, or one about which `read_image` has something to say."""
     jpeg = read_jpeg(path, content=content)
-    if jpeg is None:
-        return None
+    return None if jpeg is None else _decoded(jpeg, upright)
+
+
+def _decoded(jpeg: "Jpeg", upright: bool) -> Tensor | None:
     try:
         return decode_jpeg(jpeg.content, apply_exif_orientation=upright).expand(3, -1, -1)
     except RuntimeError:
@@ -200,10 +237,10 @@ def is_turned(image: Image.Image) -> bool:
 def _orientation(image: Image.Image) -> int:
     """As EXIF data say it; damaged ones say nothing, which is 1."""
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        value = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
     except Exception:  # decoders raise nearly anything on damaged files
-        return 1
-    return value if value in range(1, 9) else 1
+        return UPRIGHT
+    return value if value in range(1, 9) else UPRIGHT
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -16,14 +16,11 @@ from evmamba.errors import UserError
 from evmamba.tasks.classification.randaugment import PREFIX, posterize_to_black, with_nineteen_operations
 from evmamba.tasks.classification.tensor_operations import resize
 from evmamba.tasks.data import stage
+from evmamba.tasks.images import Part
 
 # Width to height of a crop.
 RATIO = (3 / 4, 4 / 3)
 NORMALISE = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-
-
-# Top, left, height and width of a part of an image.
-Part = tuple[int, int, int, int]
 
 
 class Patch(NamedTuple):
@@ -45,7 +42,8 @@ class Erased(NamedTuple):
 
 
 class TrainingAugmentation:
-    """A picture of any size -> a crop of one size as whole numbers, and the patches to write when it is normalised.
+    """A part of a picture, which it draws -> a crop of one size as whole numbers, and the patches to write when it is
+    normalised.
 
     A loading process hands out a quarter of the bytes that way; :func:`normalise` makes the network's input of them,
     on the device.
@@ -73,17 +71,17 @@ class TrainingAugmentation:
         self.policy = _policy(image_size, color_jitter, auto_augment)
         self.erase = RandomErasing(random_erasing, mode="pixel", device="cpu")
 
-    def __call__(self, pixels: Tensor) -> tuple[Tensor, list[Patch]]:
+    def __call__(self, part: Tensor) -> tuple[Tensor, list[Patch]]:
         """Augment.
 
         Args:
-            pixels: uint8 [3, H, W], fastest where a pixel's colours lie side by side in memory.
+            part: uint8 [3, h, w], what `draw_part` chose; fastest where a pixel's colours lie side by side in memory.
 
         Returns:
             uint8 [3, image_size, image_size] and the patches.
         """
-        with stage("crop and resize"):
-            pixels = crop(pixels, self.draw_box(pixels), self.image_size)
+        with stage("resize"):
+            pixels = resized(part, self.image_size)
             if self.draw_flip():
                 pixels = pixels.flip(-1)
         if self.policy.transforms:  # timm's work on Pillow's images
@@ -95,11 +93,12 @@ class TrainingAugmentation:
         with stage("erase"):
             return pixels, self.draw_patches()
 
-    def draw_box(self, pixels: Tensor) -> Part:
-        """Which part of an image [3, H, W] becomes the crop: a pixel at least, where timm's rounding leaves none."""
-        top, left, height, width = RandomResizedCropAndInterpolation.get_params(pixels, self.scale, RATIO)
-        height, width = max(height, 1), max(width, 1)
-        return min(top, pixels.shape[-2] - height), min(left, pixels.shape[-1] - width), height, width
+    def draw_part(self, height: int, width: int) -> Part:
+        """Which part of an image of this size becomes the crop: a pixel at least, where timm's rounding leaves none."""
+        image = torch.empty(3, height, width, device="meta")
+        top, left, tall, wide = RandomResizedCropAndInterpolation.get_params(image, self.scale, RATIO)
+        tall, wide = max(tall, 1), max(wide, 1)
+        return min(top, height - tall), min(left, width - wide), tall, wide
 
     def draw_flip(self) -> bool:
         """Whether the crop is mirrored."""
@@ -112,15 +111,13 @@ class TrainingAugmentation:
         return canvas.patches
 
 
-def crop(pixels: Tensor, box: Part, side: int) -> Tensor:
-    """Cut a box out of uint8 [3, H, W] and resize it to [3, side, side], bicubic with antialiasing.
+def resized(pixels: Tensor, side: int) -> Tensor:
+    """uint8 [3, h, w] -> [3, side, side], bicubic with antialiasing.
 
     The colours of a pixel stay side by side in memory where they are, as Pillow has them too.
     """
-    top, left, height, width = box
     # A batch of one whose strides say so: PyTorch's fast kernel asks for them.
-    batch = pixels.permute(1, 2, 0)[None].permute(0, 3, 1, 2)[..., top : top + height, left : left + width]
-    return resize(batch, side, side)[0]
+    return resize(pixels.permute(1, 2, 0)[None].permute(0, 3, 1, 2), side, side)[0]
 
 
 class _Canvas:

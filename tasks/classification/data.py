@@ -57,8 +57,8 @@ class TrainingImages(Dataset[TrainingSample]):
 
     def __getitem__(self, index: int) -> TrainingSample:
         with stage("read and decode"):
-            pixels = self.images.read_pixels(index)
-        pixels, patches = self.augment(pixels)
+            part = self.images.read_part(index, self.augment.draw_part)
+        pixels, patches = self.augment(part)
         return pixels, int(self.images.labels[index]), str(self.images.path(index)), patches
 
 

@@ -1,7 +1,7 @@
 """The ImageFolder layout, ``train/<class>/*`` and ``val/<class>/*``, and what can be wrong with it."""
 
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -15,10 +15,12 @@ from evmamba.tasks.data import SPLITS, TEST
 from evmamba.tasks.images import (
     BadImagePolicy,
     Jpeg,
+    Part,
     find_unreadable,
     is_image_file,
     read_image,
     read_jpeg,
+    read_part,
     read_pixels,
 )
 from evmamba.tasks.plain_files import is_file
@@ -60,6 +62,10 @@ class FolderImages:
     def read_pixels(self, index: int) -> Tensor:
         """The image as uint8 [3, H, W], see :func:`evmamba.tasks.images.read_pixels`."""
         return read_pixels(self.path(index))
+
+    def read_part(self, index: int, choose: Callable[[int, int], Part]) -> Tensor:
+        """A part of the image, see :func:`evmamba.tasks.images.read_part`."""
+        return read_part(self.path(index), choose)
 
     def read_jpeg(self, index: int) -> Jpeg | None:
         """The image before it is decoded, see :func:`evmamba.tasks.images.read_jpeg`."""

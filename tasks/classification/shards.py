@@ -14,7 +14,7 @@ import itertools
 import os
 import tarfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -31,7 +31,17 @@ from evmamba.errors import UserError, first_few, printable
 from evmamba.files import replacing
 from evmamba.tasks.cache import cache_folder
 from evmamba.tasks.data import SPLITS, TEST
-from evmamba.tasks.images import BadImagePolicy, Jpeg, find_faults, is_image_file, read_image, read_jpeg, read_pixels
+from evmamba.tasks.images import (
+    BadImagePolicy,
+    Jpeg,
+    Part,
+    find_faults,
+    is_image_file,
+    read_image,
+    read_jpeg,
+    read_part,
+    read_pixels,
+)
 from evmamba.tasks.plain_files import is_file, read_json, read_text
 
 INDEX_VERSION = 1
@@ -115,6 +125,10 @@ class ShardImages:
     def read_pixels(self, index: int) -> Tensor:
         """The image as uint8 [3, H, W], see :func:`evmamba.tasks.images.read_pixels`."""
         return read_pixels(self._place(index), content=self.content(index))
+
+    def read_part(self, index: int, choose: Callable[[int, int], Part]) -> Tensor:
+        """A part of the image, see :func:`evmamba.tasks.images.read_part`."""
+        return read_part(self._place(index), choose, content=self.content(index))
 
     def read_jpeg(self, index: int) -> Jpeg | None:
         """The image before it is decoded, see :func:`evmamba.tasks.images.read_jpeg`."""

@@ -64,7 +64,7 @@ def test_the_data_module_keeps_its_processes():
     data = ClassificationData(image_size=32, batch_size=8, num_workers=1)
     rate = measure_input(data, seconds=0.05)
     assert (data.num_workers, rate.workers) == (1, 1)
-    assert rate.shares.keys() == {"read and decode", "crop and resize", "erase", REST}
+    assert rate.shares.keys() == {"read and decode", "resize", "erase", REST}
 
 
 def test_what_the_device_does_is_measured_too():

@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import resized_crop
 
 from evmamba.errors import UserError
 from evmamba.tasks.classification.augment import NORMALISE, Patch, TrainingAugmentation, gather, normalise
+from evmamba.tasks.images import cut
 from evmamba.tasks.training.randomness import seed_step
 
 
@@ -29,9 +30,8 @@ def test_crop_and_flip_are_pillows_to_one_step():
     augment = TrainingAugmentation(48, flip=1.0)
     pixels = photograph()
     random.seed(3)
-    top, left, height, width = augment.draw_box(pixels)
-    random.seed(3)
-    ours, patches = augment(pixels)
+    top, left, height, width = part = augment.draw_part(90, 120)
+    ours, patches = augment(cut(pixels, part))
     assert patches == []
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).crop((left, top, left + width, top + height))
     pillows = image.resize((48, 48), Image.Resampling.BICUBIC).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -44,9 +44,8 @@ def test_crops_are_torchvisions_to_the_bit():
     augment = TrainingAugmentation(48, flip=0.0)
     for seed in range(5):
         random.seed(seed)
-        ours, _ = augment(photograph())
-        random.seed(seed)
-        part = augment.draw_box(photograph())
+        part = augment.draw_part(90, 120)
+        ours, _ = augment(cut(photograph(), part))
         expected = resized_crop(photograph(), *part, [48, 48], InterpolationMode.BICUBIC, antialias=True)
         assert torch.equal(ours, expected)
         assert ours.permute(1, 2, 0).is_contiguous()
@@ -54,7 +53,7 @@ def test_crops_are_torchvisions_to_the_bit():
 
 def test_the_crops_cover_the_areas_and_shapes_asked_for():
     augment = TrainingAugmentation(32, min_scale=0.25)
-    parts = [augment.draw_box(photograph()) for _ in range(300)]
+    parts = [augment.draw_part(90, 120) for _ in range(300)]
     areas = [height * width / (90 * 120) for _, _, height, width in parts]
     assert 0.24 < min(areas) < 0.32
     assert max(areas) > 0.85
@@ -68,7 +67,7 @@ def test_of_the_smallest_images_a_pixel_is_left(size):
     augment = TrainingAugmentation(32, min_scale=0.01)
     for seed in range(200):
         random.seed(seed)
-        top, left, height, width = augment.draw_box(photograph(*size))
+        top, left, height, width = augment.draw_part(*size)
         assert 0 <= top < top + height <= size[0]
         assert 0 <= left < left + width <= size[1]
 
@@ -115,8 +114,7 @@ def test_erased_parts_are_those_that_timm_erases():
     pixels, patches = augment(photograph(32, 32))
     assert patches
     seed_step(0, 0, 0, 0)
-    augment.draw_box(photograph(32, 32))  # first, as in the whole
-    augment.draw_flip()
+    augment.draw_flip()  # first, as in the whole
     expected = normalise(pixels[None], gather([[]]))
     RandomErasing(1.0, mode="pixel", device="cpu")(expected[0])
     assert torch.equal(normalise(pixels[None], gather([patches])), expected)
