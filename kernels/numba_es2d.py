@@ -91,8 +91,9 @@ def backward(
     call.run("backward", numba_launch.SCAN_BACKWARD, B * K * slabs)
     gradients: list[Tensor | None] = [None] * len(wanted)
     sums = partial[0].numel()
-    if wanted[0]:
+    if wanted[0] or wanted[1]:  # it also adds up what the weight's gradient reads
         call.run("backward", numba_launch.INPUT_GRADIENT, K * B * Lp // TILE)
+    if wanted[0]:
         gradients[0] = _sum_of_visits(dx, visits, D).to(x.dtype)
     if wanted[1]:
         call.run("backward", numba_launch.WEIGHT_GRADIENT, K * pieces)
