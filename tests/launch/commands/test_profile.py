@@ -9,7 +9,7 @@ from evmamba.launch import cli
 
 def test_the_command_writes_the_same_numbers_everywhere(tmp_path, capsys):
     command = ["profile", "--backbones", "efficientvmamba_t,resnet18", "--resolutions", "32", "--batch-sizes", "1,2"]
-    command += ["--modes", "eager,graph", "--seconds", "0.02", "--operators", "8", "--device", "cpu"]
+    command += ["--modes", "eager,graph", "--seconds", "0.02", "--operators", "30", "--device", "cpu"]
     assert cli.main([*command, "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     document = json.loads((tmp_path / "profile.json").read_text())

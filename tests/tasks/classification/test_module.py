@@ -54,7 +54,7 @@ def test_it_learns_a_few_images(tmp_path: Path, coloured: Path, backbone: str, p
         backbone, 3, label_smoothing=0.0, optimizer=OptimizerConfig(lr=1e-3), schedule=ScheduleConfig("cosine")
     )
     fitting = trainer(
-        tmp_path, max_epochs=5, precision=precision, accumulate_grad_batches=accumulate, limit_val_batches=0
+        tmp_path, max_epochs=8, precision=precision, accumulate_grad_batches=accumulate, limit_val_batches=0
     )
     fitting.fit(module, data(coloured, batch_size=8 // accumulate))
     (metrics,) = trainer(tmp_path, precision=precision).test(module, data(coloured), verbose=False)
