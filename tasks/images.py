@@ -16,10 +16,10 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from evmamba.errors import UserError, first_few, first_line
-from evmamba.tasks.jpeg_regions import decode_region
+from evmamba.tasks.jpeg_regions import LEAST_PIXELS, decode_region
 
-# Top, left, height and width of a part of an image.
-Part = tuple[int, int, int, int]
+# Top, left, height and width of a part of an image, in pixels.
+Region = tuple[int, int, int, int]
 Item = TypeVar("Item")
 BadImagePolicy = Literal["stop", "skip"]
 
@@ -102,15 +102,17 @@ def read_pixels(
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def read_part(path: str | os.PathLike, choose: Callable[[int, int], Part], *, content: bytes | None = None) -> Tensor:
-    """Read a part of an image, the same pixels as :func:`read_pixels` has there, and decode no more than it takes.
+def read_region(
+    path: str | os.PathLike, choose: Callable[[int, int], Region], *, content: bytes | None = None
+) -> Tensor:
+    """Read a region of an image, the same pixels as :func:`read_pixels` has there, and decode no more than it takes.
 
     Args:
         path, content: as of :func:`read_image`.
-        choose: given height and width of the upright image, says which part.
+        choose: given height and width of the upright image, says which region.
 
     Returns:
-        uint8 [3, height, width] of the part, the three colours of a pixel side by side in memory.
+        uint8 [3, height, width] of the region, the three colours of a pixel side by side in memory.
 
     Raises:
         UserError: as of :func:`read_image`.
@@ -119,17 +121,18 @@ def read_part(path: str | os.PathLike, choose: Callable[[int, int], Part], *, co
     if jpeg is None:
         pixels = read_pixels(path, content=content, exact=True)
         return cut(pixels, choose(*pixels.shape[1:]))
-    part = choose(jpeg.height, jpeg.width)
-    region = decode_region(jpeg.content, *part) if jpeg.orientation == UPRIGHT else None
-    if region is not None:
-        return region
-    whole = _decoded(jpeg, upright=True)
-    return cut(read_pixels(path, content=content, exact=True) if whole is None else whole, part)
+    region = choose(jpeg.height, jpeg.width)
+    pays = jpeg.orientation == UPRIGHT and jpeg.height * jpeg.width >= LEAST_PIXELS
+    decoded = decode_region(jpeg.content, *region) if pays else None
+    if decoded is not None:
+        return decoded
+    whole = _decoded(jpeg)
+    return cut(read_pixels(path, content=content, exact=True) if whole is None else whole, region)
 
 
-def cut(pixels: Tensor, part: Part) -> Tensor:
-    """A part of [..., H, W], not copied."""
-    top, left, height, width = part
+def cut(pixels: Tensor, region: Region) -> Tensor:
+    """A region of [..., H, W], not copied."""
+    top, left, height, width = region
     return pixels[..., top : top + height, left : left + width]
 
 
@@ -139,11 +142,13 @@ def _decoded_jpeg(path: str | os.PathLike, upright: bool, content: bytes | None)
     return None if jpeg is None else _decoded(jpeg, upright)
 
 
-def _decoded(jpeg: "Jpeg", upright: bool) -> Tensor | None:
+def _decoded(jpeg: "Jpeg", upright: bool = True) -> Tensor | None:
+    """Turned as Pillow reads the orientation: torchvision reads EXIF's with a parser of its own, and no XMP."""
     try:
-        return decode_jpeg(jpeg.content, apply_exif_orientation=upright).expand(3, -1, -1)
+        pixels = decode_jpeg(jpeg.content).expand(3, -1, -1)
     except RuntimeError:
         return None
+    return turn_upright(pixels, jpeg.orientation) if upright else pixels
 
 
 class Jpeg(NamedTuple):

@@ -1,15 +1,12 @@
-"""A part of a JPEG without the rest, by nvImageCodec on a CPU: libjpeg-turbo's partial decoding.
+"""A region of a JPEG without the rest, by nvImageCodec on a CPU: libjpeg-turbo's partial decoding.
 
-Of what lies above the part only the codes are read, of what lies below it nothing. The pixels are those of the whole
+Of what lies above the region only the codes are read, of what lies below it nothing. The pixels are those of the whole
 image, to the bit.
-
-Loading processes alone do it. nvImageCodec decodes in a thread of its own, which a forked process lacks: a child of one
-that has decoded waits for it for ever. Loading processes have no children.
 """
 
 import importlib
-import multiprocessing
 import os
+import re
 import struct
 import sys
 import threading
@@ -21,89 +18,93 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.io import decode_jpeg, encode_jpeg
 
-# nvImageCodec's NVIMGCODEC_DEVICE_CPU_ONLY, for which its Python package has no name.
-NO_GPU = -99999
-# As other decoders do, and as :func:`evmamba.tasks.images.turn_upright` expects: orientation is the caller's.
-AS_STORED = {"apply_exif_orientation": False}
-# libjpeg-turbo's own default, and everybody's.
-OPTIONS = ":fancy_upsampling=1"
-
-# Markers of a JPEG (ITU-T T.81, table B.1), the byte after 0xFF.
-RESTARTS = (0xD0, 0xD7)
-END_OF_IMAGE, START_OF_SCAN = 0xD9, 0xDA
+# Pixels of an image below which nothing is gained; columns of a region, of which few are interpolated in another way.
+LEAST_PIXELS, LEAST_WIDTH = 2**17, 16
+# Of a JPEG (ITU-T T.81, table B.1), the byte after 0xFF.
+START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
+# A marker within or behind a scan: not a byte of the codes that is 0xFF, not filling, no restart.
+MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 _own = threading.local()  # a decoder is one thread's
 
 
 def decode_region(content: Tensor, top: int, left: int, height: int, width: int) -> Tensor | None:
-    """Decode a part of a grey or colour JPEG as it is stored.
+    """Decode a region of a grey or colour JPEG as it is stored.
 
     Args:
         content: the file's bytes, uint8 [n].
-        top, left, height, width: the part, in pixels, within the image.
+        top, left, height, width: the region in pixels, within the image.
 
     Returns:
-        uint8 [3, height, width], the colours of a pixel side by side in memory; None outside of loading processes,
-        where nvImageCodec is not installed, and for what :func:`is_one_whole_scan` or the library refuses.
+        uint8 [3, height, width], the colours of a pixel side by side in memory; None where nvImageCodec is not
+        installed, and for what :func:`is_one_whole_scan` or the library refuses.
     """
-    if not multiprocessing.current_process().daemon:
+    stored = content.numpy()
+    if width < LEAST_WIDTH or not is_one_whole_scan(stored) or not _has_decoder():
         return None
-    codec, stored = _codec(), content.numpy()
-    if codec is None or not is_one_whole_scan(stored):
-        return None
-    region = codec.Region(top, left, top + height, left + width)
-    image = _own.decoder.decode(
-        codec.CodeStream(stored).get_sub_code_stream(region=region), params=codec.DecodeParams(**AS_STORED)
-    )
-    return None if image is None else torch.from_numpy(np.asarray(image)).permute(2, 0, 1)
+    return _decoded(stored, top, left, height, width)
 
 
 def is_one_whole_scan(content: np.ndarray) -> bool:
     """Whether a JPEG has all its pixels in one scan, which goes on to the end of the image.
 
-    A decoder that stops below a part does not see that a file is damaged or cut off there, and takes a marker that has
-    no place in a scan for its end: grey follows. Of several scans (progressive) all are needed, so nothing is saved.
+    A decoder that stops below a region does not see that a file is damaged or cut off there, and takes a marker that
+    has no place in a scan for its end: grey follows. Of several scans (progressive) all are needed: nothing is saved.
 
     Args:
         content: the file's bytes, uint8 [n].
     """
-    place = 2  # of the first marker after that of the image's start
-    try:
-        while (segment := struct.unpack_from(">BBH", content.data, place))[1] != START_OF_SCAN:
-            place += 2 + segment[2]
-    except struct.error:
-        return False
-    scan = content[place + 2 + segment[2] :]
-    after = scan[np.flatnonzero(scan[:-1] == 0xFF) + 1]
-    # 0: a byte of the codes that is 0xFF; 0xFF: filling before a marker.
-    markers = after[(after != 0) & (after != 0xFF) & ((after < RESTARTS[0]) | (after > RESTARTS[1]))]
-    return len(markers) > 0 and markers[0] == END_OF_IMAGE
+    place, kind = 2, 0  # of the first marker after that of the image's start
+    while kind != START_OF_SCAN:
+        if place + 4 > len(content):
+            return False
+        mark, kind, length = struct.unpack_from(">BBH", content.data, place)
+        if mark != 0xFF or length < 2:
+            return False
+        place += 2 + length
+    end = MARKER.search(content.data, place)
+    return end is not None and end[0][1] == END_OF_IMAGE
 
 
-def _codec() -> Any:
-    """nvImageCodec with this thread's decoder in `_own`; None where there is none."""
+def _decoded(stored: np.ndarray, top: int, left: int, height: int, width: int) -> Tensor | None:
+    codec = _own.codec
+    region = codec.Region(top, left, top + height, left + width)
+    # Turning it upright is the caller's, as Pillow reads the orientation.
+    as_stored = codec.DecodeParams(apply_exif_orientation=False)
+    image = _own.decoder.decode(codec.CodeStream(stored).get_sub_code_stream(region=region), params=as_stored)
+    return None if image is None else torch.from_numpy(np.asarray(image)).permute(2, 0, 1)
+
+
+def _has_decoder() -> bool:
+    """Whether this thread has one, which is made and tried the first time."""
     if not hasattr(_own, "codec"):
         _own.codec = _start()
-    return _own.codec
+    return _own.codec is not None
 
 
 def _start() -> Any:
+    """nvImageCodec, with a decoder in `_own`; None where it is not installed, or is another thing than it was."""
     try:
         with _silent():
-            nvimgcodec = importlib.import_module("nvidia.nvimgcodec")
-        _own.decoder = nvimgcodec.Decoder(
-            device_id=NO_GPU,
-            max_num_cpu_threads=1,
-            backends=[nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)],
-            options=OPTIONS,
+            _own.codec = codec = importlib.import_module("nvidia.nvimgcodec")
+        _own.decoder = codec.Decoder(
+            device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY,
+            max_num_cpu_threads=1,  # the calling one: threads of a pool would be missing in a forked process
+            backends=[codec.Backend(codec.BackendKind.CPU_ONLY)],
         )
-    except ModuleNotFoundError:
+        sample = encode_jpeg(torch.arange(3 * 64 * 64).view(3, 64, 64).byte(), quality=90)
+        found = _decoded(sample.numpy(), 9, 11, 40, 30)
+        if found is None or not torch.equal(found, decode_jpeg(sample)[:, 9:49, 11:41]):
+            raise RuntimeError("it decodes other pixels than libjpeg-turbo")
+    except (
+        Exception
+    ) as error:  # of a library that does not fit: RuntimeError, ImportError, AttributeError, TypeError, ...
+        if not (isinstance(error, ModuleNotFoundError) and error.name in ("nvidia", "nvidia.nvimgcodec")):
+            warnings.warn(f"nvImageCodec does not work here, so whole images are decoded: {error}", stacklevel=2)
         return None
-    except Exception as error:  # of a library that does not fit: RuntimeError, ImportError, AttributeError, ...
-        warnings.warn(f"nvImageCodec does not work here, so whole images are decoded: {error}", stacklevel=2)
-        return None
-    return nvimgcodec
+    return codec
 
 
 @contextmanager

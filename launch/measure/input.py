@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from evmamba.cost import timed
 from evmamba.tasks.data import STAGE, TaskDataModule, marked_stages
 
 # What is left beside the marked stages: seeding, looking up, putting a batch together.
 REST = "seed and collate"
-# PyTorch's own mark around a batch that is made in the process that asks for it.
+# PyTorch's own mark around a batch that is made in the training's process.
 BATCH = "enumerate(DataLoader)#_SingleProcessDataLoaderIter.__next__"
 
 
@@ -48,7 +48,7 @@ class InputRate:
 
 
 def measure_input(data: TaskDataModule, seconds: float, device: str = "cpu") -> InputRate:
-    """Load training batches as a recipe does: in one loading process, then through its own loader.
+    """Load training batches as a recipe does: in this process on one thread, then through its own loader.
 
     Args:
         data: a task's data module without a trainer.
@@ -61,30 +61,24 @@ def measure_input(data: TaskDataModule, seconds: float, device: str = "cpu") -> 
     data.check_device(torch.device(device))
     data.prepare_data()
     data.setup("fit")
-    per_core, shares = next(iter(DataLoader(_OneCore(data, seconds), batch_size=None, num_workers=1)))
-    delivered = _loader_rate(data.train_dataloader(), seconds)
-    on_device = _device_rate(data, seconds, torch.device(device)) if data.works_on_device else None
-    return InputRate(per_core, shares, delivered, data.num_workers, on_device)
-
-
-class _OneCore(IterableDataset[tuple[float, dict[str, float]]]):
-    """One item, made by the loading process that asks for it: images a second of its core, and the stages' shares."""
-
-    def __init__(self, data: TaskDataModule, seconds: float) -> None:
-        self.data = data
-        self.seconds = seconds
-
-    def __iter__(self) -> Iterator[tuple[float, dict[str, float]]]:
-        self.data.num_workers = 0  # of this process's copy
-        batches = _batches(self.data.train_dataloader())
+    workers, threads = data.num_workers, torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        data.num_workers = 0
+        batches = _batches(data.train_dataloader())
         next(batches)
         begin = time.process_time()
-        images = _count(batches, self.seconds)
+        images = _count(batches, seconds)
         per_core = images / (time.process_time() - begin)
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report starting and stopping
         with marked_stages(), profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
-            _count(batches, self.seconds)
-        yield per_core, _shares(profiler)
+            _count(batches, seconds)
+    finally:
+        torch.set_num_threads(threads)
+        data.num_workers = workers
+    delivered = _loader_rate(data.train_dataloader(), seconds)
+    on_device = _device_rate(data, seconds, torch.device(device)) if data.works_on_device else None
+    return InputRate(per_core, _shares(profiler), delivered, workers, on_device)
 
 
 def _batches(loader: DataLoader) -> Iterator[int]:

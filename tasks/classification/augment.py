@@ -16,7 +16,7 @@ from evmamba.errors import UserError
 from evmamba.tasks.classification.randaugment import PREFIX, posterize_to_black, with_nineteen_operations
 from evmamba.tasks.classification.tensor_operations import resize
 from evmamba.tasks.data import stage
-from evmamba.tasks.images import Part
+from evmamba.tasks.images import Region
 
 # Width to height of a crop.
 RATIO = (3 / 4, 4 / 3)
@@ -42,7 +42,7 @@ class Erased(NamedTuple):
 
 
 class TrainingAugmentation:
-    """A part of a picture, which it draws -> a crop of one size as whole numbers, and the patches to write when it is
+    """A region of a picture, which it draws -> a crop of one size as whole numbers, and the patches to write when it is
     normalised.
 
     A loading process hands out a quarter of the bytes that way; :func:`normalise` makes the network's input of them,
@@ -71,17 +71,17 @@ class TrainingAugmentation:
         self.policy = _policy(image_size, color_jitter, auto_augment)
         self.erase = RandomErasing(random_erasing, mode="pixel", device="cpu")
 
-    def __call__(self, part: Tensor) -> tuple[Tensor, list[Patch]]:
+    def __call__(self, region: Tensor) -> tuple[Tensor, list[Patch]]:
         """Augment.
 
         Args:
-            part: uint8 [3, h, w], what `draw_part` chose; fastest where a pixel's colours lie side by side in memory.
+            region: uint8 [3, h, w], as `draw_region` chose it; fastest where a pixel's colours lie side by side.
 
         Returns:
             uint8 [3, image_size, image_size] and the patches.
         """
         with stage("resize"):
-            pixels = resized(part, self.image_size)
+            pixels = resize_region(region, self.image_size)
             if self.draw_flip():
                 pixels = pixels.flip(-1)
         if self.policy.transforms:  # timm's work on Pillow's images
@@ -93,8 +93,8 @@ class TrainingAugmentation:
         with stage("erase"):
             return pixels, self.draw_patches()
 
-    def draw_part(self, height: int, width: int) -> Part:
-        """Which part of an image of this size becomes the crop: a pixel at least, where timm's rounding leaves none."""
+    def draw_region(self, height: int, width: int) -> Region:
+        """What of an image of this size becomes the crop: a pixel at least, where timm's rounding leaves none."""
         image = torch.empty(3, height, width, device="meta")
         top, left, tall, wide = RandomResizedCropAndInterpolation.get_params(image, self.scale, RATIO)
         tall, wide = max(tall, 1), max(wide, 1)
@@ -111,7 +111,7 @@ class TrainingAugmentation:
         return canvas.patches
 
 
-def resized(pixels: Tensor, side: int) -> Tensor:
+def resize_region(pixels: Tensor, side: int) -> Tensor:
     """uint8 [3, h, w] -> [3, side, side], bicubic with antialiasing.
 
     The colours of a pixel stay side by side in memory where they are, as Pillow has them too.

@@ -57,8 +57,8 @@ class TrainingImages(Dataset[TrainingSample]):
 
     def __getitem__(self, index: int) -> TrainingSample:
         with stage("read and decode"):
-            part = self.images.read_part(index, self.augment.draw_part)
-        pixels, patches = self.augment(part)
+            region = self.images.read_region(index, self.augment.draw_region)
+        pixels, patches = self.augment(region)
         return pixels, int(self.images.labels[index]), str(self.images.path(index)), patches
 
 

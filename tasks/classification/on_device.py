@@ -16,22 +16,22 @@ from torch.utils.data import Dataset
 from torchvision.transforms import Compose
 
 from evmamba.errors import UserError
-from evmamba.tasks.classification.augment import Patch, TrainingAugmentation, resized
+from evmamba.tasks.classification.augment import Patch, TrainingAugmentation, resize_region
 from evmamba.tasks.classification.folders import FolderImages
 from evmamba.tasks.classification.randaugment import EXTRA
 from evmamba.tasks.classification.shards import ShardImages
 from evmamba.tasks.classification.tensor_operations import BLACK, Operation, apply, is_known
 from evmamba.tasks.data import stage
-from evmamba.tasks.images import Part, cut, decode_jpegs, turn_upright
+from evmamba.tasks.images import Region, cut, decode_jpegs, turn_upright
 
 # Whole images on the device at once; their crops are small.
 AT_ONCE = 64
 
 
 class Draws(NamedTuple):
-    """What is to be done with an image: cut out `part`, mirror it, and the operations in their order."""
+    """What is to be done with an image: cut out `region`, mirror it, and the operations in their order."""
 
-    part: Part
+    region: Region
     mirrored: bool
     operations: list[Operation]
 
@@ -72,7 +72,7 @@ class DrawnAugmentation(TrainingAugmentation):
 
     def draw(self, height: int, width: int) -> tuple[Draws, list[Patch]]:
         """What is to be done with an image of this size, and the patches to write when it is normalised."""
-        return Draws(self.draw_part(height, width), self.draw_flip(), self.recorder([])), self.draw_patches()
+        return Draws(self.draw_region(height, width), self.draw_flip(), self.recorder([])), self.draw_patches()
 
 
 class EncodedImages(Dataset[EncodedSample]):
@@ -121,7 +121,7 @@ def decode_and_augment(batch: Encoded, images: FolderImages | ShardImages, side:
     """
     crops = []
     for plan, pixels in zip(batch.plans, _decoded(batch, images, device), strict=True):
-        crop = resized(cut(pixels, plan.draws.part), side)
+        crop = resize_region(cut(pixels, plan.draws.region), side)
         crops.append(crop.flip(-1) if plan.draws.mirrored else crop)
     return apply(torch.stack(crops), [plan.draws.operations for plan in batch.plans])
 

@@ -34,13 +34,13 @@ from evmamba.tasks.data import SPLITS, TEST
 from evmamba.tasks.images import (
     BadImagePolicy,
     Jpeg,
-    Part,
+    Region,
     find_faults,
     is_image_file,
     read_image,
     read_jpeg,
-    read_part,
     read_pixels,
+    read_region,
 )
 from evmamba.tasks.plain_files import is_file, read_json, read_text
 
@@ -126,9 +126,9 @@ class ShardImages:
         """The image as uint8 [3, H, W], see :func:`evmamba.tasks.images.read_pixels`."""
         return read_pixels(self._place(index), content=self.content(index))
 
-    def read_part(self, index: int, choose: Callable[[int, int], Part]) -> Tensor:
-        """A part of the image, see :func:`evmamba.tasks.images.read_part`."""
-        return read_part(self._place(index), choose, content=self.content(index))
+    def read_region(self, index: int, choose: Callable[[int, int], Region]) -> Tensor:
+        """A region of the image, see :func:`evmamba.tasks.images.read_region`."""
+        return read_region(self._place(index), choose, content=self.content(index))
 
     def read_jpeg(self, index: int) -> Jpeg | None:
         """The image before it is decoded, see :func:`evmamba.tasks.images.read_jpeg`."""

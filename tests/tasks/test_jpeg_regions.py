@@ -1,4 +1,4 @@
-"""A part of a JPEG is that of the whole image to the bit, whatever the file; damage is told as without it."""
+"""A region of a JPEG is that of the whole image to the bit, whatever the file; damage is told as without it."""
 
 import importlib.util
 import io
@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 
 from evmamba.errors import UserError
-from evmamba.tasks import jpeg_regions
-from evmamba.tasks.images import Part, cut, read_image, read_jpeg, read_part, read_pixels
-from evmamba.tasks.jpeg_regions import decode_region, is_one_whole_scan
+from evmamba.tasks import images, jpeg_regions
+from evmamba.tasks.images import Region, cut, read_image, read_pixels, read_region
+from evmamba.tasks.jpeg_regions import LEAST_PIXELS, LEAST_WIDTH, decode_region, is_one_whole_scan
 
 needs_the_library = pytest.mark.skipif(
     importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.nvimgcodec") is None,
     reason="needs nvImageCodec",
 )
+HEIGHT, WIDTH = 403, 349
 # How Pillow writes them.
 KINDS: dict[str, dict[str, Any]] = {
     **{name: {"subsampling": name} for name in ("4:4:4", "4:2:2", "4:2:0", "4:1:1")},
@@ -35,161 +35,172 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def photograph(height: int = 203, width: int = 149) -> Image.Image:
-    """Edges and colours in every block: an error of a row, a column or a block shows."""
+def photograph(height: int = HEIGHT, width: int = WIDTH) -> Image.Image:
+    """A ramp, and as much noise as there can be in the right half: an error of a row, a column or a block shows."""
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 160, width)[None, :, None] + np.linspace(0, 60, height)[:, None, None]
-    return Image.fromarray((ramp + rng.integers(0, 36, (height, width, 3))).astype(np.uint8))
+    pixels = ramp + rng.integers(0, 36, (height, width, 3))
+    pixels[:, width // 2 :] = rng.integers(0, 256, (height, width - width // 2, 3))
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
-def jpeg(image: Image.Image, **options: Any) -> bytes:
+def stored(image: Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", **{"quality": 90, **options})
+    image.save(buffer, **{"format": "JPEG", "quality": 90, **options})
     return buffer.getvalue()
 
 
-def parts(height: int, width: int) -> list[Part]:
-    """The whole, the corners' pixels, and some drawn ones."""
+def regions(height: int = HEIGHT, width: int = WIDTH) -> list[Region]:
+    """The whole, its corners, the narrowest ones at every kind of column, and some drawn ones."""
     random.seed(0)
-    drawn = []
+    drawn = [(0, 0, height, width), (0, 0, 1, 1), (height - 1, width - 1, 1, 1), (0, 0, height, 1)]
+    drawn += [(3, left, 9, LEAST_WIDTH) for left in (*range(18), *range(width - LEAST_WIDTH - 17, width - LEAST_WIDTH))]
     for _ in range(12):
         tall, wide = random.randint(1, height), random.randint(1, width)
         drawn.append((random.randint(0, height - tall), random.randint(0, width - wide), tall, wide))
-    return [(0, 0, height, width), (0, 0, 1, 1), (height - 1, width - 1, 1, 1), *drawn]
+    return drawn
 
 
-class Parts(Dataset[tuple[torch.Tensor, bool] | str]):
-    """What a loading process reads of one file: (the pixels, whether a region decoder gives them too), or an error."""
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether nvImageCodec gave it, of every region that was asked for."""
+    answers: list[bool] = []
 
-    def __init__(self, content: bytes, wanted: list[Part]) -> None:
-        self.content = content
-        self.wanted = wanted
+    def decode(*arguments: Any) -> torch.Tensor | None:
+        region = decode_region(*arguments)
+        answers.append(region is not None)
+        return region
 
-    def __len__(self) -> int:
-        return len(self.wanted)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, bool] | str:
-        part = self.wanted[index]
-        stored = torch.frombuffer(bytearray(self.content), dtype=torch.uint8)
-        try:
-            pixels = read_part("a.jpg", lambda height, width: part, content=self.content)
-        except UserError as error:
-            return str(error)
-        return pixels, decode_region(stored, *part) is not None
+    monkeypatch.setattr(images, "decode_region", decode)
+    return answers
 
 
-def loaded(content: bytes, wanted: list[Part]) -> list[Any]:
-    return list(DataLoader(Parts(content, wanted), batch_size=None, num_workers=1))
+def check(content: bytes) -> None:
+    """Of every region, the pixels of the whole image."""
+    whole = read_pixels("a.jpg", content=content)
+    for region in regions(*whole.shape[1:]):
+        pixels = read_region("a.jpg", lambda height, width, region=region: region, content=content)
+        assert torch.equal(pixels, cut(whole, region)), region
+        assert pixels.stride()[0] <= 1  # a pixel's colours side by side, or one for all three
 
 
 @needs_the_library
-@pytest.mark.parametrize("kind", KINDS)
-def test_parts_are_those_of_the_whole_to_the_bit(kind: str):
-    content, wanted = jpeg(photograph(), **KINDS[kind]), parts(203, 149)
-    whole = read_pixels("a.jpg", content=content)
-    for part, (pixels, by_region) in zip(wanted, loaded(content, wanted), strict=True):
-        assert by_region
-        assert torch.equal(pixels, cut(whole, part)), part
-        assert pixels.stride()[0] == 1  # a pixel's colours side by side
+@pytest.mark.parametrize("kind", [*KINDS, "grey"])
+def test_regions_are_those_of_the_whole_to_the_bit(kind: str, decoded: list[bool]):
+    check(stored(photograph().convert("L")) if kind == "grey" else stored(photograph(), **KINDS[kind]))
+    assert decoded == [region[3] >= LEAST_WIDTH for region in regions()]
 
 
 @needs_the_library
-def test_parts_of_grey_images_have_three_colours():
-    content, wanted = jpeg(photograph().convert("L")), parts(203, 149)
-    whole = read_pixels("a.jpg", content=content)
-    for part, (pixels, by_region) in zip(wanted, loaded(content, wanted), strict=True):
-        assert by_region
-        assert torch.equal(pixels, cut(whole, part))
+@pytest.mark.parametrize("width", range(352, 368))
+def test_whatever_the_width_of_the_image(width: int, decoded: list[bool]):
+    check(stored(photograph(375, width), subsampling="4:2:0"))
+    assert any(decoded)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_parts_are_of_the_upright_image(orientation: int):
+def test_regions_are_of_the_upright_image(orientation: int, decoded: list[bool]):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    content = jpeg(photograph(), exif=exif)
-    whole = read_pixels("a.jpg", content=content)
-    wanted = parts(*whole.shape[1:])
-    for part, (pixels, _) in zip(wanted, loaded(content, wanted), strict=True):
-        assert torch.equal(pixels, cut(whole, part))
+    content = stored(photograph(), exif=exif)
+    check(content)
+    assert bool(decoded) == (orientation == 1)  # the others are decoded whole
+    assert np.array_equal(read_pixels("a.jpg", content=content).permute(1, 2, 0), read_image("", content=content))
 
 
-@pytest.mark.parametrize("kind", ["progressive", "PNG", "CMYK"])
-def test_what_has_no_regions_is_read_whole(kind: str):
-    buffer = io.BytesIO()
-    image = photograph().convert("CMYK") if kind == "CMYK" else photograph()
-    image.save(buffer, "PNG" if kind == "PNG" else "JPEG", progressive=kind == "progressive")
-    whole, wanted = read_pixels("a.jpg", content=buffer.getvalue()), parts(203, 149)
-    if kind == "progressive":
-        assert not is_one_whole_scan(np.frombuffer(buffer.getvalue(), np.uint8))
-    for part, (pixels, _) in zip(wanted, loaded(buffer.getvalue(), wanted), strict=True):
-        assert torch.equal(pixels, cut(whole, part))
+XMP = (
+    b'http://ns.adobe.com/xap/1.0/\x00<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/>'
+    b"</x:xmpmeta>"
+)
+# Pillow takes no orientation from the two, torchvision turns the image: the value is a byte, the header ends in 255.
+TIFF = b"MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00%c\x00\x00\x00\x01%b\x00\x00\x00\x00"
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [XMP, b"Exif\x00\x00" + TIFF % (1, b"\x06\x00\x00\x00"), b"Exif\x00\xff" + TIFF % (3, b"\x00\x06\x00\x00")],
+    ids=["XMP", "byte", "header"],
+)
+def test_the_orientation_is_the_one_that_pillow_reads(segment: bytes):
+    """As evaluation does; torchvision reads other ones, and a region of an image turned otherwise may not exist."""
+    plain = stored(photograph())
+    content = plain[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + plain[2:]
+    check(content)
+    assert np.array_equal(read_pixels("a.jpg", content=content).permute(1, 2, 0), read_image("", content=content))
+
+
+@pytest.mark.parametrize("kind", ["progressive", "PNG", "CMYK", "small"])
+def test_others_are_decoded_whole(kind: str, decoded: list[bool]):
+    image = photograph(300, 200) if kind == "small" else photograph().convert("CMYK" if kind == "CMYK" else "RGB")
+    content = stored(image, format="PNG" if kind == "PNG" else "JPEG", progressive=kind == "progressive")
+    check(content)
+    assert not any(decoded)
+    assert image.width * image.height >= LEAST_PIXELS or kind == "small"
 
 
 @pytest.mark.parametrize("damage", ["cut off", "marker"])
-def test_damage_below_the_part_is_told(damage: str):
-    """As for the whole image: a decoder that stops below the part would not come to it."""
-    content = bytearray(jpeg(photograph()))
+def test_damage_below_the_region_is_told(damage: str):
+    """As for the whole image: a decoder that stops below the region would not come to it."""
+    content = bytearray(stored(photograph()))
+    place = len(content) * 3 // 4
     if damage == "cut off":
-        content = content[: len(content) * 3 // 4]
+        del content[place:]
     else:
-        place = len(content) * 3 // 4
         content[place : place + 2] = b"\xff\x67"
-    with pytest.raises(UserError, match=r"a\.jpg"):
-        read_image("a.jpg", content=bytes(content))
-    for found in loaded(bytes(content), [(0, 0, 20, 20), (150, 0, 20, 20)]):
-        assert isinstance(found, str)
-        assert "a.jpg" in found
+    for region in [(0, 0, 20, 20), (350, 0, 20, 20)]:
+        with pytest.raises(UserError, match=r"a\.jpg"):
+            read_region("a.jpg", lambda height, width, region=region: region, content=bytes(content))
 
 
 @needs_the_library
-def test_random_damage_never_shows_what_the_whole_image_would_not():
-    """Bytes of the codes replaced: the same pixels as the whole image where that can be read, else the same refusal."""
-    good, rng = jpeg(photograph(), subsampling="4:2:0"), random.Random(0)
-    start = good.index(b"\xff\xda")
-    regions = 0
-    for _ in range(40):
+def test_damaged_codes_show_what_the_whole_image_would(decoded: list[bool]):
+    """Bytes replaced: the same pixels as the whole image where that can be read, else the same refusal."""
+    good, rng = stored(photograph(), subsampling="4:2:0"), random.Random(0)
+    start, refused = good.index(b"\xff\xda"), 0
+    for _ in range(60):
         content = bytearray(good)
-        for place in rng.sample(range(start + 16, len(good) - 2), rng.choice([1, 3, 40])):
-            content[place] = rng.randrange(256)
-        wanted = parts(203, 149)[3:7]
+        length = rng.choice([1, 40, 400])
+        place = rng.randrange(start + 16, len(good) - 2 - length)
+        content[place : place + length] = rng.randbytes(length)
         try:
-            whole = read_pixels("a.jpg", content=bytes(content))
-        except UserError:
-            whole = None
-        for part, found in zip(wanted, loaded(bytes(content), wanted), strict=True):
-            if whole is None:
-                assert isinstance(found, str)
-            else:
-                assert torch.equal(found[0], cut(whole, part))
-                regions += found[1]
-    assert regions > 40  # else nothing was tried
+            read_pixels("a.jpg", content=bytes(content))
+        except UserError as error:
+            refused += 1
+            with pytest.raises(UserError, match=str(error)[:30]):
+                read_region("a.jpg", lambda height, width: (0, 0, 50, 50), content=bytes(content))
+        else:
+            check(bytes(content))
+    assert 5 < refused < 55
+    assert sum(decoded) > 500
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x00" * 50, bytes(1000)])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x00" * 50, bytes(1000), b"\xff\xd8" + b"\xff" * 5000]
+)
 def test_scans_are_not_found_in_nonsense(content: bytes):
     assert not is_one_whole_scan(np.frombuffer(content, np.uint8))
 
 
-def test_only_loading_processes_use_it():
-    """A fork of a process that has decoded would wait for ever for a thread that only its parent has."""
-    found = read_jpeg("a.jpg", content=jpeg(photograph()))
-    assert found is not None
-    assert decode_region(found.content, 0, 0, 9, 9) is None
-    assert not hasattr(jpeg_regions._own, "decoder")
-
-
 @needs_the_library
-def test_it_starts_without_a_word_about_gpus(tmp_path: Path):
-    (tmp_path / "a.jpg").write_bytes(jpeg(photograph()))
+def test_processes_forked_after_it_decode_too_and_nothing_is_said_about_gpus(tmp_path: Path):
+    """With a pool of threads they would wait for ever for those that only their parent has."""
+    (tmp_path / "a.jpg").write_bytes(stored(photograph()))
     code = (
-        "import multiprocessing; multiprocessing.current_process()._config['daemon'] = True\n"
+        "import os\n"
         "from evmamba.tasks.images import read_jpeg\n"
         "from evmamba.tasks.jpeg_regions import decode_region\n"
-        "print(decode_region(read_jpeg('a.jpg').content, 1, 2, 3, 4).shape)\n"
+        "decode = lambda: decode_region(read_jpeg('a.jpg').content, 10, 20, 30, 40)\n"
+        "assert decode().shape == (3, 30, 40)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(0 if decode().shape == (3, 30, 40) else 1)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+        "assert decode().shape == (3, 30, 40)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == "torch.Size([3, 3, 4])\n"
-    assert done.stderr == ""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_where_it_is_not_installed_nothing_is_said(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder):
@@ -198,7 +209,18 @@ def test_where_it_is_not_installed_nothing_is_said(monkeypatch: pytest.MonkeyPat
     assert not recwarn.list
 
 
-def test_a_library_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", types.ModuleType("nvidia.nvimgcodec"))
+@needs_the_library
+@pytest.mark.parametrize("lacking", ["Decoder", "Region", "pixels", "part"])
+def test_a_library_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch, lacking: str):
+    """Without what is called, with other pixels, or without a part of its own."""
+    codec = importlib.import_module("nvidia.nvimgcodec")
+    other = types.ModuleType("nvidia.nvimgcodec")
+    vars(other).update({name: value for name, value in vars(codec).items() if name != lacking})
+    if lacking == "pixels":
+        other.Region = lambda top, left, *end: codec.Region(top + 1, left, end[0] + 1, end[1])  # type: ignore[attr-defined]
+    if lacking == "part":
+        monkeypatch.setattr(importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError("no impl")))
+    monkeypatch.setattr(jpeg_regions, "_own", types.SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", other)
     with pytest.warns(UserWarning, match="nvImageCodec does not work here, so whole images are decoded"):
         assert jpeg_regions._start() is None

@@ -26,12 +26,12 @@ def photograph(height: int = 90, width: int = 120) -> torch.Tensor:
 
 
 def test_crop_and_flip_are_pillows_to_one_step():
-    """Of the part that was drawn; Pillow's own bicubic rounds between its two passes."""
+    """Of the region that was drawn; Pillow's own bicubic rounds between its two passes."""
     augment = TrainingAugmentation(48, flip=1.0)
     pixels = photograph()
     random.seed(3)
-    top, left, height, width = part = augment.draw_part(90, 120)
-    ours, patches = augment(cut(pixels, part))
+    top, left, height, width = region = augment.draw_region(90, 120)
+    ours, patches = augment(cut(pixels, region))
     assert patches == []
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).crop((left, top, left + width, top + height))
     pillows = image.resize((48, 48), Image.Resampling.BICUBIC).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -44,16 +44,16 @@ def test_crops_are_torchvisions_to_the_bit():
     augment = TrainingAugmentation(48, flip=0.0)
     for seed in range(5):
         random.seed(seed)
-        part = augment.draw_part(90, 120)
-        ours, _ = augment(cut(photograph(), part))
-        expected = resized_crop(photograph(), *part, [48, 48], InterpolationMode.BICUBIC, antialias=True)
+        region = augment.draw_region(90, 120)
+        ours, _ = augment(cut(photograph(), region))
+        expected = resized_crop(photograph(), *region, [48, 48], InterpolationMode.BICUBIC, antialias=True)
         assert torch.equal(ours, expected)
         assert ours.permute(1, 2, 0).is_contiguous()
 
 
 def test_the_crops_cover_the_areas_and_shapes_asked_for():
     augment = TrainingAugmentation(32, min_scale=0.25)
-    parts = [augment.draw_part(90, 120) for _ in range(300)]
+    parts = [augment.draw_region(90, 120) for _ in range(300)]
     areas = [height * width / (90 * 120) for _, _, height, width in parts]
     assert 0.24 < min(areas) < 0.32
     assert max(areas) > 0.85
@@ -67,7 +67,7 @@ def test_of_the_smallest_images_a_pixel_is_left(size):
     augment = TrainingAugmentation(32, min_scale=0.01)
     for seed in range(200):
         random.seed(seed)
-        top, left, height, width = augment.draw_part(*size)
+        top, left, height, width = augment.draw_region(*size)
         assert 0 <= top < top + height <= size[0]
         assert 0 <= left < left + width <= size[1]
 
