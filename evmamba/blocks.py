@@ -425,7 +425,7 @@ class InvertedResidual(nn.Module):
         fused = isinstance(norm, nn.Identity)
         y = pointwise(tokens, conv.weight, conv.bias, relu=fused)
         conv = self.depthwise
-        if (stats := statistics_of_batch(norm, y)) is not None:
+        if conv.bias is None and (stats := statistics_of_batch(norm, y)) is not None:
             y, fused = batch_norm_depthwise(y, stats, norm.weight, norm.bias, "relu", conv.weight), False
         else:
             y = y if fused else normalised(norm, y, relu=True)
