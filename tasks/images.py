@@ -145,16 +145,16 @@ def _decoded_jpeg(path: str | os.PathLike, upright: bool, content: bytes | None)
 def _decoded(jpeg: "Jpeg", upright: bool = True) -> Tensor | None:
     """Turned as Pillow reads the orientation: torchvision reads EXIF's with a parser of its own, and no XMP."""
     try:
-        pixels = decode_jpeg(jpeg.content).expand(3, -1, -1)
+        pixels = decode_jpeg(jpeg.content)
     except RuntimeError:
         return None
-    return turn_upright(pixels, jpeg.orientation) if upright else pixels
+    return (turn_upright(pixels, jpeg.orientation) if upright else pixels).expand(3, -1, -1)
 
 
 class Jpeg(NamedTuple):
     """A grey or colour JPEG that is not decoded yet: its bytes, uint8 [n], and what its header says.
 
-    `height` and `width` are those of the upright image, `orientation` is EXIF's (1: upright as it is stored).
+    `height` and `width` are those of the upright image, `orientation` is EXIF's or XMP's (1: upright as it is stored).
     """
 
     content: Tensor
@@ -240,12 +240,12 @@ def is_turned(image: Image.Image) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """As EXIF data say it; damaged ones say nothing, which is 1."""
+    """As EXIF data or XMP say it; damaged ones say nothing, which is 1."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
     except Exception:  # decoders raise nearly anything on damaged files
         return UPRIGHT
-    return value if value in range(1, 9) else UPRIGHT
+    return int(value) if value in range(1, 9) else UPRIGHT
 
 
 def _upright(image: Image.Image) -> Image.Image:

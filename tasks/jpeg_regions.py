@@ -8,11 +8,11 @@ import importlib
 import os
 import re
 import struct
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,15 @@ from torchvision.io import decode_jpeg, encode_jpeg
 
 # Pixels of an image below which nothing is gained; columns of a region, of which few are interpolated in another way.
 LEAST_PIXELS, LEAST_WIDTH = 2**17, 16
-# Of a JPEG (ITU-T T.81, table B.1), the byte after 0xFF.
+# Of a JPEG (ITU-T T.81, table B.1), the byte after 0xFF: frames other than Huffman's sequential ones (progressive, for
+# which the pixels at a region's edge may be others, lossless, ...), a scan, the end.
+OTHER_FRAMES = frozenset(range(0xC2, 0xD0)) - {0xC4, 0xC8, 0xCC}
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 # A marker within or behind a scan: not a byte of the codes that is 0xFF, not filling, no restart.
 MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 _own = threading.local()  # a decoder is one thread's
+_loading = threading.Lock()
 
 
 def decode_region(content: Tensor, top: int, left: int, height: int, width: int) -> Tensor | None:
@@ -42,16 +45,19 @@ def decode_region(content: Tensor, top: int, left: int, height: int, width: int)
         installed, and for what :func:`is_one_whole_scan` or the library refuses.
     """
     stored = content.numpy()
-    if width < LEAST_WIDTH or not is_one_whole_scan(stored) or not _has_decoder():
+    if width < LEAST_WIDTH or not _has_decoder() or not is_one_whole_scan(stored):
         return None
-    return _decoded(stored, top, left, height, width)
+    try:
+        return _decoded(stored, top, left, height, width)
+    except RuntimeError:  # the whole image's decoder will say what is wrong
+        return None
 
 
 def is_one_whole_scan(content: np.ndarray) -> bool:
-    """Whether a JPEG has all its pixels in one scan, which goes on to the end of the image.
+    """Whether a JPEG has all its pixels in one sequential scan, which goes on to the end of the image.
 
     A decoder that stops below a region does not see that a file is damaged or cut off there, and takes a marker that
-    has no place in a scan for its end: grey follows. Of several scans (progressive) all are needed: nothing is saved.
+    has no place in a scan for its end: grey follows. Of several scans all are needed: nothing is saved.
 
     Args:
         content: the file's bytes, uint8 [n].
@@ -61,7 +67,7 @@ def is_one_whole_scan(content: np.ndarray) -> bool:
         if place + 4 > len(content):
             return False
         mark, kind, length = struct.unpack_from(">BBH", content.data, place)
-        if mark != 0xFF or length < 2:
+        if mark != 0xFF or length < 2 or kind in OTHER_FRAMES:
             return False
         place += 2 + length
     end = MARKER.search(content.data, place)
@@ -87,7 +93,7 @@ def _has_decoder() -> bool:
 def _start() -> Any:
     """nvImageCodec, with a decoder in `_own`; None where it is not installed, or is another thing than it was."""
     try:
-        with _silent():
+        with _loading, _silent():
             _own.codec = codec = importlib.import_module("nvidia.nvimgcodec")
         _own.decoder = codec.Decoder(
             device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY,
@@ -110,13 +116,16 @@ def _start() -> Any:
 @contextmanager
 def _silent() -> Iterator[None]:
     """Send what the library's parts print on loading, that there is no GPU's decoder, nowhere."""
-    os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # damaged files are told by us
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # we say which file was refused
     try:
-        os.dup2(nowhere, 2)
+        kept = os.dup(2)
+    except OSError:  # closed: nothing is to be kept silent
         yield
+        return
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-        os.close(nowhere)
