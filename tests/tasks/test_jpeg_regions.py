@@ -77,6 +77,15 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return answers
 
 
+def run(code: str, folder: Path) -> tuple[int, str, str]:
+    """Python's status and what it prints, beside the photograph `a.jpg`."""
+    (folder / "a.jpg").write_bytes(stored(photograph()))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False, timeout=120
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
 def check(content: bytes, every: int = 1) -> None:
     """Of every region (or some), the pixels of the whole image."""
     whole = read_pixels("a.jpg", content=content)
@@ -211,7 +220,6 @@ def test_scans_are_not_found_in_nonsense(content: bytes):
 @needs_the_library
 def test_processes_forked_after_it_decode_too_and_nothing_is_said_about_gpus(tmp_path: Path):
     """With a pool of threads they would wait for ever for those that only their parent has."""
-    (tmp_path / "a.jpg").write_bytes(stored(photograph()))
     code = (
         "import os\n"
         "from evmamba.tasks.images import read_jpeg\n"
@@ -224,15 +232,11 @@ def test_processes_forked_after_it_decode_too_and_nothing_is_said_about_gpus(tmp
         "assert os.waitpid(child, 0)[1] == 0\n"
         "assert decode().shape == (3, 30, 40)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert run(code, tmp_path) == (0, "", "")
 
 
 @needs_the_library
 def test_threads_that_start_at_once_decode_and_leave_the_errors_their_way(tmp_path: Path):
-    (tmp_path / "a.jpg").write_bytes(stored(photograph()))
     code = (
         "import os, sys, threading\n"
         "from evmamba.tasks.images import read_jpeg\n"
@@ -247,10 +251,7 @@ def test_threads_that_start_at_once_decode_and_leave_the_errors_their_way(tmp_pa
         "assert shapes == [(3, 30, 40)] * 8\n"
         "print('here', file=sys.stderr)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert (done.returncode, done.stderr) == (0, "here\n")
+    assert run(code, tmp_path) == (0, "", "here\n")
 
 
 def test_where_it_is_not_installed_nothing_is_said(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder):
