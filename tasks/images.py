@@ -95,7 +95,8 @@ def read_pixels(
     Raises:
         UserError: as there.
     """
-    pixels = None if exact else _decoded_jpeg(path, upright, content)
+    jpeg = None if exact else read_jpeg(path, content=content)
+    pixels = None if jpeg is None else _decoded(jpeg, upright)
     if pixels is not None:
         return pixels
     image = read_image(path, upright=upright, content=content)
@@ -136,19 +137,13 @@ def cut(pixels: Tensor, region: Region) -> Tensor:
     return pixels[..., top : top + height, left : left + width]
 
 
-def _decoded_jpeg(path: str | os.PathLike, upright: bool, content: bytes | None) -> Tensor | None:
-    """None: not a grey or colour JPEG, or one about which `read_image` has something to say."""
-    jpeg = read_jpeg(path, content=content)
-    return None if jpeg is None else _decoded(jpeg, upright)
-
-
 def _decoded(jpeg: "Jpeg", upright: bool = True) -> Tensor | None:
-    """Turned as Pillow reads the orientation: torchvision reads EXIF's with a parser of its own, and no XMP."""
-    try:
-        pixels = decode_jpeg(jpeg.content)
-    except RuntimeError:
-        return None
-    return (turn_upright(pixels, jpeg.orientation) if upright else pixels).expand(3, -1, -1)
+    """None: one about which `read_image` has something to say.
+
+    It is turned as Pillow reads the orientation: torchvision reads EXIF's with a parser of its own, and no XMP.
+    """
+    (pixels,) = decode_jpegs([jpeg.content], torch.device("cpu"))
+    return turn_upright(pixels, jpeg.orientation) if upright and pixels is not None else pixels
 
 
 class Jpeg(NamedTuple):

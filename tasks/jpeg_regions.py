@@ -10,10 +10,9 @@ import re
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +27,9 @@ OTHER_FRAMES = frozenset(range(0xC2, 0xD0)) - {0xC4, 0xC8, 0xCC}
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 # A marker within or behind a scan: not a byte of the codes that is 0xFF, not filling, no restart.
 MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+
+# The file's bytes, top, left, height and width -> the region's pixels.
+Decode = Callable[[np.ndarray, int, int, int, int], Tensor | None]
 
 _own = threading.local()  # a decoder is one thread's
 _loading = threading.Lock()
@@ -44,11 +46,11 @@ def decode_region(content: Tensor, top: int, left: int, height: int, width: int)
         uint8 [3, height, width], the colours of a pixel side by side in memory; None where nvImageCodec is not
         installed, and for what :func:`is_one_whole_scan` or the library refuses.
     """
-    stored = content.numpy()
-    if width < LEAST_WIDTH or not _has_decoder() or not is_one_whole_scan(stored):
+    stored, decode = content.numpy(), _decoder()
+    if decode is None or width < LEAST_WIDTH or not is_one_whole_scan(stored):
         return None
     try:
-        return _decoded(stored, top, left, height, width)
+        return decode(stored, top, left, height, width)
     except RuntimeError:  # the whole image's decoder will say what is wrong
         return None
 
@@ -74,43 +76,40 @@ def is_one_whole_scan(content: np.ndarray) -> bool:
     return end is not None and end[0][1] == END_OF_IMAGE
 
 
-def _decoded(stored: np.ndarray, top: int, left: int, height: int, width: int) -> Tensor | None:
-    codec = _own.codec
-    region = codec.Region(top, left, top + height, left + width)
-    # Turning it upright is the caller's, as Pillow reads the orientation.
-    as_stored = codec.DecodeParams(apply_exif_orientation=False)
-    image = _own.decoder.decode(codec.CodeStream(stored).get_sub_code_stream(region=region), params=as_stored)
-    return None if image is None else torch.from_numpy(np.asarray(image)).permute(2, 0, 1)
+def _decoder() -> Decode | None:
+    """This thread's, made and tried the first time."""
+    if not hasattr(_own, "decode"):
+        _own.decode = _start()
+    return _own.decode
 
 
-def _has_decoder() -> bool:
-    """Whether this thread has one, which is made and tried the first time."""
-    if not hasattr(_own, "codec"):
-        _own.codec = _start()
-    return _own.codec is not None
-
-
-def _start() -> Any:
-    """nvImageCodec, with a decoder in `_own`; None where it is not installed, or is another thing than it was."""
+def _start() -> Decode | None:
+    """A decoder of nvImageCodec's; None where that is not installed, or is another thing than it was."""
     try:
         with _loading, _silent():
-            _own.codec = codec = importlib.import_module("nvidia.nvimgcodec")
-        _own.decoder = codec.Decoder(
+            codec = importlib.import_module("nvidia.nvimgcodec")
+        decoder = codec.Decoder(
             device_id=codec.NVIMGCODEC_DEVICE_CPU_ONLY,
             max_num_cpu_threads=1,  # the calling one: threads of a pool would be missing in a forked process
             backends=[codec.Backend(codec.BackendKind.CPU_ONLY)],
         )
+        # Turning it upright is the caller's, as Pillow reads the orientation.
+        as_stored = codec.DecodeParams(apply_exif_orientation=False)
+
+        def decode(stored: np.ndarray, top: int, left: int, height: int, width: int) -> Tensor | None:
+            region = codec.Region(top, left, top + height, left + width)
+            image = decoder.decode(codec.CodeStream(stored).get_sub_code_stream(region=region), params=as_stored)
+            return None if image is None else torch.from_numpy(np.asarray(image)).permute(2, 0, 1)
+
         sample = encode_jpeg(torch.arange(3 * 64 * 64).view(3, 64, 64).byte(), quality=90)
-        found = _decoded(sample.numpy(), 9, 11, 40, 30)
+        found = decode(sample.numpy(), 9, 11, 40, 30)
         if found is None or not torch.equal(found, decode_jpeg(sample)[:, 9:49, 11:41]):
             raise RuntimeError("it decodes other pixels than libjpeg-turbo")
-    except (
-        Exception
-    ) as error:  # of a library that does not fit: RuntimeError, ImportError, AttributeError, TypeError, ...
+    except Exception as error:  # of a library that does not fit: RuntimeError, AttributeError, TypeError, ...
         if not (isinstance(error, ModuleNotFoundError) and error.name in ("nvidia", "nvidia.nvimgcodec")):
             warnings.warn(f"nvImageCodec does not work here, so whole images are decoded: {error}", stacklevel=2)
         return None
-    return codec
+    return decode
 
 
 @contextmanager

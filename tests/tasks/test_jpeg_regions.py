@@ -271,7 +271,6 @@ def test_a_library_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch, l
         other.Region = lambda top, left, *end: codec.Region(top + 1, left, end[0] + 1, end[1])  # type: ignore[attr-defined]
     if lacking == "part":
         monkeypatch.setattr(importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError("no impl")))
-    monkeypatch.setattr(jpeg_regions, "_own", types.SimpleNamespace())
     monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", other)
     with pytest.warns(UserWarning, match="nvImageCodec does not work here, so whole images are decoded"):
         assert jpeg_regions._start() is None
