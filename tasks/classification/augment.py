@@ -1,20 +1,23 @@
 """Training augmentation of classification: crop and flip on uint8 tensors, timm's policies, timm's random erasing."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data.auto_augment import RandAugment
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
+from torchvision.transforms import Compose
 
 from evmamba.errors import UserError
 from evmamba.tasks.classification.randaugment import PREFIX, posterize_to_black, with_nineteen_operations
-from evmamba.tasks.classification.tensor_operations import resize
+from evmamba.tasks.classification.tensor_operations import apply_to_one, is_quick, resize
 from evmamba.tasks.data import stage
 from evmamba.tasks.images import Region
 
@@ -84,12 +87,9 @@ class TrainingAugmentation:
             pixels = resize_region(region, self.image_size)
             if self.draw_flip():
                 pixels = pixels.flip(-1)
-        if self.policy.transforms:  # timm's work on Pillow's images
+        if self.policy.transforms:
             with stage("policy"):
-                image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-                changed = self.policy(image)
-                if changed is not image:
-                    pixels = torch.from_numpy(np.array(changed)).permute(2, 0, 1)
+                pixels = self.policy(pixels)
         with stage("erase"):
             return pixels, self.draw_patches()
 
@@ -161,8 +161,8 @@ def normalise(pixels: Tensor, erased: Erased) -> Tensor:
     return images
 
 
-def _policy(image_size: int, color_jitter: float, auto_augment: str | None) -> Any:
-    """timm's part between crop and tensor: a policy, or jitter of colours, or nothing."""
+def _policy(image_size: int, color_jitter: float, auto_augment: str | None) -> Compose:
+    """timm's part between crop and tensor, on uint8 [3, H, W]: a policy, or jitter of colours, or nothing."""
     nineteen = auto_augment is not None and auto_augment.split("-")[0] == PREFIX
     if nineteen and "inc" in str(auto_augment):
         raise UserError(f"data.auto_augment={auto_augment}: {PREFIX} has no increasing levels; leave -inc out")
@@ -179,4 +179,25 @@ def _policy(image_size: int, color_jitter: float, auto_augment: str | None) -> A
     except (AssertionError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"timm refuses the augmentation (auto_augment={auto_augment}): {error or 'invalid'}") from error
     policy = posterize_to_black(policy)
-    return with_nineteen_operations(policy) if nineteen else policy
+    return _on_tensors(with_nineteen_operations(policy) if nineteen else policy)
+
+
+def _on_tensors(policy: Compose) -> Compose:
+    """The same pixels of the same draws, by Pillow where that is the quickest. What it is made of can be pickled."""
+    for place, step in enumerate(policy.transforms):
+        if not isinstance(step, RandAugment):
+            policy.transforms[place] = partial(_with_pillow, step)
+            continue
+        for operation in step.ops:
+            quick = is_quick(operation.name)
+            operation.aug_fn = (
+                partial(apply_to_one, operation.name) if quick else partial(_with_pillow, operation.aug_fn)
+            )
+        step.ops = np.array(step.ops)  # NumPy, which chooses from them, would make one of a list each time
+    return policy
+
+
+def _with_pillow(change: Callable[..., Image.Image], pixels: Tensor, *arguments: float, **options: Any) -> Tensor:
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    changed = change(image, *arguments, **options)
+    return pixels if changed is image else torch.from_numpy(np.array(changed)).permute(2, 0, 1)

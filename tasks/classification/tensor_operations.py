@@ -1,7 +1,7 @@
-"""The operations of RandAugment on uint8 tensors, on any device: as timm's do it with Pillow, to one step of 255.
+"""The operations of RandAugment on uint8 tensors, on any device: as timm's do it with Pillow.
 
 `torchvision.transforms.v2` has most of them, but bicubic ones for Pillow's images only; these also do many images at
-once, each by its own amount.
+once, each by its own amount. The pixels of `QUICK`'s are Pillow's, those of the others to one step of 255.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, interpolate, pad
+from torch.nn.functional import interpolate, pad
 
 from evmamba.tasks.classification.randaugment import Box, distorted_tiles, skewed, zoomed
 
@@ -46,9 +46,29 @@ def apply(images: Tensor, operations: Sequence[Sequence[Operation]]) -> Tensor:
     return images
 
 
+def apply_to_one(name: str, image: Tensor, *arguments: float, fillcolor: tuple[int, ...], **_: Any) -> Tensor:
+    """One operation on one image, called as timm calls its own.
+
+    Args:
+        name: one that `is_known` knows.
+        image: uint8 [3, H, W].
+        arguments: as timm draws them.
+        fillcolor: the colour of what comes from outside of the image.
+
+    Returns:
+        uint8 [3, H, W].
+    """
+    return _KINDS[_plain(name)](image[None], [(name, arguments, fillcolor)])[0]
+
+
 def is_known(name: str) -> bool:
     """Whether there is an operation of timm's, or of `randaugment.EXTRA`, here."""
     return _plain(name) in _KINDS
+
+
+def is_quick(name: str) -> bool:
+    """Whether it is one whose pixels are Pillow's, and that a CPU has done sooner than Pillow to one image."""
+    return _plain(name) in QUICK
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
@@ -102,27 +122,38 @@ def _invert(images: Tensor, operations: Sequence[Operation]) -> Tensor:
 
 def _posterize(images: Tensor, operations: Sequence[Operation]) -> Tensor:
     dropped = (8 - _numbers(images, operations, torch.int32)).clamp(min=0)
-    return ((images.int() >> dropped) << dropped).byte()
+    return images & (255 << dropped).byte()
 
 
 def _solarize(images: Tensor, operations: Sequence[Operation]) -> Tensor:
-    return torch.where(images < _numbers(images, operations), images, 255 - images)
+    return images ^ ~_negative(images - _numbers(images, operations, torch.int16))
 
 
 def _solarize_add(images: Tensor, operations: Sequence[Operation]) -> Tensor:
-    added = (images + _numbers(images, operations, torch.int32)).clamp(max=255).byte()
-    return torch.where(images < 128, added, images)
+    added = torch.minimum(_numbers(images, operations, torch.uint8), 255 - images)
+    return images + (added & _negative(images.short() - 128))
+
+
+def _negative(numbers: Tensor) -> Tensor:
+    """uint8, all bits where a whole number is negative, else none: so chosen, a CPU is done in a tenth of
+    `torch.where`'s time."""
+    return numbers.bitwise_right_shift_(torch.iinfo(numbers.dtype).bits - 1).byte()
+
+
+def _cut(values: Tensor) -> Tensor:
+    """Floating-point numbers, which it overwrites, to uint8 as Pillow does it: cut, not rounded."""
+    return values.clamp_(0, 255).int().byte()  # by way of int32 a CPU does many at once
 
 
 def _blend(images: Tensor, plain: Tensor, operations: Sequence[Operation]) -> Tensor:
-    """From `plain` towards the image, by each operation's factor and beyond; cut like Pillow's, not rounded."""
-    return (plain + _numbers(images, operations) * (images - plain)).clamp(0, 255).byte()
+    """From `plain`, float32, towards the image, by each operation's factor and beyond."""
+    return _cut((images - plain).mul_(_numbers(images, operations)).add_(plain))
 
 
 def _grey(images: Tensor) -> Tensor:
-    """Luminance as Pillow computes it, whole numbers in float32 [B, 1, H, W]."""
-    red, green, blue = images.int().unbind(1)
-    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).float()[:, None]
+    """Luminance as Pillow computes it, whole numbers in float32 [B, 1, H, W]; float32 has all of its sums."""
+    red, green, blue = images.float().unbind(1)
+    return (red * 19595).add_(green, alpha=38470).add_(blue, alpha=7471).add_(0x8000).div_(0x10000).floor_()[:, None]
 
 
 def _color(images: Tensor, operations: Sequence[Operation]) -> Tensor:
@@ -139,10 +170,12 @@ def _brightness(images: Tensor, operations: Sequence[Operation]) -> Tensor:
 
 
 def _sharpness(images: Tensor, operations: Sequence[Operation]) -> Tensor:
-    smooth = images.float()
-    kernel = torch.ones(3, 1, 3, 3, device=images.device)
-    kernel[..., 1, 1] = 5
-    smooth[..., 1:-1, 1:-1] = (conv2d(images.float(), kernel, groups=3) / 13 + 0.5).floor()
+    """Smooth is, but at the edges, a pixel five times and its eight neighbours once."""
+    whole, smooth = images.short(), images.float()
+    across = whole[..., :-2] + whole[..., 1:-1] + whole[..., 2:]
+    total = (across[..., :-2, :] + across[..., 1:-1, :]).add_(across[..., 2:, :])
+    total.add_(whole[..., 1:-1, 1:-1], alpha=4)
+    smooth[..., 1:-1, 1:-1] = total.float().div_(13).add_(0.5).floor_()
     return _blend(images, smooth, operations)
 
 
@@ -169,6 +202,52 @@ def _zoom(images: Tensor, operations: Sequence[Operation]) -> Tensor:
         part = resize(image[None], scaled[1], scaled[0])
         zooms.append(pad(part, (-left, right - scaled[0], -top, bottom - scaled[1])))
     return torch.cat(zooms)
+
+
+def _slide_rows(images: Tensor, operations: Sequence[Operation]) -> Tensor:
+    """Move every row along itself, bicubic by Pillow's formula in Pillow's float64.
+
+    A pixel's sum is rounded otherwise only in how far the row has moved: it is cut to another whole number where it is
+    one but for that, which happens to amounts without noise, to less than one value of 10,000.
+    """
+    batch, _, height, width = images.shape
+    lines = torch.tensor([_SLIDES[name](width, *arguments) for name, arguments, _ in operations], dtype=torch.float64)
+    # A pixel of a row shows what is so far to its right, [B, H]: whole pixels and a part `d` of one.
+    place = lines[:, :1] * (torch.arange(height, dtype=torch.float64) + 0.5) + lines[:, 1:]
+    start = place.floor()
+    moved = _moved(images, start.long())
+    v1, v2, v3, v4 = (moved[..., 3 * k : 3 * (k + width)] for k in range(4))
+    d, near, far = (place - start)[..., None].to(images.device), v1 - v2, v3 - v4
+    value = (near + far).neg_().double().mul_(d).add_(far.add_(near, alpha=2).double())
+    value = _cut(value.mul_(d).add_((v3 - v1).double()).mul_(d).add_(v2.double()))
+    column = torch.arange(3 * width, device=images.device, dtype=torch.int32)
+    begin, end = (
+        (edge - 0.5 - place).ceil_().clamp_(0, width).mul_(3).int()[..., None].to(images.device) for edge in (0, width)
+    )
+    inside = _negative((begin - 1 - column) & (column - end))
+    fill = torch.tensor([[colour * width] for *_, colour in operations], dtype=torch.uint8, device=images.device)
+    return ((value & inside) | (fill & ~inside)).view(batch, height, width, 3).permute(0, 3, 1, 2)
+
+
+def _moved(images: Tensor, start: Tensor) -> Tensor:
+    """Each row from one pixel before `start` [B, H] on, a pixel beyond an end being that at it, and two more at most.
+
+    Returns:
+        int16 [B, H, 3 (W + 3)], the colours of a pixel side by side.
+    """
+    batch, _, height, width = images.shape
+    pixels = images.permute(0, 2, 3, 1)
+    wide = images.new_empty(batch, height + 2, width + 4, 3)  # the first and the last row are never shown
+    wide[:, 1:-1, 2:-2], wide[:, 1:-1, :2], wide[:, 1:-1, -2:] = pixels, pixels[:, :, :1], pixels[:, :, -1:]
+    rows = torch.arange(batch)[:, None] * (height + 2) + torch.arange(1, height + 1)
+    first = rows * (width + 4) + 1 + start.clamp(-width - 2, width + 2)
+    windows = wide.view(-1).unfold(0, 3 * (width + 3), 3)
+    return windows.index_select(0, first.flatten().to(images.device)).short().view(batch, height, -1)
+
+
+def _slide_columns(images: Tensor, operations: Sequence[Operation]) -> Tensor:
+    moved = _slide_rows(images.transpose(-1, -2), operations).transpose(-1, -2)
+    return moved.contiguous(memory_format=torch.channels_last)
 
 
 def _warp(images: Tensor, operations: Sequence[Operation]) -> Tensor:
@@ -235,15 +314,17 @@ def _rotated(width: int, height: int, degrees: float) -> Source:
 
 _SOURCES: dict[str, Callable[..., Source]] = {
     "Rotate": _rotated,
-    "ShearX": lambda width, height, factor: (1, factor, 0, 0, 1, 0, 0, 0),
-    "ShearY": lambda width, height, factor: (1, 0, 0, factor, 1, 0, 0, 0),
-    "TranslateX": lambda width, height, pixels: (1, 0, pixels, 0, 1, 0, 0, 0),
-    "TranslateY": lambda width, height, pixels: (1, 0, 0, 0, 1, pixels, 0, 0),
-    "TranslateXRel": lambda width, height, share: (1, 0, share * width, 0, 1, 0, 0, 0),
-    "TranslateYRel": lambda width, height, share: (1, 0, 0, 0, 1, share * height, 0, 0),
     "Distort": lambda width, height, amount: distorted_tiles((width, height), int(amount)),
     "Skew": lambda width, height, amount: tuple(skewed((width, height), amount)),
 }
+# By how much a row moves, or a column: a part of its place among the others, and pixels; from its length.
+_ALONG_ROWS: dict[str, Callable[[int, float], tuple[float, float]]] = {
+    "ShearX": lambda _, factor: (factor, 0),
+    "TranslateX": lambda _, pixels: (0, pixels),
+    "TranslateXRel": lambda length, share: (0, share * length),
+}
+_ALONG_COLUMNS = {name.replace("X", "Y"): line for name, line in _ALONG_ROWS.items()}
+_SLIDES = _ALONG_ROWS | _ALONG_COLUMNS
 _KINDS: dict[str, Any] = {
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,
@@ -258,4 +339,7 @@ _KINDS: dict[str, Any] = {
     "Blur": _blur,
     "Zoom": _zoom,
     **dict.fromkeys(_SOURCES, _warp),
+    **dict.fromkeys(_ALONG_ROWS, _slide_rows),
+    **dict.fromkeys(_ALONG_COLUMNS, _slide_columns),
 }
+QUICK = frozenset({"Invert", "Posterize", "Solarize", "SolarizeAdd", "Brightness", "Sharpness", *_SLIDES})

@@ -1,6 +1,9 @@
 """Training's augmentation on uint8 tensors against timm's own on Pillow images and normalised tensors."""
 
+import pickle
 import random
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from torchvision.transforms.v2.functional import resized_crop
 
 from evmamba.errors import UserError
 from evmamba.tasks.classification.augment import NORMALISE, Patch, TrainingAugmentation, gather, normalise
+from evmamba.tasks.classification.randaugment import posterize_to_black, with_nineteen_operations
 from evmamba.tasks.images import cut
 from evmamba.tasks.training.randomness import seed_step
 
@@ -140,11 +144,48 @@ def test_policies_that_do_not_exist_are_refused(policy: str):
 
 @pytest.mark.parametrize("policy", ["rand-m10-inc1", "rand19-m1", "original-mstd0.5", "augmix-m10"])
 def test_posterizing_to_no_bits_is_black(policy: str):
-    image = Image.fromarray(np.full((8, 8, 3), 200, np.uint8))
     (step,) = TrainingAugmentation(8, auto_augment=policy).policy.transforms
+    image: Any = torch.full((3, 8, 8), 200, dtype=torch.uint8)
+    if isinstance(step, partial):  # a policy that is Pillow's as a whole
+        (step,), image = step.args, Image.fromarray(image.permute(1, 2, 0).numpy())
     operations = step.ops if hasattr(step, "ops") else [one for pair in step.policy for one in pair]
     drawn = [one for one in operations if "Posterize" in one.name]
     assert drawn
     for one in drawn:
-        assert np.array(one.aug_fn(image, 0)).max() == 0
-        assert np.array(one.aug_fn(image, 2)).max() == 192
+        assert np.asarray(one.aug_fn(image, 0, **one.kwargs)).max() == 0
+        assert np.asarray(one.aug_fn(image, 2, **one.kwargs)).max() == 192
+
+
+@pytest.mark.parametrize(
+    "policy", ["rand-m9-mstd0.5-inc1", "rand19-m9-mstd0.5", "rand-m15-n3-mstd1", "original-mstd0.5", "augmix-m5-w2"]
+)
+def test_pixels_and_draws_of_a_policy_are_those_of_timm_with_pillow(policy: str):
+    """Operations done on tensors, on Pillow's images between them, and whole policies that are Pillow's."""
+    ours = TrainingAugmentation(48, auto_augment=policy, flip=0.0).policy
+    _, timms, _ = create_transform(
+        48,
+        is_training=True,
+        auto_augment=policy.replace("rand19", "rand"),
+        interpolation="bicubic",
+        separate=True,
+        **NORMALISE,
+    )
+    timms = posterize_to_black(timms)
+    if policy.startswith("rand19"):
+        timms = with_nineteen_operations(timms)
+    pixels, changed = photograph(48, 40), 0
+    for seed in range(120):
+        seed_step(seed, 0, 0, 0)
+        found, after = ours(pixels), (random.random(), np.random.rand())
+        seed_step(seed, 0, 0, 0)
+        expected = torch.from_numpy(np.array(timms(Image.fromarray(pixels.permute(1, 2, 0).numpy())))).permute(2, 0, 1)
+        assert torch.equal(found, expected), seed
+        assert after == (random.random(), np.random.rand())
+        changed += not torch.equal(found, pixels)
+    assert changed > 60
+
+
+def test_policies_reach_loading_processes_that_are_not_forked():
+    for policy in ("rand19-m9-mstd0.5", "original"):
+        augment = pickle.loads(pickle.dumps(TrainingAugmentation(32, auto_augment=policy)))
+        assert augment(photograph())[0].shape == (3, 32, 32)
