@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from evmamba.errors import UserError, first_few, first_line
-from evmamba.tasks.jpeg_regions import LEAST_PIXELS, decode_region
+from evmamba.tasks.jpeg_regions import LEAST_PIXELS, Frame, decode_region, find_frame
 
 # Top, left, height and width of a part of an image, in pixels.
 Region = tuple[int, int, int, int]
@@ -118,17 +118,32 @@ def read_region(
     Raises:
         UserError: as of :func:`read_image`.
     """
+    stored = _stored(path) if content is None else content
+    frame = find_frame(stored) if stored else None
+    if stored is None or frame is None or not _pays(frame) or (frame.described and not _is_upright(path, stored)):
+        whole = read_pixels(path, content=stored)
+        return cut(whole, choose(*whole.shape[1:]))
+    region = choose(frame.height, frame.width)
+    decoded = decode_region(stored, *region)
+    return cut(read_pixels(path, content=stored), region) if decoded is None else decoded
+
+
+def _stored(path: str | os.PathLike) -> bytes | None:
+    """A file's bytes; None where it cannot be read, about which `read_image` has something to say."""
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return None
+
+
+def _pays(frame: Frame) -> bool:
+    """Whether a region is sooner decoded than the whole; about sizes that no photograph has Pillow has to say it."""
+    return LEAST_PIXELS <= frame.height * frame.width <= (Image.MAX_IMAGE_PIXELS or math.inf)
+
+
+def _is_upright(path: str | os.PathLike, content: bytes) -> bool:
     jpeg = read_jpeg(path, content=content)
-    if jpeg is None:
-        pixels = read_pixels(path, content=content, exact=True)
-        return cut(pixels, choose(*pixels.shape[1:]))
-    region = choose(jpeg.height, jpeg.width)
-    pays = jpeg.orientation == UPRIGHT and jpeg.height * jpeg.width >= LEAST_PIXELS
-    decoded = decode_region(jpeg.content, *region) if pays else None
-    if decoded is not None:
-        return decoded
-    whole = _decoded(jpeg)
-    return cut(read_pixels(path, content=content, exact=True) if whole is None else whole, region)
+    return jpeg is not None and jpeg.orientation == UPRIGHT
 
 
 def cut(pixels: Tensor, region: Region) -> Tensor:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +22,16 @@ from torchvision.io import decode_jpeg, encode_jpeg
 
 # Pixels of an image below which nothing is gained; columns of a region, of which few are interpolated in another way.
 LEAST_PIXELS, LEAST_WIDTH = 2**17, 16
-# Of a JPEG (ITU-T T.81, table B.1), the byte after 0xFF: frames other than Huffman's sequential ones (progressive, for
-# which the pixels at a region's edge may be others, lossless, ...), a scan, the end.
+# Of a JPEG (ITU-T T.81, table B.1), the byte after 0xFF: its start, Huffman's sequential frames, others (progressive,
+# for which the pixels at a region's edge may be others, lossless, ...), EXIF's and XMP's segment, a scan, the end.
+START_OF_IMAGE = b"\xff\xd8"
+FRAMES = frozenset({0xC0, 0xC1})
 OTHER_FRAMES = frozenset(range(0xC2, 0xD0)) - {0xC4, 0xC8, 0xCC}
-START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
+DESCRIPTION, START_OF_SCAN, END_OF_IMAGE = 0xE1, 0xDA, 0xD9
 # A marker within or behind a scan: not a byte of the codes that is 0xFF, not filling, no restart.
 MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+# Of the shortest segment, with its marker, that is a scan's of one colour.
+LEAST_SEGMENT = 10
 
 # The file's bytes, top, left, height and width -> the region's pixels.
 Decode = Callable[[np.ndarray, int, int, int, int], Tensor | None]
@@ -35,45 +40,67 @@ _own = threading.local()  # a decoder is one thread's
 _loading = threading.Lock()
 
 
-def decode_region(content: Tensor, top: int, left: int, height: int, width: int) -> Tensor | None:
-    """Decode a region of a grey or colour JPEG as it is stored.
+class Frame(NamedTuple):
+    """Height and width in pixels as stored; whether EXIF or XMP may say that it is to be turned."""
 
-    Args:
-        content: the file's bytes, uint8 [n].
-        top, left, height, width: the region in pixels, within the image.
-
-    Returns:
-        uint8 [3, height, width], the colours of a pixel side by side in memory; None where nvImageCodec is not
-        installed, and for what :func:`is_one_whole_scan` or the library refuses.
-    """
-    stored, decode = content.numpy(), _decoder()
-    if decode is None or width < LEAST_WIDTH or not is_one_whole_scan(stored):
-        return None
-    try:
-        return decode(stored, top, left, height, width)
-    except RuntimeError:  # the whole image's decoder will say what is wrong
-        return None
+    height: int
+    width: int
+    described: bool
 
 
-def is_one_whole_scan(content: np.ndarray) -> bool:
-    """Whether a JPEG has all its pixels in one sequential scan, which goes on to the end of the image.
+def find_frame(content: bytes) -> Frame | None:
+    """The frame of a grey or colour JPEG whose pixels are in one sequential scan, which goes on to the image's end.
 
     A decoder that stops below a region does not see that a file is damaged or cut off there, and takes a marker that
     has no place in a scan for its end: grey follows. Of several scans all are needed: nothing is saved.
 
     Args:
-        content: the file's bytes, uint8 [n].
+        content: the file's bytes.
+
+    Returns:
+        None for every other file.
     """
-    place, kind = 2, 0  # of the first marker after that of the image's start
+    if not content.startswith(START_OF_IMAGE):
+        return None
+    place, kind, described = len(START_OF_IMAGE), 0, False
+    size: tuple[int, int] | None = None
     while kind != START_OF_SCAN:
-        if place + 4 > len(content):
-            return False
-        mark, kind, length = struct.unpack_from(">BBH", content.data, place)
-        if mark != 0xFF or length < 2 or kind in OTHER_FRAMES:
-            return False
+        if place + LEAST_SEGMENT > len(content):
+            return None
+        mark, kind, length = struct.unpack_from(">BBH", content, place)
+        if mark != 0xFF or length < 2 or kind in OTHER_FRAMES or (kind in FRAMES and size is not None):
+            return None
+        if kind in FRAMES:
+            bits, height, width, colours = struct.unpack_from(">BHHB", content, place + 4)
+            if bits != 8 or height == 0 or width == 0 or colours not in (1, 3):
+                return None
+            size = height, width
+        described |= kind == DESCRIPTION
         place += 2 + length
-    end = MARKER.search(content.data, place)
-    return end is not None and end[0][1] == END_OF_IMAGE
+    end = MARKER.search(content, place)
+    if size is None or end is None or end[0][1] != END_OF_IMAGE:
+        return None
+    return Frame(*size, described)
+
+
+def decode_region(content: bytes, top: int, left: int, height: int, width: int) -> Tensor | None:
+    """Decode a region of a JPEG as it is stored.
+
+    Args:
+        content: the file's bytes, in which :func:`find_frame` found one.
+        top, left, height, width: the region in pixels, within the image.
+
+    Returns:
+        uint8 [3, height, width], the colours of a pixel side by side in memory; None where nvImageCodec is not
+        installed, and for what it refuses.
+    """
+    decode = _decoder()
+    if decode is None or width < LEAST_WIDTH:
+        return None
+    try:
+        return decode(np.frombuffer(content, np.uint8), top, left, height, width)
+    except RuntimeError:  # the whole image's decoder will say what is wrong
+        return None
 
 
 def _decoder() -> Decode | None:

@@ -17,7 +17,7 @@ from PIL import Image
 from evmamba.errors import UserError
 from evmamba.tasks import images, jpeg_regions
 from evmamba.tasks.images import Region, cut, read_image, read_pixels, read_region
-from evmamba.tasks.jpeg_regions import LEAST_PIXELS, LEAST_WIDTH, decode_region, is_one_whole_scan
+from evmamba.tasks.jpeg_regions import LEAST_PIXELS, LEAST_WIDTH, Frame, decode_region, find_frame
 
 needs_the_library = pytest.mark.skipif(
     importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.nvimgcodec") is None,
@@ -171,7 +171,7 @@ def test_one_scan_of_a_progressive_image_is_none_of_its_regions():
     assert found is not None
     first = content[: found.start()] + b"\xff\xd9"
     check(first)
-    assert not is_one_whole_scan(np.frombuffer(first, np.uint8))
+    assert find_frame(first) is None
 
 
 @pytest.mark.parametrize("damage", ["cut off", "marker"])
@@ -214,7 +214,56 @@ def test_damaged_codes_show_what_the_whole_image_would(decoded: list[bool]):
     "content", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x00" * 50, bytes(1000), b"\xff\xd8" + b"\xff" * 5000]
 )
 def test_scans_are_not_found_in_nonsense(content: bytes):
-    assert not is_one_whole_scan(np.frombuffer(content, np.uint8))
+    assert find_frame(content) is None
+
+
+def segment_of(content: bytes, kind: int) -> int:
+    """Where the first segment of a kind begins."""
+    return content.index(b"\xff" + bytes([kind]))
+
+
+def test_a_frame_is_what_pillow_reads_of_the_header():
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for mode, options in (("RGB", {}), ("L", {}), ("RGB", {"exif": exif}), ("RGB", {"comment": b"\xff\xc0" * 20})):
+        content = stored(photograph(70, 50).convert(mode), **options)
+        assert find_frame(content) == Frame(70, 50, "exif" in options)
+
+
+@pytest.mark.parametrize("change", ["no height", "12 bits", "two colours", "second frame", "no frame", "no start"])
+def test_frames_that_no_region_is_decoded_of(change: str):
+    content = bytearray(stored(photograph()))
+    place = segment_of(content, 0xC0)
+    length = 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    assert find_frame(bytes(content)) == Frame(HEIGHT, WIDTH, False)
+    if change == "no height":
+        content[place + 5 : place + 7] = bytes(2)
+    elif change == "12 bits":
+        content[place + 4] = 12
+    elif change == "two colours":
+        content[place + 9] = 2
+    elif change == "second frame":
+        content[place:place] = content[place : place + length]
+    elif change == "no frame":
+        del content[place : place + length]
+    else:
+        del content[0]
+    assert find_frame(bytes(content)) is None
+
+
+def test_of_a_size_that_no_photograph_has_nothing_is_decoded(decoded: list[bool]):
+    """Pillow refuses it; a region alone would take gigabytes."""
+    content = bytearray(stored(photograph()))
+    place = segment_of(content, 0xC0)
+    content[place + 5 : place + 9] = b"\xff\xdc\xff\xdc"
+    with pytest.raises(UserError, match="exceeds limit"):
+        read_region("a.jpg", lambda height, width: (0, 0, height, width), content=bytes(content))
+    assert not decoded
+
+
+def test_a_missing_file_is_told(tmp_path: Path):
+    with pytest.raises(UserError, match="image not found"):
+        read_region(tmp_path / "a.jpg", lambda height, width: (0, 0, 1, 1))
 
 
 @needs_the_library
@@ -222,9 +271,9 @@ def test_processes_forked_after_it_decode_too_and_nothing_is_said_about_gpus(tmp
     """With a pool of threads they would wait for ever for those that only their parent has."""
     code = (
         "import os\n"
-        "from evmamba.tasks.images import read_jpeg\n"
+        "from pathlib import Path\n"
         "from evmamba.tasks.jpeg_regions import decode_region\n"
-        "decode = lambda: decode_region(read_jpeg('a.jpg').content, 10, 20, 30, 40)\n"
+        "decode = lambda: decode_region(Path('a.jpg').read_bytes(), 10, 20, 30, 40)\n"
         "assert decode().shape == (3, 30, 40)\n"
         "child = os.fork()\n"
         "if child == 0:\n"
@@ -239,9 +288,9 @@ def test_processes_forked_after_it_decode_too_and_nothing_is_said_about_gpus(tmp
 def test_threads_that_start_at_once_decode_and_leave_the_errors_their_way(tmp_path: Path):
     code = (
         "import os, sys, threading\n"
-        "from evmamba.tasks.images import read_jpeg\n"
+        "from pathlib import Path\n"
         "from evmamba.tasks.jpeg_regions import decode_region\n"
-        "content, shapes, barrier = read_jpeg('a.jpg').content, [], threading.Barrier(8)\n"
+        "content, shapes, barrier = Path('a.jpg').read_bytes(), [], threading.Barrier(8)\n"
         "def decode():\n"
         "    barrier.wait()\n"
         "    shapes.append(decode_region(content, 10, 20, 30, 40).shape)\n"
