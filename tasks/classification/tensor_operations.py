@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
@@ -211,38 +212,36 @@ def _slide_rows(images: Tensor, operations: Sequence[Operation]) -> Tensor:
     one but for that, which happens to amounts without noise, to less than one value of 10,000.
     """
     batch, _, height, width = images.shape
-    lines = torch.tensor([_SLIDES[name](width, *arguments) for name, arguments, _ in operations], dtype=torch.float64)
+    lines = np.array([_SLIDES[name](width, *arguments) for name, arguments, _ in operations], dtype=np.float64)
     # A pixel of a row shows what is so far to its right, [B, H]: whole pixels and a part `d` of one.
-    place = lines[:, :1] * (torch.arange(height, dtype=torch.float64) + 0.5) + lines[:, 1:]
-    start = place.floor()
-    moved = _moved(images, start.long())
-    v1, v2, v3, v4 = (moved[..., 3 * k : 3 * (k + width)] for k in range(4))
-    d, near, far = (place - start)[..., None].to(images.device), v1 - v2, v3 - v4
-    value = (near + far).neg_().double().mul_(d).add_(far.add_(near, alpha=2).double())
+    place = lines[:, :1] * (np.arange(height) + 0.5) + lines[:, 1:]
+    start = np.floor(place)
+    d = torch.from_numpy((place - start).reshape(-1, 1)).to(images.device)
+    # The rows one behind the other, each with two pixels more at both ends, which are as that at it.
+    pixels, long = images.permute(0, 2, 3, 1), width + 4
+    rows = images.new_empty(batch * height + 2, long, 3)  # what comes before and after them is never shown
+    first, last = pixels[:, :, :1], pixels[:, :, -1:]
+    torch.cat([first, first, pixels, last, last], 2, out=rows[1:-1].view(batch, height, long, 3))
+    begin = np.arange(1, batch * height + 1) * long + 1 + start.clip(-width - 2, width + 2).ravel()
+    moved = _windows(rows, begin, width + 3).short()
+    v1, v2, v3, v4 = (moved[:, 3 * k : 3 * (k + width)] for k in range(4))
+    near, far = v1 - v2, v3 - v4
+    value = (near + far).double().mul_(-d).add_(far.add_(near, alpha=2).double())
     value = _cut(value.mul_(d).add_((v3 - v1).double()).mul_(d).add_(v2.double()))
-    column = torch.arange(3 * width, device=images.device, dtype=torch.int32)
-    begin, end = (
-        (edge - 0.5 - place).ceil_().clamp_(0, width).mul_(3).int()[..., None].to(images.device) for edge in (0, width)
-    )
-    inside = _negative((begin - 1 - column) & (column - end))
-    fill = torch.tensor([[colour * width] for *_, colour in operations], dtype=torch.uint8, device=images.device)
-    return ((value & inside) | (fill & ~inside)).view(batch, height, width, 3).permute(0, 3, 1, 2)
+    # Bits of an image's width, no bits on both sides; and the other way round the colours of all images.
+    bits = torch.zeros(3, width, 3, dtype=torch.uint8)
+    bits[1] = 255
+    colours = torch.tensor([colour for *_, colour in operations], dtype=torch.uint8)[:, None, None] & ~bits
+    begin = width - np.ceil(-0.5 - place).clip(-width, width)
+    inside = _windows(bits.to(images.device), begin.ravel(), width)
+    outside = _windows(colours.to(images.device), (begin + 3 * width * np.arange(batch)[:, None]).ravel(), width)
+    return (value & inside).bitwise_or_(outside).view(batch, height, width, 3).permute(0, 3, 1, 2)
 
 
-def _moved(images: Tensor, start: Tensor) -> Tensor:
-    """Each row from one pixel before `start` [B, H] on, a pixel beyond an end being that at it, and two more at most.
-
-    Returns:
-        int16 [B, H, 3 (W + 3)], the colours of a pixel side by side.
-    """
-    batch, _, height, width = images.shape
-    pixels = images.permute(0, 2, 3, 1)
-    wide = images.new_empty(batch, height + 2, width + 4, 3)  # the first and the last row are never shown
-    wide[:, 1:-1, 2:-2], wide[:, 1:-1, :2], wide[:, 1:-1, -2:] = pixels, pixels[:, :, :1], pixels[:, :, -1:]
-    rows = torch.arange(batch)[:, None] * (height + 2) + torch.arange(1, height + 1)
-    first = rows * (width + 4) + 1 + start.clamp(-width - 2, width + 2)
-    windows = wide.view(-1).unfold(0, 3 * (width + 3), 3)
-    return windows.index_select(0, first.flatten().to(images.device)).short().view(batch, height, -1)
+def _windows(pixels: Tensor, begin: np.ndarray, length: int) -> Tensor:
+    """For each place [n] in pixels [..., 3], taken as one line, the `length` that begin there: [n, 3 length]."""
+    places = torch.from_numpy(begin.astype(np.int64)).to(pixels.device)
+    return pixels.view(-1).unfold(0, 3 * length, 3).index_select(0, places)
 
 
 def _slide_columns(images: Tensor, operations: Sequence[Operation]) -> Tensor:
