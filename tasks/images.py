@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from evmamba.errors import UserError, first_few, first_line
-from evmamba.tasks.jpeg_regions import LEAST_PIXELS, Frame, decode_region, find_frame
+from evmamba.tasks.jpeg_regions import LEAST_PIXELS, Frame, can_decode, decode_region, find_frame
 
 # Top, left, height and width of a part of an image, in pixels.
 Region = tuple[int, int, int, int]
@@ -108,6 +108,9 @@ def read_region(
 ) -> Tensor:
     """Read a region of an image, the same pixels as :func:`read_pixels` has there, and decode no more than it takes.
 
+    Of a JPEG's header no more is looked at than that takes: where something else in it is broken, Pillow may refuse a
+    file of which a region is read.
+
     Args:
         path, content: as of :func:`read_image`.
         choose: given height and width of the upright image, says which region.
@@ -119,8 +122,8 @@ def read_region(
         UserError: as of :func:`read_image`.
     """
     stored = _stored(path) if content is None else content
-    frame = find_frame(stored) if stored else None
-    if stored is None or frame is None or not _pays(frame) or (frame.described and not _is_upright(path, stored)):
+    frame = _frame_to_decode(path, stored) if stored and can_decode() else None
+    if stored is None or frame is None:
         whole = read_pixels(path, content=stored)
         return cut(whole, choose(*whole.shape[1:]))
     region = choose(frame.height, frame.width)
@@ -132,18 +135,20 @@ def _stored(path: str | os.PathLike) -> bytes | None:
     """A file's bytes; None where it cannot be read, about which `read_image` has something to say."""
     try:
         return Path(path).read_bytes()
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 
-def _pays(frame: Frame) -> bool:
-    """Whether a region is sooner decoded than the whole; about sizes that no photograph has Pillow has to say it."""
-    return LEAST_PIXELS <= frame.height * frame.width <= (Image.MAX_IMAGE_PIXELS or math.inf)
-
-
-def _is_upright(path: str | os.PathLike, content: bytes) -> bool:
-    jpeg = read_jpeg(path, content=content)
-    return jpeg is not None and jpeg.orientation == UPRIGHT
+def _frame_to_decode(path: str | os.PathLike, content: bytes) -> Frame | None:
+    """The frame of an upright JPEG whose regions are sooner decoded than the whole."""
+    frame = find_frame(content)
+    if frame is None or frame.height * frame.width < LEAST_PIXELS:
+        return None
+    limit = Image.MAX_IMAGE_PIXELS
+    if frame.described or (limit is not None and frame.height * frame.width > limit):  # Pillow has to say
+        jpeg = read_jpeg(path, content=content)
+        return frame if jpeg is not None and jpeg.orientation == UPRIGHT else None
+    return frame
 
 
 def cut(pixels: Tensor, region: Region) -> Tensor:

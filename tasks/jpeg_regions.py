@@ -22,12 +22,13 @@ from torchvision.io import decode_jpeg, encode_jpeg
 
 # Pixels of an image below which nothing is gained; columns of a region, of which few are interpolated in another way.
 LEAST_PIXELS, LEAST_WIDTH = 2**17, 16
-# Of a JPEG (ITU-T T.81, table B.1), the byte after 0xFF: its start, Huffman's sequential frames, others (progressive,
-# for which the pixels at a region's edge may be others, lossless, ...), EXIF's and XMP's segment, a scan, the end.
+# Of a JPEG (ITU-T T.81, table B.1), its start and the bytes after 0xFF that may follow: Huffman's sequential frames (of
+# progressive ones the pixels at a region's edge may be others), tables, restarts, a comment, what programs add, of
+# which EXIF and XMP are one, and a scan; then the end.
 START_OF_IMAGE = b"\xff\xd8"
 FRAMES = frozenset({0xC0, 0xC1})
-OTHER_FRAMES = frozenset(range(0xC2, 0xD0)) - {0xC4, 0xC8, 0xCC}
 DESCRIPTION, START_OF_SCAN, END_OF_IMAGE = 0xE1, 0xDA, 0xD9
+SEGMENTS = FRAMES | {0xC4, 0xDB, 0xDD, 0xFE, START_OF_SCAN} | frozenset(range(0xE0, 0xF0))
 # A marker within or behind a scan: not a byte of the codes that is 0xFF, not filling, no restart.
 MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 # Of the shortest segment, with its marker, that is a scan's of one colour.
@@ -68,7 +69,7 @@ def find_frame(content: bytes) -> Frame | None:
         if place + LEAST_SEGMENT > len(content):
             return None
         mark, kind, length = struct.unpack_from(">BBH", content, place)
-        if mark != 0xFF or length < 2 or kind in OTHER_FRAMES or (kind in FRAMES and size is not None):
+        if mark != 0xFF or kind not in SEGMENTS or length < 2 or (kind in FRAMES and size is not None):
             return None
         if kind in FRAMES:
             bits, height, width, colours = struct.unpack_from(">BHHB", content, place + 4)
@@ -81,6 +82,11 @@ def find_frame(content: bytes) -> Frame | None:
     if size is None or end is None or end[0][1] != END_OF_IMAGE:
         return None
     return Frame(*size, described)
+
+
+def can_decode() -> bool:
+    """Whether nvImageCodec is installed and works; it is tried the first time."""
+    return _decoder() is not None
 
 
 def decode_region(content: bytes, top: int, left: int, height: int, width: int) -> Tensor | None:

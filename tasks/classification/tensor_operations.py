@@ -1,7 +1,9 @@
 """The operations of RandAugment on uint8 tensors, on any device: as timm's do it with Pillow.
 
 `torchvision.transforms.v2` has most of them, but bicubic ones for Pillow's images only; these also do many images at
-once, each by its own amount. The pixels of `QUICK`'s are Pillow's, those of the others to one step of 255.
+once, each by its own amount. `QUICK`'s pixels are Pillow's to the bit (on x86; elsewhere its compiler may fuse
+products and sums), but for shears by round amounts, as 0.3, at which timm cuts: less than one value of 10,000, which
+is a whole number but for its rounding, is a step of 255 off. The others' are to one step.
 """
 
 import math
@@ -68,7 +70,7 @@ def is_known(name: str) -> bool:
 
 
 def is_quick(name: str) -> bool:
-    """Whether it is one whose pixels are Pillow's, and that a CPU has done sooner than Pillow to one image."""
+    """Whether it is one of `QUICK`, which a CPU has done to one image sooner than Pillow."""
     return _plain(name) in QUICK
 
 
@@ -136,19 +138,21 @@ def _solarize_add(images: Tensor, operations: Sequence[Operation]) -> Tensor:
 
 
 def _negative(numbers: Tensor) -> Tensor:
-    """uint8, all bits where a whole number is negative, else none: so chosen, a CPU is done in a tenth of
-    `torch.where`'s time."""
+    """uint8, all bits where one of the whole numbers, which it overwrites, is negative, else none.
+
+    A CPU has chosen by bits in a tenth of `torch.where`'s time.
+    """
     return numbers.bitwise_right_shift_(torch.iinfo(numbers.dtype).bits - 1).byte()
 
 
-def _cut(values: Tensor) -> Tensor:
-    """Floating-point numbers, which it overwrites, to uint8 as Pillow does it: cut, not rounded."""
+def _whole(values: Tensor) -> Tensor:
+    """uint8 of floating-point numbers, which it overwrites, as Pillow makes it: cut off, not rounded."""
     return values.clamp_(0, 255).int().byte()  # by way of int32 a CPU does many at once
 
 
 def _blend(images: Tensor, plain: Tensor, operations: Sequence[Operation]) -> Tensor:
     """From `plain`, float32, towards the image, by each operation's factor and beyond."""
-    return _cut((images - plain).mul_(_numbers(images, operations)).add_(plain))
+    return _whole((images - plain).mul_(_numbers(images, operations)).add_(plain))
 
 
 def _grey(images: Tensor) -> Tensor:
@@ -205,37 +209,69 @@ def _zoom(images: Tensor, operations: Sequence[Operation]) -> Tensor:
     return torch.cat(zooms)
 
 
-def _slide_rows(images: Tensor, operations: Sequence[Operation]) -> Tensor:
-    """Move every row along itself, bicubic by Pillow's formula in Pillow's float64.
+def _shear_rows(images: Tensor, operations: Sequence[Operation]) -> Tensor:
+    """Move each row along itself by a part of how far down its middle is.
 
-    A pixel's sum is rounded otherwise only in how far the row has moved: it is cut to another whole number where it is
-    one but for that, which happens to amounts without noise, to less than one value of 10,000.
+    How far is rounded for the row, not for each pixel as by Pillow, which would cost as much as the rest.
+    """
+    height = images.shape[-2]
+    factors = np.array([factor for _, (factor,), _ in operations], dtype=np.float64)[:, None]
+    place = factors * (np.arange(height) + 0.5)
+    return _slide(images, place, (place - np.floor(place))[..., None], [colour for *_, colour in operations])
+
+
+def _shift_rows(images: Tensor, operations: Sequence[Operation]) -> Tensor:
+    """Move all rows along themselves by pixels, or by a part of their length."""
+    height, width = images.shape[-2:]
+    shifts = np.array(
+        [amount * (width if name.endswith("Rel") else 1) for name, (amount,), _ in operations], dtype=np.float64
+    )[:, None]
+    column = np.arange(width)
+    d = (column + 0.5 + shifts - 0.5) - (column + np.floor(shifts))  # rounded pixel by pixel, as Pillow does it
+    place = np.broadcast_to(shifts, (len(operations), height))
+    return _slide(images, place, np.repeat(d, 3, 1)[:, None], [colour for *_, colour in operations])
+
+
+def _slide(images: Tensor, place: np.ndarray, d: np.ndarray, colours: Sequence[tuple[int, ...]]) -> Tensor:
+    """Show in the pixels of each row what lies so far to their right, bicubic by Pillow's formula in its float64.
+
+    Args:
+        images: uint8 [B, 3, H, W].
+        place: how far, in pixels, float64 [B, H].
+        d: what it is more than whole pixels, float64 [B, 1 or H, 1 or 3 W].
+        colours: what comes from outside of each image.
+
+    Returns:
+        uint8 [B, 3, H, W], the colours of a pixel side by side.
     """
     batch, _, height, width = images.shape
-    lines = np.array([_SLIDES[name](width, *arguments) for name, arguments, _ in operations], dtype=np.float64)
-    # A pixel of a row shows what is so far to its right, [B, H]: whole pixels and a part `d` of one.
-    place = lines[:, :1] * (np.arange(height) + 0.5) + lines[:, 1:]
-    start = np.floor(place)
-    d = torch.from_numpy((place - start).reshape(-1, 1)).to(images.device)
-    # The rows one behind the other, each with two pixels more at both ends, which are as that at it.
+    # The rows one behind the other, with copies of the first and the last pixel, two of each.
     pixels, long = images.permute(0, 2, 3, 1), width + 4
     rows = images.new_empty(batch * height + 2, long, 3)  # what comes before and after them is never shown
     first, last = pixels[:, :, :1], pixels[:, :, -1:]
     torch.cat([first, first, pixels, last, last], 2, out=rows[1:-1].view(batch, height, long, 3))
-    begin = np.arange(1, batch * height + 1) * long + 1 + start.clip(-width - 2, width + 2).ravel()
-    moved = _windows(rows, begin, width + 3).short()
-    v1, v2, v3, v4 = (moved[:, 3 * k : 3 * (k + width)] for k in range(4))
+    begin = np.arange(1, batch * height + 1) * long + 1 + np.floor(place).clip(-width - 2, width + 2).ravel()
+    moved = _windows(rows, begin, width + 3).short().view(batch, height, -1)
+    v1, v2, v3, v4 = (moved[..., 3 * k : 3 * (k + width)] for k in range(4))
+    part = torch.from_numpy(d).to(images.device)
     near, far = v1 - v2, v3 - v4
-    value = (near + far).double().mul_(-d).add_(far.add_(near, alpha=2).double())
-    value = _cut(value.mul_(d).add_((v3 - v1).double()).mul_(d).add_(v2.double()))
-    # Bits of an image's width, no bits on both sides; and the other way round the colours of all images.
+    value = (near + far).double().mul_(-part).add_(far.add_(near, alpha=2).double())
+    value = value.mul_(part).add_((v3 - v1).double()).mul_(part).add_(v2.double())
+    inside, colour = _inside_and_colour(place, width, colours, images.device)
+    return (_whole(value) & inside).bitwise_or_(colour).view(batch, height, width, 3).permute(0, 3, 1, 2)
+
+
+def _inside_and_colour(
+    place: np.ndarray, width: int, colours: Sequence[tuple[int, ...]], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """All bits where a pixel comes from within its image, else none; and its colour where not: uint8 [B, H, 3 W]."""
     bits = torch.zeros(3, width, 3, dtype=torch.uint8)
-    bits[1] = 255
-    colours = torch.tensor([colour for *_, colour in operations], dtype=torch.uint8)[:, None, None] & ~bits
+    bits[1] = 255  # an image between two of nothing, out of which each row is cut
+    around = torch.tensor(colours, dtype=torch.uint8)[:, None, None] & ~bits
     begin = width - np.ceil(-0.5 - place).clip(-width, width)
-    inside = _windows(bits.to(images.device), begin.ravel(), width)
-    outside = _windows(colours.to(images.device), (begin + 3 * width * np.arange(batch)[:, None]).ravel(), width)
-    return (value & inside).bitwise_or_(outside).view(batch, height, width, 3).permute(0, 3, 1, 2)
+    inside = _windows(bits.to(device), begin.ravel(), width)
+    outside = _windows(around.to(device), (begin + 3 * width * np.arange(len(place))[:, None]).ravel(), width)
+    return inside.view(*place.shape, -1), outside.view(*place.shape, -1)
 
 
 def _windows(pixels: Tensor, begin: np.ndarray, length: int) -> Tensor:
@@ -244,9 +280,12 @@ def _windows(pixels: Tensor, begin: np.ndarray, length: int) -> Tensor:
     return pixels.view(-1).unfold(0, 3 * length, 3).index_select(0, places)
 
 
-def _slide_columns(images: Tensor, operations: Sequence[Operation]) -> Tensor:
-    moved = _slide_rows(images.transpose(-1, -2), operations).transpose(-1, -2)
-    return moved.contiguous(memory_format=torch.channels_last)
+def _along_columns(operate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def operated(images: Tensor, operations: Sequence[Operation]) -> Tensor:
+        found = operate(images.transpose(-1, -2), operations).transpose(-1, -2)
+        return found.contiguous(memory_format=torch.channels_last)
+
+    return operated
 
 
 def _warp(images: Tensor, operations: Sequence[Operation]) -> Tensor:
@@ -316,14 +355,12 @@ _SOURCES: dict[str, Callable[..., Source]] = {
     "Distort": lambda width, height, amount: distorted_tiles((width, height), int(amount)),
     "Skew": lambda width, height, amount: tuple(skewed((width, height), amount)),
 }
-# By how much a row moves, or a column: a part of its place among the others, and pixels; from its length.
-_ALONG_ROWS: dict[str, Callable[[int, float], tuple[float, float]]] = {
-    "ShearX": lambda _, factor: (factor, 0),
-    "TranslateX": lambda _, pixels: (0, pixels),
-    "TranslateXRel": lambda length, share: (0, share * length),
+_SLIDES: dict[str, Callable[..., Tensor]] = {
+    "ShearX": _shear_rows,
+    "ShearY": _along_columns(_shear_rows),
+    **dict.fromkeys(("TranslateX", "TranslateXRel"), _shift_rows),
+    **dict.fromkeys(("TranslateY", "TranslateYRel"), _along_columns(_shift_rows)),
 }
-_ALONG_COLUMNS = {name.replace("X", "Y"): line for name, line in _ALONG_ROWS.items()}
-_SLIDES = _ALONG_ROWS | _ALONG_COLUMNS
 _KINDS: dict[str, Any] = {
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,
@@ -338,7 +375,6 @@ _KINDS: dict[str, Any] = {
     "Blur": _blur,
     "Zoom": _zoom,
     **dict.fromkeys(_SOURCES, _warp),
-    **dict.fromkeys(_ALONG_ROWS, _slide_rows),
-    **dict.fromkeys(_ALONG_COLUMNS, _slide_columns),
+    **_SLIDES,
 }
 QUICK = frozenset({"Invert", "Posterize", "Solarize", "SolarizeAdd", "Brightness", "Sharpness", *_SLIDES})

@@ -227,10 +227,18 @@ def test_a_frame_is_what_pillow_reads_of_the_header():
     exif[0x0112] = 3
     for mode, options in (("RGB", {}), ("L", {}), ("RGB", {"exif": exif}), ("RGB", {"comment": b"\xff\xc0" * 20})):
         content = stored(photograph(70, 50).convert(mode), **options)
-        assert find_frame(content) == Frame(70, 50, "exif" in options)
+        with Image.open(io.BytesIO(content)) as image:
+            assert find_frame(content) == Frame(image.height, image.width, "exif" in options)
 
 
-@pytest.mark.parametrize("change", ["no height", "12 bits", "two colours", "second frame", "no frame", "no start"])
+# Bytes after 0xFF without a length, behind which another decoder would find another segment: filling, nothing, TEM, a
+# restart, another start.
+LENGTHLESS = {f"{kind:02x}": bytes([0xFF, kind]) for kind in (0xFF, 0x00, 0x01, 0xD0, 0xD8)}
+
+
+@pytest.mark.parametrize(
+    "change", ["no height", "12 bits", "two colours", "second frame", "no frame", "no start", *LENGTHLESS]
+)
 def test_frames_that_no_region_is_decoded_of(change: str):
     content = bytearray(stored(photograph()))
     place = segment_of(content, 0xC0)
@@ -246,6 +254,8 @@ def test_frames_that_no_region_is_decoded_of(change: str):
         content[place:place] = content[place : place + length]
     elif change == "no frame":
         del content[place : place + length]
+    elif change in LENGTHLESS:
+        content[2:2] = LENGTHLESS[change]
     else:
         del content[0]
     assert find_frame(bytes(content)) is None
@@ -261,9 +271,36 @@ def test_of_a_size_that_no_photograph_has_nothing_is_decoded(decoded: list[bool]
     assert not decoded
 
 
-def test_a_missing_file_is_told(tmp_path: Path):
-    with pytest.raises(UserError, match="image not found"):
-        read_region(tmp_path / "a.jpg", lambda height, width: (0, 0, 1, 1))
+@needs_the_library
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_largest_photographs_are_decoded_by_regions_too(monkeypatch: pytest.MonkeyPatch, decoded: list[bool]):
+    """Of those beyond its limit Pillow warns, of those twice as large it reads none."""
+    content = stored(photograph())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH - 1)
+    check(content, every=9)
+    assert any(decoded)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH // 2 - 1)
+    with pytest.raises(UserError, match="exceeds limit"):
+        check(content)
+
+
+@needs_the_library
+def test_pillow_is_asked_only_where_an_image_may_be_turned(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(images, "read_jpeg", lambda *_, **__: pytest.fail("asked"))
+    pixels = read_region("a.jpg", lambda height, width: (0, 0, height, width), content=stored(photograph()))
+    assert pixels.shape == (3, HEIGHT, WIDTH)
+
+
+def test_without_the_library_the_file_is_not_looked_through(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jpeg_regions, "_decoder", lambda: None)
+    monkeypatch.setattr(images, "find_frame", lambda _: pytest.fail("looked through"))
+    check(stored(photograph()), every=9)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a\0b.jpg"])
+def test_a_file_that_cannot_be_read_is_told(name: str, tmp_path: Path):
+    with pytest.raises(UserError, match=r"not found|cannot read"):
+        read_region(tmp_path / name, lambda height, width: (0, 0, 1, 1))
 
 
 @needs_the_library
