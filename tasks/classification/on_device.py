@@ -4,16 +4,12 @@ Loading processes read the files, and draw what is to be done from the same numb
 it themselves: the same crops, flips, operations and erased rectangles, whatever device carries them out.
 """
 
-import copy
-import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from timm.data.auto_augment import RandAugment
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import Compose
 
 from evmamba.errors import UserError
 from evmamba.tasks.classification.augment import Patch, TrainingAugmentation, resize_region
@@ -68,11 +64,22 @@ class DrawnAugmentation(TrainingAugmentation):
 
     def __init__(self, *options: float | str | None) -> None:
         super().__init__(*options)  # type: ignore[arg-type]
-        self.recorder = _recording(self.policy)
+        if not self.draws_ahead:
+            raise UserError(
+                "data.augment_on=device has RandAugment (auto_augment=rand-..., rand19-...) and no other policy, nor "
+                "color_jitter; leave one of them out"
+            )
+        for name in (operation.name for part in self.policy.transforms for operation in part.ops):
+            if not is_known(name):
+                raise UserError(f"data.augment_on=device has no operation {name}; leave one of them out")
 
     def draw(self, height: int, width: int) -> tuple[Draws, list[Patch]]:
         """What is to be done with an image of this size, and the patches to write when it is normalised."""
-        return Draws(self.draw_region(height, width), self.draw_flip(), self.recorder([])), self.draw_patches()
+        region, mirrored, steps = self.draw_region(height, width), self.draw_flip(), self.policy([])
+        operations = [
+            (name, arguments, BLACK if name in EXTRA else options["fillcolor"]) for name, _, arguments, options in steps
+        ]
+        return Draws(region, mirrored, operations), self.draw_patches()
 
 
 class EncodedImages(Dataset[EncodedSample]):
@@ -139,25 +146,3 @@ def _decoded(batch: Encoded, images: FolderImages | ShardImages, device: torch.d
                 yield images.read_pixels(plan.row).to(device)
             else:
                 yield turn_upright(stored, plan.orientation)
-
-
-def _recording(policy: Compose) -> Compose:
-    """The policy with operations that only say what they would do: called with a list, it returns it with these."""
-    recorder = copy.deepcopy(policy)
-    for step in recorder.transforms:
-        if not isinstance(step, RandAugment):
-            raise UserError(
-                "data.augment_on=device has RandAugment (auto_augment=rand-..., rand19-...) and no other policy, nor "
-                "color_jitter; leave one of them out"
-            )
-        for operation in step.ops:
-            if not is_known(operation.name):
-                raise UserError(f"data.augment_on=device has no operation {operation.name}; leave one of them out")
-            operation.aug_fn = functools.partial(_record, operation.name)
-    return recorder
-
-
-def _record(
-    name: str, before: list[Operation], *arguments: float, fillcolor: tuple[int, int, int], resample: int
-) -> list[Operation]:
-    return [*before, (name, arguments, BLACK if name in EXTRA else fillcolor)]

@@ -144,16 +144,22 @@ def test_policies_that_do_not_exist_are_refused(policy: str):
 
 @pytest.mark.parametrize("policy", ["rand-m10-inc1", "rand19-m1", "original-mstd0.5", "augmix-m10"])
 def test_posterizing_to_no_bits_is_black(policy: str):
-    (step,) = TrainingAugmentation(8, auto_augment=policy).policy.transforms
-    image: Any = torch.full((3, 8, 8), 200, dtype=torch.uint8)
-    if isinstance(step, partial):  # a policy that is Pillow's as a whole
-        (step,), image = step.args, Image.fromarray(image.permute(1, 2, 0).numpy())
-    operations = step.ops if hasattr(step, "ops") else [one for pair in step.policy for one in pair]
+    (part,) = TrainingAugmentation(8, auto_augment=policy).policy.transforms
+    pixels = torch.full((3, 8, 8), 200, dtype=torch.uint8)
+
+    def posterized(operation: Any, bits: int) -> int:
+        if isinstance(part, partial):  # a policy that is Pillow's as a whole
+            image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            return np.array(operation.aug_fn(image, bits, **operation.kwargs)).max()
+        (step,) = operation.aug_fn([], bits, **operation.kwargs)
+        return int(step(pixels).max())
+
+    timms = part.args[0] if isinstance(part, partial) else part
+    operations = timms.ops if hasattr(timms, "ops") else [one for pair in timms.policy for one in pair]
     drawn = [one for one in operations if "Posterize" in one.name]
     assert drawn
-    for one in drawn:
-        assert np.asarray(one.aug_fn(image, 0, **one.kwargs)).max() == 0
-        assert np.asarray(one.aug_fn(image, 2, **one.kwargs)).max() == 192
+    assert [posterized(one, 0) for one in drawn] == [0] * len(drawn)
+    assert [posterized(one, 2) for one in drawn] == [192] * len(drawn)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +167,7 @@ def test_posterizing_to_no_bits_is_black(policy: str):
 )
 def test_pixels_and_draws_of_a_policy_are_those_of_timm_with_pillow(policy: str):
     """Operations done on tensors, on Pillow's images between them, and whole policies that are Pillow's."""
-    ours = TrainingAugmentation(48, auto_augment=policy, flip=0.0).policy
+    ours = TrainingAugmentation(48, auto_augment=policy, flip=0.0)
     _, timms, _ = create_transform(
         48,
         is_training=True,
@@ -173,16 +179,41 @@ def test_pixels_and_draws_of_a_policy_are_those_of_timm_with_pillow(policy: str)
     timms = posterize_to_black(timms)
     if policy.startswith("rand19"):
         timms = with_nineteen_operations(timms)
-    pixels, changed = photograph(48, 40), 0
+    pixels, changed = photograph(48, 48), 0
     for seed in range(120):
         seed_step(seed, 0, 0, 0)
-        found, after = ours(pixels), (random.random(), np.random.rand())
+        found, after = ours(pixels)[0], (random.random(), np.random.rand())
         seed_step(seed, 0, 0, 0)
+        ours.draw_flip()
         expected = torch.from_numpy(np.array(timms(Image.fromarray(pixels.permute(1, 2, 0).numpy())))).permute(2, 0, 1)
+        ours.draw_patches()
         assert torch.equal(found, expected), seed
         assert after == (random.random(), np.random.rand())
         changed += not torch.equal(found, pixels)
     assert changed > 60
+
+
+@pytest.mark.parametrize("policy", ["rand19-m9-mstd0.5", "rand-m9-n4-inc1", "original", None])
+def test_regions_finished_together_are_those_finished_alone(policy: str | None):
+    augment = TrainingAugmentation(40, auto_augment=policy, random_erasing=0.5)
+
+    def begun() -> list[Any]:
+        found = []
+        for seed in range(12):
+            seed_step(seed, 0, 0, 0)
+            found.append(augment.begin(photograph(50 + seed, 60)))
+        return found
+
+    alone = [augment.finish([one])[0] for one in begun()]
+    several = begun()
+    state = random.getstate(), torch.get_rng_state().tolist(), np.random.get_state()[2]
+    together = augment.finish(several)
+    assert state == (random.getstate(), torch.get_rng_state().tolist(), np.random.get_state()[2])
+    for (pixels, patches), (expected, erased) in zip(together, alone, strict=True):
+        assert torch.equal(pixels, expected)
+        assert [patch[:2] for patch in patches] == [patch[:2] for patch in erased]
+        assert all(torch.equal(one.noise, other.noise) for one, other in zip(patches, erased, strict=True))
+    assert augment.finish([]) == []
 
 
 def test_policies_reach_loading_processes_that_are_not_forked():

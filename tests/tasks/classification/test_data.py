@@ -44,6 +44,23 @@ def test_batches(tmp_path: Path):
     assert evaluated == [str(path) for path in module.image_paths()[1]]
 
 
+@pytest.mark.parametrize("policy", ["rand19-m9-mstd0.5", "original", None])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_of_the_loader_is_its_samples(tmp_path: Path, policy: str | None, workers: int):
+    """Which a loading process makes together, each of its own draws."""
+    module = data(shades(tmp_path, per_class=12), auto_augment=policy, random_erasing=0.5, num_workers=workers)
+    module.batch_size = 24
+    loader = module.train_dataloader()
+    (batch,) = loader
+    samples = [loader.dataset[key] for key in loader.sampler]
+    expected = module.collate(samples)
+    assert batch["path"] == expected["path"]
+    assert torch.equal(batch["image"], expected["image"])
+    assert batch["erased"].places == expected["erased"].places
+    assert torch.equal(batch["erased"].noise, expected["erased"].noise)
+    assert len(batch["path"]) == 24
+
+
 def test_evaluation_normalises_with_imagenet_statistics(tmp_path: Path):
     image, label, _ = data(shades(tmp_path)).val_set[3]
     expected = (200 / 255 - torch.tensor(IMAGENET_DEFAULT_MEAN)) / torch.tensor(IMAGENET_DEFAULT_STD)

@@ -1,11 +1,12 @@
 """Randomness by key: the same whatever was drawn before, different for every sample, epoch, step and rank."""
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from evmamba.tasks.training.randomness import SeededSamples, seed_step
+from evmamba.tasks.training.randomness import TOGETHER, SeededSamples, seed_step
 
 
 class Draws(list):
@@ -27,6 +28,31 @@ def test_a_sample_depends_on_seed_epoch_and_index_only():
     values = [value for drawn in first.values() for value in drawn]
     assert len(set(values)) == len(values)
     assert SeededSamples(Draws(range(4)), seed=2)[0, 0] != first[0, 0]
+
+
+class Begun(Draws):
+    """Those that are drawn first and finished together; how many at a time is noted."""
+
+    def __init__(self, values: range) -> None:
+        super().__init__(values)
+        self.together: list[int] = []
+
+    def begin(self, index: int) -> tuple[int, tuple[float, float, float, float]]:
+        return index, draw()
+
+    def finish(self, begun: Sequence[tuple[int, tuple[float, float, float, float]]]) -> list[tuple]:
+        self.together.append(len(begun))
+        return [drawn for _, drawn in begun]
+
+
+def test_samples_of_a_batch_are_those_drawn_alone():
+    keys = [(epoch, index) for epoch in range(2) for index in range(TOGETHER)] + [(2, 3)]
+    alone = SeededSamples(Draws(range(TOGETHER)), seed=1)
+    expected = [alone[key] for key in keys]
+    in_two_parts = Begun(range(TOGETHER))
+    assert SeededSamples(in_two_parts, seed=1).__getitems__(keys) == expected
+    assert in_two_parts.together == [TOGETHER, TOGETHER, 1]
+    assert alone.__getitems__(keys) == expected
 
 
 def test_a_step_depends_on_seed_epoch_batch_and_rank_only():
