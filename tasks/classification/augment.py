@@ -118,15 +118,17 @@ class TrainingAugmentation:
 
     def begin(self, region: Tensor) -> Begun:
         """Draw what is to be done with a region; argument as of a call."""
-        mirrored = self.draw_flip()
-        if self.draws_ahead:
+        mirrored, pixels, steps = self.draw_flip(), region, []
+        if not self.draws_ahead:
+            pixels = self._crop(region, mirrored)
+        if self.policy.transforms:
             with stage("policy"):
-                steps: list[Step] = self.policy([])
-            return Begun(region, False, mirrored, steps, self.draw_patches())
-        pixels = self._crop(region, mirrored)
-        with stage("policy"):
-            pixels = self.policy(pixels)
-        return Begun(pixels, True, mirrored, [], self.draw_patches())
+                if self.draws_ahead:
+                    steps = self.policy([])
+                else:
+                    pixels = self.policy(pixels)
+        with stage("erase"):
+            return Begun(pixels, not self.draws_ahead, mirrored, steps, self.draw_patches())
 
     def finish(self, begun: Sequence[Begun]) -> list[tuple[Tensor, list[Patch]]]:
         """Do it to several regions, the same to all before the next: 1.1 times as many a second as one by one.
@@ -135,9 +137,9 @@ class TrainingAugmentation:
             For each what a call gives.
         """
         crops = [one.pixels if one.is_crop else self._crop(one.pixels, one.mirrored) for one in begun]
-        with stage("policy"):
-            for turn in range(max((len(one.steps) for one in begun), default=0)):
-                drawn = [(one.steps[turn], k) for k, one in enumerate(begun) if turn < len(one.steps)]
+        for turn in range(max((len(one.steps) for one in begun), default=0)):
+            drawn = [(one.steps[turn], k) for k, one in enumerate(begun) if turn < len(one.steps)]
+            with stage("policy"):
                 for step, k in sorted(drawn, key=lambda pair: pair[0].name):
                     crops[k] = step(crops[k])
         return [(pixels, one.patches) for pixels, one in zip(crops, begun, strict=True)]
@@ -160,10 +162,9 @@ class TrainingAugmentation:
 
     def draw_patches(self) -> list[Patch]:
         """What is erased from the crop."""
-        with stage("erase"):
-            canvas = _Canvas(torch.Size((3, self.image_size, self.image_size)))
-            self.erase(canvas)
-            return canvas.patches
+        canvas = _Canvas(torch.Size((3, self.image_size, self.image_size)))
+        self.erase(canvas)
+        return canvas.patches
 
 
 def resize_region(pixels: Tensor, side: int) -> Tensor:
