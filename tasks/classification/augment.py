@@ -57,17 +57,9 @@ class Step(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """A region and what was drawn for it, or, where a policy draws while it works, what came of it.
-
-    Attributes:
-        pixels: uint8 [3, h, w].
-        is_crop: whether nothing is left to be done with them.
-        mirrored, steps, patches: what is to be done.
-    """
+    """A crop, uint8 [3, image_size, image_size], and what was drawn to be done with it."""
 
     pixels: Tensor
-    is_crop: bool
-    mirrored: bool
     steps: list[Step]
     patches: list[Patch]
 
@@ -100,8 +92,8 @@ class TrainingAugmentation:
         self.scale = (min_scale, 1.0)
         self.flip = flip
         self.policy = _policy(image_size, color_jitter, auto_augment)
-        # Called with a list, it gives that with the steps that it draws; else it draws while it changes pixels.
-        self.draws_ahead = all(isinstance(part, RandAugment) for part in self.policy.transforms)
+        # Whether it is called with a list, and gives that with the steps that it draws; or else with pixels.
+        self.draws_ahead = _draws_ahead(self.policy)
         self.erase = RandomErasing(random_erasing, mode="pixel", device="cpu")
 
     def __call__(self, region: Tensor) -> tuple[Tensor, list[Patch]]:
@@ -117,37 +109,34 @@ class TrainingAugmentation:
         return crop
 
     def begin(self, region: Tensor) -> Begun:
-        """Draw what is to be done with a region; argument as of a call."""
-        mirrored, pixels, steps = self.draw_flip(), region, []
-        if not self.draws_ahead:
-            pixels = self._crop(region, mirrored)
+        """Crop a region, and draw what is to be done with it; argument as of a call."""
+        with stage("resize"):
+            pixels = resize_region(region, self.image_size)
+            if self.draw_flip():
+                pixels = pixels.flip(-1)
+        steps: list[Step] = []
         if self.policy.transforms:
             with stage("policy"):
                 if self.draws_ahead:
-                    steps = self.policy([])
+                    steps = self.policy(steps)
                 else:
                     pixels = self.policy(pixels)
         with stage("erase"):
-            return Begun(pixels, not self.draws_ahead, mirrored, steps, self.draw_patches())
+            return Begun(pixels, steps, self.draw_patches())
 
     def finish(self, begun: Sequence[Begun]) -> list[tuple[Tensor, list[Patch]]]:
-        """Do it to several regions, the same to all before the next: 1.1 times as many a second as one by one.
+        """Do it, each operation to all crops that have it: 1.1 times as many images a second as one by one.
 
         Returns:
             For each what a call gives.
         """
-        crops = [one.pixels if one.is_crop else self._crop(one.pixels, one.mirrored) for one in begun]
+        crops = [one.pixels for one in begun]
         for turn in range(max((len(one.steps) for one in begun), default=0)):
             drawn = [(one.steps[turn], k) for k, one in enumerate(begun) if turn < len(one.steps)]
             with stage("policy"):
                 for step, k in sorted(drawn, key=lambda pair: pair[0].name):
                     crops[k] = step(crops[k])
         return [(pixels, one.patches) for pixels, one in zip(crops, begun, strict=True)]
-
-    def _crop(self, region: Tensor, mirrored: bool) -> Tensor:
-        with stage("resize"):
-            pixels = resize_region(region, self.image_size)
-            return pixels.flip(-1) if mirrored else pixels
 
     def draw_region(self, height: int, width: int) -> Region:
         """What of an image of this size becomes the crop: a pixel at least, where timm's rounding leaves none."""
@@ -238,8 +227,14 @@ def _policy(image_size: int, color_jitter: float, auto_augment: str | None) -> C
     return _on_tensors(with_nineteen_operations(policy) if nineteen else policy)
 
 
+def _draws_ahead(policy: Compose) -> bool:
+    """RandAugment draws before it does anything; other parts, which may come behind it, draw while they work."""
+    return all(isinstance(part, RandAugment) for part in policy.transforms)
+
+
 def _on_tensors(policy: Compose) -> Compose:
     """The same draws and pixels, by Pillow where that is the quickest. What it is made of can be pickled."""
+    ahead = _draws_ahead(policy)
     for place, part in enumerate(policy.transforms):
         if not isinstance(part, RandAugment):
             policy.transforms[place] = partial(_with_pillow, part)
@@ -247,7 +242,7 @@ def _on_tensors(policy: Compose) -> Compose:
         for operation in part.ops:
             name, timms = operation.name, operation.aug_fn
             change = partial(apply_to_one, name) if is_quick(name) else partial(_with_pillow, timms)
-            operation.aug_fn = partial(_put_down, name, change)
+            operation.aug_fn = partial(_put_down, name, change) if ahead else change
         part.ops = np.array(part.ops)  # NumPy, which chooses from them, would make one of a list each time
     return policy
 

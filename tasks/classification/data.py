@@ -32,6 +32,7 @@ from evmamba.tasks.classification.on_device import (
 from evmamba.tasks.classification.shards import ShardImages, list_shards, read_shards
 from evmamba.tasks.data import SPLITS, TEST, TaskDataModule, files_digest, stage
 from evmamba.tasks.images import BadImagePolicy, check_decoder
+from evmamba.tasks.training.randomness import InTwoParts
 
 Sample = tuple[Tensor, int, str]
 TrainingSample = tuple[Tensor, int, str, list[Patch]]
@@ -53,7 +54,7 @@ class ImageList(Dataset[Sample]):
         return self.transform(image), int(self.images.labels[index]), str(self.images.path(index))
 
 
-class TrainingImages(Dataset[TrainingSample]):
+class TrainingImages(InTwoParts):
     """(uint8 [3, H, W], label, file name, what to write over the normalised image) for images of folders or shards."""
 
     def __init__(self, images: FolderImages | ShardImages, augment: TrainingAugmentation) -> None:
@@ -63,18 +64,14 @@ class TrainingImages(Dataset[TrainingSample]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> TrainingSample:
-        (sample,) = self.finish([self.begin(index)])
-        return sample
-
     def begin(self, index: int) -> BegunSample:
-        """Decode, and draw what is to be done, see `InTwoParts`."""
+        """Decode and crop, and draw what is to be done."""
         with stage("read and decode"):
             region = self.images.read_region(index, self.augment.draw_region)
         return self.augment.begin(region), int(self.images.labels[index]), str(self.images.path(index))
 
     def finish(self, begun: Sequence[BegunSample]) -> list[TrainingSample]:
-        """Do it."""
+        """Do what was drawn."""
         crops = self.augment.finish([crop for crop, *_ in begun])
         return [
             (pixels, label, path, patches) for (pixels, patches), (_, label, path) in zip(crops, begun, strict=True)

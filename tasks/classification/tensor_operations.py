@@ -214,78 +214,93 @@ def _shear_rows(images: Tensor, operations: Sequence[Operation]) -> Tensor:
 
     How far is rounded for the row, not for each pixel as by Pillow, which would cost as much as the rest.
     """
-    height = images.shape[-2]
     factors = np.array([factor for _, (factor,), _ in operations], dtype=np.float64)[:, None]
-    place = factors * (np.arange(height) + 0.5)
-    return _slide(images, place, (place - np.floor(place))[..., None], [colour for *_, colour in operations])
+    place = factors * (np.arange(images.shape[-2]) + 0.5)
+    colours = [colour for *_, colour in operations]
+    moved = _slide(images.permute(0, 2, 3, 1), place, (place - np.floor(place))[..., None, None], colours)
+    return moved.permute(0, 3, 1, 2)
 
 
-def _shift_rows(images: Tensor, operations: Sequence[Operation]) -> Tensor:
+def _shear_columns(images: Tensor, operations: Sequence[Operation]) -> Tensor:
+    moved = _shear_rows(images.transpose(-1, -2), operations).transpose(-1, -2)
+    return moved.contiguous(memory_format=torch.channels_last)
+
+
+def _shift_along_rows(images: Tensor, operations: Sequence[Operation]) -> Tensor:
     """Move all rows along themselves by pixels, or by a part of their length."""
-    height, width = images.shape[-2:]
-    shifts = np.array(
-        [amount * (width if name.endswith("Rel") else 1) for name, (amount,), _ in operations], dtype=np.float64
+    place, d = _shifts(images.shape[-1], operations)
+    colours = [colour for *_, colour in operations]
+    d = d.repeat(3, axis=3)  # a CPU does rows at once, not three colours after three
+    moved = _slide(images.permute(0, 2, 3, 1), place.repeat(images.shape[-2], 1), d, colours)
+    return moved.permute(0, 3, 1, 2)
+
+
+def _shift_along_columns(images: Tensor, operations: Sequence[Operation]) -> Tensor:
+    """The same upwards: an image is one row then, of which a row is a pixel."""
+    batch, _, height, width = images.shape
+    place, d = _shifts(height, operations)
+    rows = images.permute(0, 2, 3, 1).reshape(batch, 1, height, -1)
+    moved = _slide(rows, place, d, [colour * width for *_, colour in operations])
+    return moved.view(batch, height, width, 3).permute(0, 3, 1, 2)
+
+
+def _shifts(length: int, operations: Sequence[Operation]) -> tuple[np.ndarray, np.ndarray]:
+    """How far, in pixels, float64 [B, 1]; and what that is more than whole ones, float64 [B, 1, length, 1].
+
+    It is rounded pixel by pixel, as Pillow does it.
+    """
+    place = np.array(
+        [amount * (length if name.endswith("Rel") else 1) for name, (amount,), _ in operations], dtype=np.float64
     )[:, None]
-    column = np.arange(width)
-    d = (column + 0.5 + shifts - 0.5) - (column + np.floor(shifts))  # rounded pixel by pixel, as Pillow does it
-    place = np.broadcast_to(shifts, (len(operations), height))
-    return _slide(images, place, np.repeat(d, 3, 1)[:, None], [colour for *_, colour in operations])
+    pixel = np.arange(length)
+    return place, ((pixel + 0.5 + place - 0.5) - (pixel + np.floor(place)))[:, None, :, None]
 
 
-def _slide(images: Tensor, place: np.ndarray, d: np.ndarray, colours: Sequence[tuple[int, ...]]) -> Tensor:
-    """Show in the pixels of each row what lies so far to their right, bicubic by Pillow's formula in its float64.
+def _slide(pixels: Tensor, place: np.ndarray, d: np.ndarray, colours: Sequence[tuple[int, ...]]) -> Tensor:
+    """Show in each pixel of a row what lies so far behind it, bicubic by Pillow's formula in its float64.
 
     Args:
-        images: uint8 [B, 3, H, W].
-        place: how far, in pixels, float64 [B, H].
-        d: what it is more than whole pixels, float64 [B, 1 or H, 1 or 3 W].
-        colours: what comes from outside of each image.
+        pixels: uint8 [B, R, L, C], rows of L pixels.
+        place: how far, in pixels, float64 [B, R].
+        d: what it is more than whole pixels, float64 [B, 1 or R, 1 or L, 1 or C].
+        colours: what comes from outside of a row, C values for each image.
 
     Returns:
-        uint8 [B, 3, H, W], the colours of a pixel side by side.
+        uint8 [B, R, L, C].
     """
-    batch, _, height, width = images.shape
+    batch, count, length, channels = pixels.shape
     # The rows one behind the other, with copies of the first and the last pixel, two of each.
-    pixels, long = images.permute(0, 2, 3, 1), width + 4
-    rows = images.new_empty(batch * height + 2, long, 3)  # what comes before and after them is never shown
+    long = length + 4
+    rows = pixels.new_empty(batch * count * long + 2 * long, channels)  # the ends, a row each, are never shown
     first, last = pixels[:, :, :1], pixels[:, :, -1:]
-    torch.cat([first, first, pixels, last, last], 2, out=rows[1:-1].view(batch, height, long, 3))
-    begin = np.arange(1, batch * height + 1) * long + 1 + np.floor(place).clip(-width - 2, width + 2).ravel()
-    moved = _windows(rows, begin, width + 3).short().view(batch, height, -1)
-    v1, v2, v3, v4 = (moved[..., 3 * k : 3 * (k + width)] for k in range(4))
-    part = torch.from_numpy(d).to(images.device)
-    near, far = v1 - v2, v3 - v4
+    torch.cat([first, first, pixels, last, last], 2, out=rows[long:-long].view(batch, count, long, channels))
+    begin = np.arange(1, batch * count + 1) * long + 1 + np.floor(place).clip(-length - 2, length + 2).ravel()
+    moved = _windows(rows, begin, length + 3).short().view(batch, count, -1, channels)
+    v1, v2, v3, v4 = (moved[:, :, k : k + length] for k in range(4))
+    part, near, far = torch.from_numpy(d).to(pixels.device), v1 - v2, v3 - v4
     value = (near + far).double().mul_(-part).add_(far.add_(near, alpha=2).double())
     value = value.mul_(part).add_((v3 - v1).double()).mul_(part).add_(v2.double())
-    inside, colour = _inside_and_colour(place, width, colours, images.device)
-    return (_whole(value) & inside).bitwise_or_(colour).view(batch, height, width, 3).permute(0, 3, 1, 2)
+    inside, colour = _inside_and_colour(place, length, colours, pixels.device)
+    return (_whole(value) & inside.view_as(value)).bitwise_or_(colour.view_as(value))
 
 
 def _inside_and_colour(
-    place: np.ndarray, width: int, colours: Sequence[tuple[int, ...]], device: torch.device
+    place: np.ndarray, length: int, colours: Sequence[tuple[int, ...]], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """All bits where a pixel comes from within its image, else none; and its colour where not: uint8 [B, H, 3 W]."""
-    bits = torch.zeros(3, width, 3, dtype=torch.uint8)
-    bits[1] = 255  # an image between two of nothing, out of which each row is cut
-    around = torch.tensor(colours, dtype=torch.uint8)[:, None, None] & ~bits
-    begin = width - np.ceil(-0.5 - place).clip(-width, width)
-    inside = _windows(bits.to(device), begin.ravel(), width)
-    outside = _windows(around.to(device), (begin + 3 * width * np.arange(len(place))[:, None]).ravel(), width)
-    return inside.view(*place.shape, -1), outside.view(*place.shape, -1)
+    """All bits where a pixel comes from within its row, else none; and its colour where not: uint8 [B R, L C]."""
+    around = torch.tensor(colours, dtype=torch.uint8)[:, None, None]  # [B, 1, 1, C]
+    bits = torch.zeros(3, length, around.shape[-1], dtype=torch.uint8)
+    bits[1] = 255  # a row between two of nothing, out of which each is cut
+    begin = length - np.ceil(-0.5 - place).clip(-length, length)
+    inside = _windows(bits.to(device), begin.ravel(), length)
+    begin = begin + 3 * length * np.arange(len(place))[:, None]
+    return inside, _windows((around & ~bits).to(device), begin.ravel(), length)
 
 
 def _windows(pixels: Tensor, begin: np.ndarray, length: int) -> Tensor:
-    """For each place [n] in pixels [..., 3], taken as one line, the `length` that begin there: [n, 3 length]."""
-    places = torch.from_numpy(begin.astype(np.int64)).to(pixels.device)
-    return pixels.view(-1).unfold(0, 3 * length, 3).index_select(0, places)
-
-
-def _along_columns(operate: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def operated(images: Tensor, operations: Sequence[Operation]) -> Tensor:
-        found = operate(images.transpose(-1, -2), operations).transpose(-1, -2)
-        return found.contiguous(memory_format=torch.channels_last)
-
-    return operated
+    """For each place [n] in pixels [..., C], taken as one line, the `length` that begin there: [n, length C]."""
+    places, channels = torch.from_numpy(begin.astype(np.int64)).to(pixels.device), pixels.shape[-1]
+    return pixels.view(-1).unfold(0, channels * length, channels).index_select(0, places)
 
 
 def _warp(images: Tensor, operations: Sequence[Operation]) -> Tensor:
@@ -357,9 +372,9 @@ _SOURCES: dict[str, Callable[..., Source]] = {
 }
 _SLIDES: dict[str, Callable[..., Tensor]] = {
     "ShearX": _shear_rows,
-    "ShearY": _along_columns(_shear_rows),
-    **dict.fromkeys(("TranslateX", "TranslateXRel"), _shift_rows),
-    **dict.fromkeys(("TranslateY", "TranslateYRel"), _along_columns(_shift_rows)),
+    "ShearY": _shear_columns,
+    **dict.fromkeys(("TranslateX", "TranslateXRel"), _shift_along_rows),
+    **dict.fromkeys(("TranslateY", "TranslateYRel"), _shift_along_columns),
 }
 _KINDS: dict[str, Any] = {
     "AutoContrast": _auto_contrast,

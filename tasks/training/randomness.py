@@ -5,8 +5,9 @@ loading processes nor an interruption changes a training.
 """
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +19,20 @@ _SAMPLE, _STEP = 0, 1
 TOGETHER = 16
 
 
-@runtime_checkable
-class InTwoParts(Protocol):
-    """Samples of which all that is drawn is drawn first, so that several can be finished at once."""
+class InTwoParts(Dataset, ABC):
+    """Samples of which all that is drawn is drawn first, so that the rest can be done to several at once."""
 
+    @abstractmethod
     def begin(self, index: int) -> Any:
         """What `finish` needs of a sample."""
 
+    @abstractmethod
     def finish(self, begun: Sequence[Any]) -> list[Any]:
         """The samples; nothing is drawn any more."""
+
+    def __getitem__(self, index: int) -> Any:
+        (sample,) = self.finish([self.begin(index)])
+        return sample
 
 
 class SeededSamples(Dataset):
@@ -34,7 +40,7 @@ class SeededSamples(Dataset):
 
     Args:
         samples: map-style data set whose transforms draw from the global generators; a batch of one that is
-            `InTwoParts` is made of `TOGETHER` at a time.
+            `InTwoParts` is made `TOGETHER` at a time.
         seed: the data's seed.
     """
 

@@ -163,15 +163,22 @@ def test_posterizing_to_no_bits_is_black(policy: str):
 
 
 @pytest.mark.parametrize(
-    "policy", ["rand-m9-mstd0.5-inc1", "rand19-m9-mstd0.5", "rand-m15-n3-mstd1", "original-mstd0.5", "augmix-m5-w2"]
+    ("policy", "jitter"),
+    [
+        *((policy, 0.0) for policy in ("rand-m9-mstd0.5-inc1", "rand19-m9-mstd0.5", "rand-m15-n3-mstd1")),
+        *((policy, 0.0) for policy in ("original-mstd0.5", "augmix-m5-w2")),
+        ("rand-m9-t3a", 0.4),  # RandAugment, and behind it a part that draws while it works
+        ("3a", 0.4),
+    ],
 )
-def test_pixels_and_draws_of_a_policy_are_those_of_timm_with_pillow(policy: str):
+def test_pixels_and_draws_of_a_policy_are_those_of_timm_with_pillow(policy: str, jitter: float):
     """Operations done on tensors, on Pillow's images between them, and whole policies that are Pillow's."""
-    ours = TrainingAugmentation(48, auto_augment=policy, flip=0.0)
+    ours = TrainingAugmentation(48, auto_augment=policy, color_jitter=jitter, flip=0.0)
     _, timms, _ = create_transform(
         48,
         is_training=True,
         auto_augment=policy.replace("rand19", "rand"),
+        color_jitter=jitter or None,
         interpolation="bicubic",
         separate=True,
         **NORMALISE,
@@ -206,6 +213,7 @@ def test_regions_finished_together_are_those_finished_alone(policy: str | None):
 
     alone = [augment.finish([one])[0] for one in begun()]
     several = begun()
+    assert {one.pixels.untyped_storage().nbytes() for one in several} == {3 * 40 * 40}  # no image is kept
     state = random.getstate(), torch.get_rng_state().tolist(), np.random.get_state()[2]
     together = augment.finish(several)
     assert state == (random.getstate(), torch.get_rng_state().tolist(), np.random.get_state()[2])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from evmamba.tasks.training.randomness import TOGETHER, SeededSamples, seed_step
+from evmamba.tasks.training.randomness import TOGETHER, InTwoParts, SeededSamples, seed_step
 
 
 class Draws(list):
@@ -30,11 +30,10 @@ def test_a_sample_depends_on_seed_epoch_and_index_only():
     assert SeededSamples(Draws(range(4)), seed=2)[0, 0] != first[0, 0]
 
 
-class Begun(Draws):
+class Begun(InTwoParts):
     """Those that are drawn first and finished together; how many at a time is noted."""
 
-    def __init__(self, values: range) -> None:
-        super().__init__(values)
+    def __init__(self) -> None:
         self.together: list[int] = []
 
     def begin(self, index: int) -> tuple[int, tuple[float, float, float, float]]:
@@ -49,10 +48,11 @@ def test_samples_of_a_batch_are_those_drawn_alone():
     keys = [(epoch, index) for epoch in range(2) for index in range(TOGETHER)] + [(2, 3)]
     alone = SeededSamples(Draws(range(TOGETHER)), seed=1)
     expected = [alone[key] for key in keys]
-    in_two_parts = Begun(range(TOGETHER))
+    in_two_parts = Begun()
     assert SeededSamples(in_two_parts, seed=1).__getitems__(keys) == expected
     assert in_two_parts.together == [TOGETHER, TOGETHER, 1]
     assert alone.__getitems__(keys) == expected
+    assert SeededSamples(in_two_parts, seed=1)[keys[3]] == expected[3]
 
 
 def test_a_step_depends_on_seed_epoch_batch_and_rank_only():
