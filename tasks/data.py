@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from evmamba.errors import UserError
 from evmamba.tasks.images import BadImagePolicy, find_unreadable, handle_unreadable, read_image
 from evmamba.tasks.module import TaskModule
-from evmamba.tasks.training.interruption import outlive_signals
+from evmamba.tasks.training.interruption import end_loaders_at_exit, outlive_signals
 from evmamba.tasks.training.randomness import SeededSamples
 from evmamba.tasks.training.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
 
@@ -265,6 +265,7 @@ class TaskDataModule(L.LightningDataModule):
 
     def _loading(self, collate: Callable) -> dict[str, Any]:
         """The options of every loader."""
+        end_loaders_at_exit()
         return {
             "collate_fn": _Shared(collate),
             "num_workers": self.num_workers,

@@ -3,6 +3,8 @@
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from pydoc import locate
@@ -17,6 +19,28 @@ from evmamba.tasks import data as data_of_tasks
 from evmamba.tasks.classification.packing import write_shards
 
 from .toy import ToyData
+
+
+def test_an_error_that_nobody_catches_ends_the_process_and_those_that_load_for_it():
+    """They ignore SIGTERM, by which Python would end them before it waits for them."""
+    code = (
+        "import multiprocessing\n"
+        "from evmamba.tasks.classification import ClassificationData\n"
+        "data = ClassificationData(image_size=32, batch_size=8, num_workers=2)\n"
+        "data.setup('fit')\n"
+        "def train():\n"
+        "    batches = iter(data.train_dataloader())\n"
+        "    next(batches)\n"
+        "    print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)\n"
+        "    raise RuntimeError('a bug')\n"
+        "train()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("RuntimeError: a bug")
+    workers = [int(number) for number in done.stdout.split()]
+    assert len(workers) == 2
+    assert not any(Path(f"/proc/{number}").exists() for number in workers)
 
 
 def test_a_short_last_batch_is_dropped_unless_it_is_all_there_is(tmp_path: Path):
