@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from evmamba.errors import UserError
 from evmamba.tasks.images import BadImagePolicy, find_unreadable, handle_unreadable, read_image
 from evmamba.tasks.module import TaskModule
-from evmamba.tasks.training.interruption import end_loaders_at_exit, outlive_signals
+from evmamba.tasks.training.helpers import end_loaders_at_exit
+from evmamba.tasks.training.interruption import outlive_signals
 from evmamba.tasks.training.randomness import SeededSamples
 from evmamba.tasks.training.samplers import EvaluationSampler, TrainingLoader, TrainingSampler
 

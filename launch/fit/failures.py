@@ -4,8 +4,6 @@ import contextlib
 import errno
 import multiprocessing
 import re
-import signal
-import threading
 import time
 from collections.abc import Iterator
 
@@ -14,6 +12,7 @@ import psutil
 from evmamba.errors import UserError
 from evmamba.launch.fit.held_signals import deliver_signals
 from evmamba.launch.fit.launchers import node_name, process_rank
+from evmamba.tasks.training.helpers import end_helpers
 
 # By then rank 0 has told what went wrong everywhere, and its launcher (srun, torchrun, Lightning) has ended the others.
 PATIENCE_SECONDS = 5.0
@@ -53,7 +52,7 @@ def reported_once() -> Iterator[None]:
         if process_rank() > 0:
             time.sleep(PATIENCE_SECONDS)
         _end_children()
-        _end_helpers()
+        end_helpers(multiprocessing.active_children())
         if (lost := lost_process(error)) is not None:
             raise lost from error
         known = error if isinstance(error, UserError) else machine_error(error)
@@ -137,14 +136,3 @@ def _end_children() -> None:
                 child.kill()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-
-
-def _end_helpers() -> None:
-    """End what `multiprocessing` has started; torch, which notices when a loading process dies, is not to tell it."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    told = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for helper in multiprocessing.active_children():
-        helper.kill()
-        helper.join()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL if told is None else told)

@@ -4,13 +4,10 @@ SIGUSR1 is SLURM's warning before the time limit, SIGTERM preemption or `scancel
 handlers save in the middle of whatever a process is doing, and call a collective there; these here only take a note.
 """
 
-import atexit
-import functools
 import logging
 import multiprocessing
 import os
 import signal
-import time
 from types import FrameType
 from typing import Any
 
@@ -31,8 +28,6 @@ log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 EXIT_CONTINUE = os.EX_TEMPFAIL
 EXIT_CTRL_C = 130
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-# Seconds in which this process's own processes may end by themselves when it does.
-PATIENCE = 1.0
 
 
 class TrainingStopped(SystemExit):
@@ -108,27 +103,6 @@ def outlive_signals(worker: int = 0) -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-@functools.cache
-def end_loaders_at_exit() -> None:
-    """Have this process's exit end its loading processes.
-
-    Python's own way is SIGTERM, which they ignore, and waiting: an error that nobody catches keeps a loader and its
-    processes until then, and this one would never end.
-    """
-    atexit.register(_end_loaders)
-
-
-def _end_loaders() -> None:
-    children = [child for child in multiprocessing.active_children() if child.daemon]
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler calls a loading process that is ended an error
-    for child in children:
-        child.terminate()
-    end = time.monotonic() + PATIENCE
-    for child in children:
-        child.join(max(end - time.monotonic(), 0))
-        child.kill()
 
 
 def stop(trainer: L.Trainer, number: signal.Signals, saved: str) -> None:
