@@ -2,6 +2,8 @@
 
 import multiprocessing
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -82,10 +84,75 @@ def test_who_is_told_of_the_deaths_of_others_is_not_told_of_these(make_helper: H
         signal.signal(signal.SIGCHLD, before)
 
 
-def test_another_thread_ends_nothing(make_helper: HelperMaker):
+def test_another_thread_ends_nothing_and_has_no_error(make_helper: HelperMaker):
     """Handlers of signals are the main thread's."""
     helper, _ = make_helper("ignore")
-    thread = threading.Thread(target=end_helpers, args=([helper],))
+    ends: list[str] = []
+
+    def end() -> None:
+        end_helpers([helper])
+        ends.append("no error")
+
+    thread = threading.Thread(target=end)
     thread.start()
     thread.join()
+    assert ends == ["no error"]
     assert helper.is_alive()
+
+
+def test_the_rest_is_killed_and_handlers_come_back_when_waiting_is_interrupted(make_helper: HelperMaker):
+    helpers = [make_helper("ignore")[0] for _ in range(2)]
+    before = signal.getsignal(signal.SIGCHLD)
+    told = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            end_helpers(helpers, patience=60)
+    finally:
+        signal.signal(signal.SIGALRM, told)
+    assert [helper.exitcode for helper in helpers] == [-signal.SIGKILL] * 2
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
+# What a script of one's own may have open when it ends: a daemon that ignores SIGTERM, and a pool.
+SCRIPT = """
+import multiprocessing, signal, sys, time
+
+def ignore():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ready.set()
+    time.sleep(600)
+
+def work():
+    from evmamba.tasks.training.helpers import end_loaders_at_exit
+    end_loaders_at_exit()
+    end_loaders_at_exit()
+    context.Process(target=ignore, daemon=True).start()
+    ready.wait()
+
+context = multiprocessing.get_context("fork")
+ready = context.Event()
+"""
+
+
+@pytest.mark.parametrize(
+    ("rest", "code"),
+    [
+        ("work()", 0),
+        ("work(); sys.exit(3)", 3),
+        ("work(); raise RuntimeError", 1),
+        ("work(); pool = context.Pool(2); pool.map(abs, [-1])", 0),
+        ("work(); pool = context.Pool(2)", 0),
+        # A process that `multiprocessing` starts, as torch's spawning launchers do, one after the other as well.
+        ("child = context.Process(target=work); child.start(); child.join(); sys.exit(child.exitcode)", 0),
+        (
+            "from evmamba.tasks.training.helpers import end_loaders_at_exit; end_loaders_at_exit()\n"
+            "child = context.Process(target=work); child.start(); child.join(); sys.exit(child.exitcode)",
+            0,
+        ),
+    ],
+)
+def test_a_process_ends_whatever_is_open(rest: str, code: int):
+    """Without, each of them waits for its daemon for ever."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT + rest], timeout=120, check=False, stderr=subprocess.DEVNULL)
+    assert done.returncode == code
